@@ -1,0 +1,501 @@
+"""The values that cross rooms and the Protocols that rooms plug into.
+
+Owns shapes and meanings only: no I/O, no rule, no default behaviour beyond folding a stream of events into its answer.
+Values are frozen `msgspec` structs. Times carry their unit in the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Input: TypeAlias = str | bytes | NDArray[Any]
+"""One item: a text, an encoded image file (PNG, JPEG, …), or raw pixels of shape (height, width) or (height, width, channels)."""
+
+Output: TypeAlias = str | tuple[float, ...]
+"""One answer: a label or generated text, or a vector (an embedding)."""
+
+FloatArray: TypeAlias = NDArray[np.floating[Any]]
+
+
+class Mode(StrEnum):
+    """How a request trades waiting against certainty."""
+
+    GUARDED = "guarded"
+    """Wait for the cloud while the budget allows, then answer provisionally."""
+    SPECULATIVE = "speculative"
+    """Send the edge answer at once as provisional; the cloud's follows."""
+    EDGE_ONLY = "edge_only"
+    """Never ask the cloud; answers are final and uncertified."""
+    CLOUD_ONLY = "cloud_only"
+    """Always ask the cloud; the edge answers only provisionally, when the cloud fails."""
+
+
+class DataPolicy(StrEnum):
+    """Where the data of a request may go."""
+
+    ANY = "any"
+    LOCAL_ONLY = "local_only"
+    """Never leaves the process that received it: no cloud, no outbox, no shared cache."""
+
+
+class Action(StrEnum):
+    """What the router decided to do."""
+
+    LOCAL = "local"
+    ESCALATE = "escalate"
+
+
+class Reason(StrEnum):
+    """Why; the same word stands in the answer, the trace and the metrics."""
+
+    CONFIDENT = "confident"
+    BELOW_THRESHOLD = "below_threshold"
+    LOCAL_ONLY = "local_only"
+    EDGE_ONLY = "edge_only"
+    CLOUD_ONLY = "cloud_only"
+    SPECULATIVE = "speculative"
+    BREAKER_OPEN = "breaker_open"
+    BUDGET_SPENT = "budget_spent"
+    CLOUD_FAILED = "cloud_failed"
+    CERTIFICATE_VOID = "certificate_void"
+    CACHE_HIT = "cache_hit"
+    NO_ROUTER = "no_router"
+    """Answered by a service that has only one model behind it."""
+
+
+class Status(StrEnum):
+    """Whether an answer may still change."""
+
+    FINAL = "final"
+    PROVISIONAL = "provisional"
+    """The cloud's answer will follow under the same id."""
+
+
+class Source(StrEnum):
+    """Where an answer was computed."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+    CACHE = "cache"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One item to answer.
+
+    Attributes:
+        id: Unique within the tenant; the answer and every later update carry it.
+        inputs: The item.
+        tenant: Whose request it is; comes from the API key, never from the body.
+        task: Task the client expects, or empty for the model's own.
+        budget_ms: Milliseconds until the caller needs an answer, queueing included; None waits for the cloud's own time-out.
+        mode: How to trade waiting against certainty; None takes the gateway's default.
+        profile: Named latency profile, or None.
+        data_policy: Where the data may go.
+        session: Requests of one session keep their order, or None.
+        attributes: Free labels for slices and groups.
+    """
+
+    id: str
+    inputs: Input
+    tenant: str = "public"
+    task: str = ""
+    budget_ms: float | None = None
+    mode: Mode | None = None
+    profile: str | None = None
+    data_policy: DataPolicy = DataPolicy.ANY
+    session: str | None = None
+    attributes: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a local model says of one item; the router, not the model, turns it into a score.
+
+    Attributes:
+        output: The label of the largest logit.
+        logits: Shape (classes,), float32; None for a generator.
+        token_logprobs: Log-probability of each generated token, or None for a classifier.
+        embedding: Shape (width,), float32, where the graph declares one.
+    """
+
+    output: Output
+    logits: FloatArray | None = None
+    token_logprobs: FloatArray | None = None
+    embedding: FloatArray | None = None
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the router decided and on what grounds.
+
+    Attributes:
+        action: Answer here or escalate.
+        reason: Why.
+        policy: Name of the policy that decided.
+        score: Confidence of the edge prediction, or None where it was not needed.
+        threshold: Local iff score > threshold; None where no threshold was applied.
+        certificate_id: The certificate that covers this answer; None means uncertified.
+    """
+
+    action: Action
+    reason: Reason
+    policy: str
+    score: float | None = None
+    threshold: float | None = None
+    certificate_id: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer, final or provisional.
+
+    Attributes:
+        id: The request's id.
+        output: Label, text or vector.
+        status: Final, or provisional with an update to come.
+        source: Where it was computed.
+        decision: The router's decision.
+        timings_ms: Milliseconds by stage; "total" is always there.
+        model_digest: Digest of the model that computed it: the edge bundle's, or the cloud's version.
+    """
+
+    id: str
+    output: Output
+    status: Status
+    source: Source
+    decision: Decision
+    timings_ms: Mapping[str, float]
+    model_digest: str
+
+
+class Token(msgspec.Struct, frozen=True, tag="token", kw_only=True):
+    """A piece of generated text."""
+
+    id: str
+    text: str
+    logprob: float | None = None
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answer"):
+    """The first whole answer."""
+
+    answer: Answer
+
+
+class Revised(msgspec.Struct, frozen=True, tag="revise"):
+    """A final answer that follows a provisional one, under the same id."""
+
+    answer: Answer
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Nothing more will come on this stream. `pending` tells that an update will still be stored for later pick-up."""
+
+    id: str
+    pending: bool = False
+
+
+Event: TypeAlias = Token | Answered | Revised | Done
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A cloud backend and the exact version that answers; certificates are issued against one.
+
+    Attributes:
+        name: Model name in the cloud's own words.
+        version: Digest or version of its weights and decoding.
+    """
+
+    name: str
+    version: str
+
+
+class CloudReply(msgspec.Struct, frozen=True):
+    """What the cloud answered, and which version of it answered."""
+
+    output: Output
+    reference: Reference
+
+
+class Bound(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration set proves: with probability at least 1-delta over its draw, risk at `threshold` is at most alpha.
+
+    Attributes:
+        threshold: Answer locally iff score > threshold. `inf` answers nothing locally, `-inf` everything with a score.
+        local_share: Fraction of the calibration items above the threshold.
+        n: Calibration items.
+        k: Allowed disagreements among them: the largest k with BinomCDF(k; n, alpha) <= delta.
+        alpha: Bound on the risk, in (0, 1).
+        delta: Probability that the bound fails, in (0, 1).
+    """
+
+    threshold: float
+    local_share: float
+    n: int
+    k: int
+    alpha: float
+    delta: float
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True):
+    """A bound plus the identity of everything it was proved for. It speaks of nothing else.
+
+    Attributes:
+        id: Digest of all other fields.
+        bound: The bound.
+        target: What was bounded; "agreement" with the reference.
+        model_digest: The edge bundle.
+        signal: Name of the score.
+        data_digest: The certifying items.
+        reference: The cloud that was agreed with.
+        created: ISO 8601, UTC.
+        runtime: Version of the runtime that computed the scores.
+        isa: Instruction-set class of the machine that computed the scores.
+    """
+
+    id: str
+    bound: Bound
+    target: str
+    model_digest: str
+    signal: str
+    data_digest: str
+    reference: Reference
+    created: str
+    runtime: str
+    isa: str
+
+
+class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a front door says of the service behind it.
+
+    Attributes:
+        name: Model name in URLs.
+        version: Model digest or version.
+        task: For instance "text-classification" or "image-classification".
+        labels: The labels, in the order of the logits; empty where there are none.
+        input: "text" or "image".
+        role: "gateway" or "cloud".
+    """
+
+    name: str
+    version: str
+    task: str
+    labels: tuple[str, ...]
+    input: str
+    role: str
+
+
+class Example(msgspec.Struct, frozen=True):
+    """One item of a data file; label None where the file has none."""
+
+    input: Input
+    label: str | None = None
+
+
+class Clock(Protocol):
+    """Time, passed in so that rules can be tested."""
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards."""
+        ...
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+
+@runtime_checkable
+class LocalModel(Protocol):
+    """A model that answers in this process."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of its bundle."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels in the order of the logits."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """Its task."""
+        ...
+
+    def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
+        """Predict each item on its own, as serving does (batch of one), in order.
+
+        Raises:
+            InputError: An item the model cannot read.
+        """
+        ...
+
+
+@runtime_checkable
+class CloudClient(Protocol):
+    """One cloud backend."""
+
+    async def describe(self, *, timeout_s: float) -> Reference:
+        """Ask which model and version answers there.
+
+        Raises:
+            CloudError: It cannot be reached, is not ready, or does not say.
+        """
+        ...
+
+    async def predict(self, request: Request, *, timeout_s: float) -> CloudReply:
+        """Ask for the final answer to one request; cancelling cancels the call.
+
+        Raises:
+            CloudError: No answer within `timeout_s`, or not an answer.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        ...
+
+
+@runtime_checkable
+class AnswerService(Protocol):
+    """Anything a front door can stand before."""
+
+    def events(self, request: Request) -> AsyncIterator[Event]:
+        """Answer one request as a stream that ends with `Done`.
+
+        Closing the stream before its first answer cancels the work; closing it after a provisional answer does not
+        cancel the update.
+
+        Raises:
+            RequestError: The request cannot be answered as asked.
+            CloudError: There is no answer, not even a provisional one.
+        """
+        ...
+
+
+async def answer(service: AnswerService, request: Request) -> Answer:
+    """Fold the stream of a request into its first whole answer.
+
+    Raises:
+        RequestError: The request cannot be answered as asked.
+        CloudError: There is no answer, not even a provisional one.
+    """
+    events = service.events(request)
+    try:
+        async for event in events:
+            if isinstance(event, Answered):
+                return event.answer
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+    raise RuntimeError(f"{type(service).__name__} ended the stream of request {request.id} without an answer.")
+
+
+class Policy(Protocol):
+    """Decides where a request is answered: before the edge model runs, or after it."""
+
+    @property
+    def name(self) -> str:
+        """Name in decisions and metrics."""
+        ...
+
+    def before(self, request: Request) -> Decision | None:
+        """Decide without a prediction, or None to run the edge model first."""
+        ...
+
+    def after(self, request: Request, score: float) -> Decision:
+        """Decide with the score of the edge prediction; NaN escalates."""
+        ...
+
+
+class Signal(Protocol):
+    """Turns logits into a confidence score: larger is more confident."""
+
+    def __call__(self, logits: FloatArray) -> FloatArray:
+        """Score rows of logits, shape (n, classes), as shape (n,)."""
+        ...
+
+
+class ResponseCache(Protocol):
+    """Final answers by key; never provisional ones."""
+
+    def get(self, key: bytes) -> Answer | None:
+        """The answer stored under `key`, or None."""
+        ...
+
+    def put(self, key: bytes, answer: Answer) -> None:
+        """Keep a final answer."""
+        ...
+
+
+class Outbox(Protocol):
+    """Requests owed a final answer, durable once `put` returned."""
+
+    def put(self, request: Request) -> None:
+        """Owe an answer; a second put of the same (tenant, id) changes nothing.
+
+        Raises:
+            OutboxFullError: Its limit is reached.
+        """
+        ...
+
+    def pending(self, limit: int) -> list[Request]:
+        """The oldest owed requests."""
+        ...
+
+    def done(self, tenant: str, request_id: str) -> None:
+        """The answer is stored; forget the request."""
+        ...
+
+
+class AnswerStore(Protocol):
+    """Answers kept for later pick-up, by tenant and request id."""
+
+    def put(self, tenant: str, answer: Answer) -> None:
+        """Store an answer; a final one is never replaced."""
+        ...
+
+    def get(self, tenant: str, request_id: str) -> Answer | None:
+        """The newest answer, or None."""
+        ...
+
+    async def wait_final(self, tenant: str, request_id: str, *, timeout_s: float) -> Answer | None:
+        """Wait until the answer is final or time is up; then the newest answer, or None."""
+        ...
+
+
+class AuditLog(Protocol):
+    """Audit draws and their verdicts, in draw order."""
+
+    def drawn(self, request_id: str, certificate_id: str) -> int:
+        """Record a draw before its request is answered; returns its position."""
+        ...
+
+    def verdict(self, position: int, *, violation: bool, missing: bool = False) -> None:
+        """Settle a draw. A draw never settled counts as missing, and missing counts as a violation."""
+        ...
+
+    def totals(self, certificate_id: str) -> AuditTotals:
+        """Counts under one certificate."""
+        ...
+
+
+class AuditTotals(msgspec.Struct, frozen=True):
+    """Audits under one certificate.
+
+    Attributes:
+        drawn: Requests drawn.
+        violations: Answered locally as final and differing from the reference, missing verdicts included.
+        missing: Draws whose verdict never came; each also counts as a violation.
+        open: Draws still waiting for their verdict.
+    """
+
+    drawn: int = 0
+    violations: int = 0
+    missing: int = 0
+    open: int = 0

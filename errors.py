@@ -1,0 +1,153 @@
+"""Every error edgewise raises on purpose. Each names what was wrong, the value, and the remedy.
+
+    EdgewiseError
+    ├── InputError              what the caller gave cannot be used          (exit code 2)
+    │   ├── DataError           a data file, with its line where there is one
+    │   ├── CheckpointError     a checkpoint folder or an unsupported task
+    │   ├── OutputExistsError   an output path that is already taken
+    │   ├── ConfigError         a setting
+    │   ├── MissingExtraError   an optional dependency is not installed
+    │   ├── BundleError         a bundle that cannot be read
+    │   │   ├── BundleCorruptError   its bytes are not what its manifest promises
+    │   │   └── BundleVersionError   written by a newer edgewise
+    │   ├── CertificateError    a certificate that cannot be issued or does not apply
+    │   │   └── TooFewItemsError     with the number of items needed
+    │   └── RequestError        one request over the wire                    (HTTP 400)
+    ├── CloudError              the cloud service did not do its part        (exit code 2)
+    │   ├── CloudUnreachableError
+    │   ├── CloudTimeoutError
+    │   └── CloudResponseError
+    ├── OutboxFullError         no room to owe one more answer          (exit code 2)
+    └── GoalMissedError         the work is done, its goal is not reached    (exit code 1)
+
+Raising is the job of every room; printing and exiting is the command line's alone.
+"""
+
+from __future__ import annotations
+
+
+class EdgewiseError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        problem: What was wrong, with the offending value.
+        remedy: What the reader can do about it; may be empty where nothing helps.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}".strip()
+
+
+class InputError(EdgewiseError):
+    """What the caller gave cannot be used."""
+
+
+class DataError(InputError):
+    """A data file cannot be used; the problem names the file, and the line where there is one."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder is incomplete, or its task is not supported."""
+
+
+class OutputExistsError(InputError):
+    """An output path is already taken."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown or out of its range."""
+
+
+class MissingExtraError(InputError):
+    """An optional dependency is not installed.
+
+    Args:
+        feature: What was asked for.
+        extra: The extra of the `edgewise` distribution that brings it.
+    """
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the extra '{extra}'.", f"Install it: pip install 'edgewise[{extra}]'")
+        self.extra = extra
+
+
+class BundleError(InputError):
+    """A bundle cannot be read."""
+
+
+class BundleCorruptError(BundleError):
+    """A bundle's bytes are not what its manifest promises."""
+
+
+class BundleVersionError(BundleError):
+    """A bundle was written by a newer format than this edgewise reads."""
+
+
+class CertificateError(InputError):
+    """A certificate cannot be issued, or does not apply to this model or cloud."""
+
+
+class TooFewItemsError(CertificateError):
+    """Too few items to certify anything.
+
+    Args:
+        given: Items given.
+        needed: The smallest number of items that could certify.
+        alpha: Bound on the risk.
+        delta: Allowed probability that the bound fails.
+    """
+
+    def __init__(self, given: int, needed: int, alpha: float, delta: float) -> None:
+        super().__init__(
+            f"{given} certifying items cannot support alpha={alpha:g} at delta={delta:g}: at least {needed} are needed.",
+            f"Give {needed} or more items, or a larger alpha or delta.",
+        )
+        self.given = given
+        self.needed = needed
+
+
+class RequestError(InputError):
+    """A request over the wire is malformed.
+
+    Args:
+        field: The field at fault, in the protocol's own spelling.
+        problem: What was wrong, with the value.
+        remedy: What the client can do.
+    """
+
+    def __init__(self, field: str, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.field = field
+
+
+class CloudError(EdgewiseError):
+    """The cloud service did not do its part."""
+
+
+class CloudUnreachableError(CloudError):
+    """No connection to the cloud service."""
+
+
+class CloudTimeoutError(CloudError):
+    """The cloud service did not answer in time."""
+
+
+class CloudResponseError(CloudError):
+    """The cloud service answered with an error or with something that is not an answer."""
+
+
+class OutboxFullError(EdgewiseError):
+    """The outbox has no room to owe one more answer."""
+
+
+class GoalMissedError(EdgewiseError):
+    """The work is done and saved, its goal is not reached."""
+
+    exit_code = 1
