@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Input: TypeAlias = str | bytes | NDArray[Any]
-"""One item: a text, an encoded image file (PNG, JPEG, …), or raw pixels of shape (height, width) or (height, width, channels)."""
+"""A text, an encoded image file (PNG, JPEG, …), or raw pixels, (height, width) or (height, width, channels)."""
 
 Output: TypeAlias = str | tuple[float, ...]
 """One answer: a label or generated text, or a vector (an embedding)."""
@@ -93,7 +93,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         inputs: The item.
         tenant: Whose request it is; comes from the API key, never from the body.
         task: Task the client expects, or empty for the model's own.
-        budget_ms: Milliseconds until the caller needs an answer, queueing included; None waits for the cloud's own time-out.
+        budget_ms: Milliseconds until the caller needs an answer, queueing included; None waits as long as the cloud may take.
         mode: How to trade waiting against certainty; None takes the gateway's default.
         profile: Named latency profile, or None.
         data_policy: Where the data may go.
@@ -221,7 +221,7 @@ class CloudReply(msgspec.Struct, frozen=True):
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
-    """What a calibration set proves: with probability at least 1-delta over its draw, risk at `threshold` is at most alpha.
+    """What a calibration set proves: with probability at least 1-delta, the risk at `threshold` is at most alpha.
 
     Attributes:
         threshold: Answer locally iff score > threshold. `inf` answers nothing locally, `-inf` everything with a score.

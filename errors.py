@@ -106,7 +106,7 @@ class TooFewItemsError(CertificateError):
 
     def __init__(self, given: int, needed: int, alpha: float, delta: float) -> None:
         super().__init__(
-            f"{given} certifying items cannot support alpha={alpha:g} at delta={delta:g}: at least {needed} are needed.",
+            f"{given} certifying items cannot support alpha={alpha:g} at delta={delta:g}: {needed} are needed.",
             f"Give {needed} or more items, or a larger alpha or delta.",
         )
         self.given = given
