@@ -93,7 +93,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         inputs: The item.
         tenant: Whose request it is; comes from the API key, never from the body.
         task: Task the client expects, or empty for the model's own.
-        budget_ms: Milliseconds until the caller needs an answer, queueing included; None waits as long as the cloud may take.
+        budget_ms: Milliseconds until the caller needs an answer, queueing included; None sets no limit.
         mode: How to trade waiting against certainty; None takes the gateway's default.
         profile: Named latency profile, or None.
         data_policy: Where the data may go.
