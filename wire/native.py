@@ -1,0 +1,305 @@
+"""The native protocol, `/v1/predict` and `/v1/answers/{id}`, as pure functions between bytes and values.
+
+Owns the shape of its JSON and does no I/O. A request is one item::
+
+    {"inputs": "a text" | {"image": "<base64 of a PNG, JPEG, …>"} | {"pixels": [[…], …]},
+     "id", "task", "budget_ms", "mode", "profile", "data_policy", "session", "attributes"}      all optional
+
+and every answer has all of these fields::
+
+    {"id", "output": "a label" | [floats], "status": "final" | "provisional", "source": "edge" | "cloud" | "cache",
+     "reason", "model_digest",
+     "decision": {"action", "policy", "score", "threshold", "certificate_id"},
+     "timings_ms": {"total": …}}
+
+JSON has no NaN and no infinity. In `score` and `threshold` NaN (no confidence) is null, as is None, and the
+infinities are the strings "inf" and "-inf" (a threshold of "inf" answers nothing locally). Elsewhere both are null.
+
+An error is `{"error": {"code", "message", "field", "remedy"}}`; `field` and `remedy` are left out where there are none.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from edgewise.contracts import (
+    Action,
+    Answer,
+    DataPolicy,
+    Decision,
+    Input,
+    Mode,
+    Output,
+    Reason,
+    Request,
+    Source,
+    Status,
+)
+from edgewise.errors import CloudResponseError, InputError, RequestError
+from edgewise.wire.parsing import (
+    DEFAULT_MAX_BUDGET_MS,
+    checked_budget,
+    checked_choice,
+    checked_id,
+    checked_text,
+    decode_base64,
+    decode_json,
+    pixels_from_nested,
+)
+
+JsonFloat: TypeAlias = float | Literal["inf", "-inf"] | None
+
+_MAX_ATTRIBUTES = 32
+_MAX_ATTRIBUTE_CHARACTERS = 256
+
+
+class ImageInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An item that is not text; exactly one field is set.
+
+    Attributes:
+        image: An encoded image file in base64.
+        pixels: Nested lists, (height, width) or (height, width, channels).
+    """
+
+    image: str | None = None
+    pixels: list[Any] | None = None
+
+
+class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The body of `POST /v1/predict`; its fields mean what those of `contracts.Request` mean."""
+
+    inputs: str | ImageInput
+    id: str | None = None
+    task: str = ""
+    budget_ms: float | None = None
+    mode: str | None = None
+    profile: str | None = None
+    data_policy: str | None = None
+    session: str | None = None
+    attributes: dict[str, str] = {}  # msgspec copies an empty default
+
+
+class DecisionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The grounds of an answer; `reason` stands beside it at the top level."""
+
+    action: Action
+    policy: str
+    score: JsonFloat
+    threshold: JsonFloat
+    certificate_id: str | None
+
+
+class AnswerBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of an answer."""
+
+    id: str
+    output: Output
+    status: Status
+    source: Source
+    reason: Reason
+    model_digest: str
+    decision: DecisionBody
+    timings_ms: Mapping[str, float]
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What went wrong, for programs (`code`, `field`) and for people (`message`, `remedy`)."""
+
+    code: str
+    message: str
+    field: str = ""
+    remedy: str = ""
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+_encoder = msgspec.json.Encoder()
+_request_decoder = msgspec.json.Decoder(PredictRequest)
+_answer_decoder = msgspec.json.Decoder(AnswerBody)
+_error_decoder = msgspec.json.Decoder(ErrorBody)
+
+
+def decode_request(
+    body: bytes,
+    *,
+    tenant: str,
+    new_id: Callable[[], str],
+    max_budget_ms: float = DEFAULT_MAX_BUDGET_MS,
+) -> Request:
+    """Read the body of `POST /v1/predict`.
+
+    Args:
+        body: What the client sent.
+        tenant: Whose it is.
+        new_id: Makes an id where the client gave none.
+        max_budget_ms: The largest budget taken, in milliseconds.
+
+    Raises:
+        RequestError: It is not a request; names the field.
+    """
+    sent = decode_json(body, _request_decoder, PredictRequest.__struct_fields__)
+    return Request(
+        id=new_id() if sent.id is None else checked_id(sent.id),
+        inputs=_decode_input(sent.inputs),
+        tenant=tenant,
+        task=sent.task and checked_text(sent.task, "task"),
+        budget_ms=checked_budget(sent.budget_ms, "budget_ms", max_budget_ms),
+        mode=None if sent.mode is None else checked_choice(sent.mode, Mode, "mode"),
+        profile=None if sent.profile is None else checked_text(sent.profile, "profile"),
+        data_policy=DataPolicy.ANY
+        if sent.data_policy is None
+        else checked_choice(sent.data_policy, DataPolicy, "data_policy"),
+        session=None if sent.session is None else checked_id(sent.session, "session"),
+        attributes=_checked_attributes(sent.attributes),
+    )
+
+
+def _decode_input(inputs: str | ImageInput) -> Input:
+    if isinstance(inputs, str):
+        return inputs
+    if inputs.image is not None and inputs.pixels is None:
+        return decode_base64(inputs.image, "inputs.image")
+    if inputs.pixels is not None and inputs.image is None:
+        return pixels_from_nested(inputs.pixels, "inputs.pixels")
+    raise RequestError(
+        "inputs",
+        "inputs: needs exactly one of image and pixels.",
+        'Send a text, {"image": base64} or {"pixels": rows}.',
+    )
+
+
+def _checked_attributes(attributes: dict[str, str]) -> dict[str, str]:
+    if len(attributes) > _MAX_ATTRIBUTES:
+        raise RequestError(
+            "attributes", f"attributes: {len(attributes)} entries.", f"Send at most {_MAX_ATTRIBUTES} attributes."
+        )
+    for name, value in attributes.items():
+        if max(len(name), len(value)) > _MAX_ATTRIBUTE_CHARACTERS:
+            raise RequestError(
+                "attributes",
+                "attributes: a name or a value is too long.",
+                f"Send at most {_MAX_ATTRIBUTE_CHARACTERS} characters in each.",
+            )
+    return attributes
+
+
+def encode_request(request: Request) -> bytes:
+    """Write the body of `POST /v1/predict`; the tenant travels as the API key instead.
+
+    Raises:
+        InputError: The item is an array that is not an image's pixels.
+    """
+    body = PredictRequest(
+        inputs=_encode_input(request.inputs),
+        id=request.id,
+        task=request.task,
+        budget_ms=request.budget_ms,
+        mode=request.mode,
+        profile=request.profile,
+        data_policy=None if request.data_policy is DataPolicy.ANY else request.data_policy,
+        session=request.session,
+        attributes=dict(request.attributes),
+    )
+    return _encoder.encode(body)
+
+
+def _encode_input(item: Input) -> str | ImageInput:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, bytes):
+        return ImageInput(image=base64.b64encode(item).decode("ascii"))
+    if item.dtype == np.uint8:
+        return ImageInput(pixels=item.tolist())
+    if item.dtype.kind == "f" and np.isfinite(item).all():
+        return ImageInput(pixels=item.astype(np.float32).tolist())
+    raise InputError(f"Pixels of type {item.dtype} cannot be sent.", "Give uint8, or finite floats.")
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Write an answer as documented above."""
+    decision = answer.decision
+    return _encoder.encode(
+        AnswerBody(
+            id=answer.id,
+            output=answer.output,
+            status=answer.status,
+            source=answer.source,
+            reason=decision.reason,
+            model_digest=answer.model_digest,
+            decision=DecisionBody(
+                action=decision.action,
+                policy=decision.policy,
+                score=to_json_float(decision.score),
+                threshold=to_json_float(decision.threshold),
+                certificate_id=decision.certificate_id,
+            ),
+            timings_ms=answer.timings_ms,
+        )
+    )
+
+
+def decode_answer(body: bytes) -> Answer:
+    """Read an answer that `encode_answer` wrote; unknown fields of a newer server are ignored.
+
+    Raises:
+        CloudResponseError: It is not an answer.
+    """
+    try:
+        sent = _answer_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CloudResponseError(
+            f"The server's answer cannot be read: {error}.", "Check its address and version."
+        ) from error
+    decision = Decision(
+        action=sent.decision.action,
+        reason=sent.reason,
+        policy=sent.decision.policy,
+        score=_from_json_float(sent.decision.score),
+        threshold=_from_json_float(sent.decision.threshold),
+        certificate_id=sent.decision.certificate_id,
+    )
+    return Answer(
+        id=sent.id,
+        output=sent.output,
+        status=sent.status,
+        source=sent.source,
+        decision=decision,
+        timings_ms=sent.timings_ms,
+        model_digest=sent.model_digest,
+    )
+
+
+def encode_error(code: str, message: str, *, field: str = "", remedy: str = "") -> bytes:
+    """Write an error as documented above."""
+    return _encoder.encode(ErrorBody(ErrorDetail(code, message, field, remedy)))
+
+
+def decode_error(body: bytes) -> ErrorDetail | None:
+    """Read an error that `encode_error` wrote, or None where it is something else."""
+    try:
+        return _error_decoder.decode(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def to_json_float(value: float | None) -> JsonFloat:
+    """`value` as JSON can carry it: null for NaN, "inf" and "-inf" for the infinities."""
+    if value is None or math.isnan(value):
+        return None
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def _from_json_float(value: JsonFloat) -> float | None:
+    return None if value is None else float(value)
