@@ -1,0 +1,148 @@
+import math
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from edgewise import telemetry
+from edgewise.telemetry import LATENCY_BUCKETS_S, Metric, Metrics
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Samples as prometheus_client's own parser reads them; a sample that stands twice fails."""
+    read: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in read
+            read[key] = sample.value
+    return read
+
+
+def test_the_text_is_the_formats_own() -> None:
+    metrics = Metrics()
+    metrics.counter("edgewise_b_total", 'A "help" with \\ and\na line end.', ("why",)).inc('a"b\\c\nd', by=2)
+    metrics.gauge("edgewise_a", "A gauge.").set(1.5)
+    histogram = metrics.histogram("edgewise_c", "A histogram.", buckets=(0.1, 1.0))
+    histogram.observe(0.1)
+    histogram.observe(3)
+    assert metrics.render().decode() == (
+        "# HELP edgewise_a A gauge.\n"
+        "# TYPE edgewise_a gauge\n"
+        "edgewise_a 1.5\n"
+        '# HELP edgewise_b_total A "help" with \\\\ and\\na line end.\n'
+        "# TYPE edgewise_b_total counter\n"
+        'edgewise_b_total{why="a\\"b\\\\c\\nd"} 2.0\n'
+        "# HELP edgewise_c A histogram.\n"
+        "# TYPE edgewise_c histogram\n"
+        'edgewise_c_bucket{le="0.1"} 1\n'
+        'edgewise_c_bucket{le="1.0"} 1\n'
+        'edgewise_c_bucket{le="+Inf"} 2\n'
+        "edgewise_c_sum 3.1\n"
+        "edgewise_c_count 2\n"
+    )
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_label_value_reads_back(first: str, second: str) -> None:
+    metrics = Metrics()
+    metrics.counter("c_total", "", ("first", "second")).inc(first, second)
+    assert samples(metrics) == {("c_total", (("first", first), ("second", second))): 1.0}
+
+
+@given(st.lists(st.floats(0, 20), max_size=40))
+def test_buckets_count_what_is_at_most_their_bound(values: list[float]) -> None:
+    metrics = Metrics()
+    histogram = metrics.histogram(*telemetry.REQUEST_SECONDS)
+    histogram.observe(0.0, "edge")
+    for value in values:
+        histogram.observe(value, "edge")
+    read = samples(metrics)
+    for bound in (*LATENCY_BUCKETS_S, math.inf):
+        le = "+Inf" if bound == math.inf else repr(bound)
+        key = ("edgewise_request_seconds_bucket", (("le", le), ("source", "edge")))
+        assert read[key] == sum(value <= bound for value in [0.0, *values])
+    assert read["edgewise_request_seconds_count", (("source", "edge"),)] == len(values) + 1
+    assert read["edgewise_request_seconds_sum", (("source", "edge"),)] == pytest.approx(sum(values))
+
+
+def test_a_metric_without_labels_is_there_before_its_first_value() -> None:
+    metrics = Metrics()
+    metrics.counter("c_total", "")
+    metrics.histogram("h", "", buckets=(1.0,))
+    read = samples(metrics)
+    assert read["c_total", ()] == 0
+    assert read["h_count", ()] == 0
+
+
+def test_no_increment_is_lost_between_threads() -> None:
+    metrics = Metrics()
+    counter, histogram = metrics.counter("c_total", ""), metrics.histogram("h", "")
+
+    def work() -> None:
+        for _ in range(2000):
+            counter.inc()
+            histogram.observe(0.001)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    read = samples(metrics)
+    assert read["c_total", ()] == 8000
+    assert read["h_count", ()] == 8000
+
+
+def test_asking_twice_gives_the_same_metric() -> None:
+    metrics = Metrics()
+    metrics.counter(*telemetry.CLOUD_CALLS).inc("answered")
+    metrics.counter(*telemetry.CLOUD_CALLS).inc("answered")
+    assert metrics.counter(*telemetry.CLOUD_CALLS).value("answered") == 2
+
+
+def test_a_gauge_goes_up_and_down() -> None:
+    gauge = Metrics().gauge(*telemetry.PROVISIONAL_OPEN)
+    gauge.add(3)
+    gauge.add(-1)
+    assert gauge.value() == 2
+
+
+@pytest.mark.parametrize(
+    ("misuse", "problem"),
+    [
+        (lambda metrics: metrics.counter("1c", ""), "not a metric name"),
+        (lambda metrics: metrics.counter("c", "", ("le",)), "not a label name"),
+        (lambda metrics: metrics.counter("c", "", ("__reserved",)), "not a label name"),
+        (lambda metrics: metrics.gauge("taken_total", ""), "registered already"),
+        (lambda metrics: metrics.counter("taken_total", "", ("more",)), "registered already"),
+        (lambda metrics: metrics.counter("taken_total", "").inc("value"), "not 1 values"),
+        (lambda metrics: metrics.counter("taken_total", "").inc(by=-1), "only grow"),
+        (lambda metrics: metrics.counter("taken_total", "").inc(by=math.nan), "only grow"),
+        (lambda metrics: metrics.histogram("h", "", ("a",)).observe(1.0), "not 0 values"),
+        (lambda metrics: metrics.histogram("h", "", buckets=(1.0, 1.0)), "strictly increasing"),
+        (lambda metrics: metrics.histogram("h", "", buckets=()), "strictly increasing"),
+        (lambda metrics: metrics.histogram("h", "", buckets=(1.0, math.inf)), "must be finite"),
+    ],
+)
+def test_misuse_is_refused(misuse, problem) -> None:
+    metrics = Metrics()
+    metrics.counter("taken_total", "")
+    with pytest.raises(ValueError, match=problem):
+        misuse(metrics)
+
+
+def test_the_catalogue_can_be_registered_whole() -> None:
+    metrics = Metrics()
+    catalogue = [value for value in vars(telemetry).values() if isinstance(value, Metric)]
+    assert len(catalogue) >= 5
+    for metric in catalogue:
+        if metric.name.endswith("_total"):
+            metrics.counter(*metric)
+        elif metric.name.endswith("_seconds"):
+            metrics.histogram(*metric)
+        else:
+            metrics.gauge(*metric)
+    assert len({metric.name for metric in catalogue}) == len(catalogue)
