@@ -1,0 +1,168 @@
+"""A cloud that speaks the Open Inference Protocol v2 over HTTP: our own service, a gateway, KServe, Triton.
+
+Owns which calls are made and what counts as a reference answer. Bytes are `wire.oip`'s, connections `http`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from edgewise.cloud.clients.http import HttpBackend, Response
+from edgewise.contracts import CloudReply, Reference, Request, Status
+from edgewise.errors import CloudResponseError, CloudTimeoutError, ConfigError
+from edgewise.wire import oip
+
+T = TypeVar("T")
+
+_MAX_BUDGET_MS = 600_000.0
+"""The longest budget a server of ours accepts; a longer time-out is sent as this much."""
+
+
+class OipClient:
+    """One model behind one server.
+
+    A certificate speaks of one version of one model, so a reply counts only if it names the version that answered and
+    is final: a provisional answer, which a gateway gives while its own cloud is away, is refused.
+
+    Args:
+        url: The server's base URL.
+        model: The model's name; None asks the server, which only ours answers (`GET /v2`, extension "models").
+        api_key: Sent as a bearer token.
+        connect_timeout_s: Longest wait for a connection, in seconds.
+        transport: Replaces the network, for tests.
+
+    Raises:
+        ConfigError: The URL, the key or a time-out cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        connect_timeout_s: float = 2.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if not connect_timeout_s > 0:
+            raise ConfigError(f"connect_timeout_s is {connect_timeout_s}.", "Give seconds above 0.")
+        self._model = model
+        self._http = HttpBackend(
+            url,
+            headers=_authorization(api_key),
+            secret=api_key,
+            connect_timeout_s=connect_timeout_s,
+            transport=transport,
+        )
+
+    async def describe(self, *, timeout_s: float) -> Reference:
+        """Ask which model and version answers there.
+
+        Raises:
+            CloudUnreachableError: There is no connection.
+            CloudTimeoutError: No answer within `timeout_s`.
+            CloudResponseError: It knows no such model, or does not say which one version it serves.
+        """
+        async with self._http.within(timeout_s):
+            response = await self._http.exchange("GET", _path(await self._model_name()))
+        metadata = self._decoded(response, oip.decode_model_metadata)
+        if len(metadata.versions) != 1:
+            listed = ", ".join(metadata.versions) or "none"
+            raise CloudResponseError(
+                f"{response.url} serves the versions {listed}; a certificate needs exactly one.",
+                "Serve one version of the model.",
+            )
+        return Reference(metadata.name, metadata.versions[0])
+
+    async def predict(self, request: Request, *, timeout_s: float) -> CloudReply:
+        """Ask for the final answer to one request; cancelling closes the connection, which the server notices.
+
+        Raises:
+            InputError: The item cannot be written in this protocol.
+            CloudUnreachableError: There is no connection.
+            CloudTimeoutError: No answer within `timeout_s`, which the server is told as the budget.
+            CloudResponseError: An error, or something that is not a final answer of a named version.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        async with self._http.within(timeout_s):
+            path = _path(await self._model_name()) + "/infer"
+            content = oip.encode_infer_request(request, budget_ms=self._left_ms(deadline, timeout_s))
+            response = await self._http.exchange("POST", path, content)
+        return self._decoded(response, _cloud_reply)
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        await self._http.aclose()
+
+    def _left_ms(self, deadline: float, timeout_s: float) -> float:
+        left_ms = (deadline - asyncio.get_running_loop().time()) * 1e3
+        if left_ms <= 0:
+            raise CloudTimeoutError(
+                f"No time is left of {timeout_s:g} s to ask {self._http.base}.", "Allow it more time."
+            )
+        return min(left_ms, _MAX_BUDGET_MS)
+
+    async def _model_name(self) -> str:
+        if self._model is None:
+            response = await self._http.exchange("GET", "/v2")
+            self._model = self._decoded(response, _only_model)
+        return self._model
+
+    def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
+        """Decode a body; what is wrong with it is told with its URL and its start."""
+        try:
+            return decode(response.body)
+        except CloudResponseError as error:
+            said = self._http.excerpt(response.body.decode("utf-8", "replace"))
+            raise CloudResponseError(
+                f"{response.url}: {self._http.excerpt(error.problem)} It sent: {said}", error.remedy
+            ) from error
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    if api_key is None:
+        return {}
+    if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key:
+        raise ConfigError("The API key is empty or holds characters that no HTTP header takes.", "Check the key.")
+    return {"authorization": f"Bearer {api_key}"}
+
+
+def _path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
+
+
+def _only_model(body: bytes) -> str:
+    try:
+        models = msgspec.json.decode(body, type=_ServerMetadata).models
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CloudResponseError(f"This is no server metadata: {error}.", "Check the URL.") from error
+    if len(models) != 1:
+        raise CloudResponseError(
+            f"The server lists {', '.join(models) or 'no models'}; one must be chosen.", "Name the model."
+        )
+    return models[0]
+
+
+class _ServerMetadata(msgspec.Struct):
+    models: list[str] = []
+
+
+def _cloud_reply(body: bytes) -> CloudReply:
+    reply = oip.decode_infer_response(body)
+    if not reply.model_version:
+        raise CloudResponseError(
+            f"The model {reply.model_name} does not say which version answered.",
+            "Serve it with a version; a certificate speaks of one version only.",
+        )
+    if reply.status() is not Status.FINAL:
+        raise CloudResponseError(
+            f"The model {reply.model_name} answered provisionally: its own cloud did not answer.",
+            "Check the service behind that gateway.",
+        )
+    return CloudReply(reply.output(), Reference(reply.model_name, reply.model_version))

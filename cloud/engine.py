@@ -1,0 +1,116 @@
+"""What computes the answers of a cloud service, and which kind of engine a folder needs.
+
+Owns the `Engine` Protocol, the engine over a bundle, and the choice between engines. The engine over a checkpoint lives
+in `torch_engine`, which is imported only when it is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from edgewise.contracts import Input, LocalModel, Prediction, ServiceInfo
+from edgewise.edge import EdgeModel
+from edgewise.errors import CheckpointError, ConfigError
+
+
+class Engine(Protocol):
+    """A model behind a service. It need not be safe to call from several threads at once."""
+
+    @property
+    def info(self) -> ServiceInfo:
+        """Name, version, task and labels."""
+        ...
+
+    def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
+        """Predict items, in order; it may compute them together.
+
+        Raises:
+            InputError: An item the model cannot read.
+        """
+        ...
+
+
+class BundleEngine:
+    """A bundle through the edge runtime, with more threads: item by item, because dynamic int8 scales see the batch.
+
+    Args:
+        model: The loaded bundle.
+        name: Model name.
+    """
+
+    def __init__(self, model: LocalModel, name: str) -> None:
+        self._model = model
+        self._info = ServiceInfo(
+            name=name,
+            version=model.digest,
+            task=model.task,
+            labels=model.labels,
+            input="image" if model.task.startswith("image") else "text",
+            role="cloud",
+        )
+
+    @classmethod
+    def load(cls, bundle: Path, *, threads: int = 1, name: str | None = None) -> BundleEngine:
+        """Verify and load a bundle.
+
+        Raises:
+            BundleError: It cannot be read, or is not what its manifest promises.
+        """
+        return cls(EdgeModel.load(bundle, threads=threads), name or bundle.resolve().name)
+
+    @property
+    def info(self) -> ServiceInfo:
+        """Name, version, task and labels."""
+        return self._info
+
+    def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
+        """Predict items one by one, in order.
+
+        Raises:
+            InputError: An item the model cannot read.
+        """
+        return self._model.predict(inputs)
+
+
+def load_engine(path: Path, *, threads: int | None = None, task: str | None = None, name: str | None = None) -> Engine:
+    """Load whatever model a folder holds: a bundle (manifest.json) or a Hugging Face checkpoint (config.json).
+
+    Args:
+        path: The folder.
+        threads: Threads it computes with; None takes every core this process may use.
+        task: The task it must be for; None takes any.
+        name: Model name; None takes the folder's.
+
+    Raises:
+        CheckpointError: There is no model, a broken one, or one for another task.
+        BundleError: A bundle that cannot be read, or is not what its manifest promises.
+        MissingExtraError: A checkpoint, and torch or transformers is not installed.
+        ConfigError: `threads` is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}.", "Give 1 or more.")
+    engine = _load(path, threads or _usable_cores(), name)
+    if task is not None and task != engine.info.task:
+        raise CheckpointError(f"{path} is for {engine.info.task}, not for {task}.", f"Give a model for {task}.")
+    return engine
+
+
+def _load(path: Path, threads: int, name: str | None) -> Engine:
+    if (path / "manifest.json").is_file():
+        return BundleEngine.load(path, threads=threads, name=name)
+    if (path / "config.json").is_file():
+        from edgewise.cloud.torch_engine import TorchEngine
+
+        return TorchEngine.load(path, threads=threads, name=name)
+    what = "holds neither manifest.json nor config.json" if path.is_dir() else "is no folder"
+    raise CheckpointError(f"{path} {what}.", "Give a bundle's folder, or a checkpoint's written by `save_pretrained`.")
+
+
+def _usable_cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
