@@ -1,1 +1,51 @@
-"""."""
+"""The edge package: a folder of content-addressed blobs under a manifest, verified before anything in it is opened.
+
+Owns format version 1 (`manifest.py`), reading (`reader.py`), packing (`writer.py`) and attestations. Runs no model.
+Importing it does not load the `onnx` package; packing does, when called.
+"""
+
+from edgewise.bundle.attestation import Attestation
+from edgewise.bundle.manifest import (
+    FORMAT_VERSION,
+    Blob,
+    Core,
+    GoldenItem,
+    ImagePreprocessing,
+    Manifest,
+    Png,
+    Recipe,
+    Target,
+    TensorSpec,
+    TextPreprocessing,
+    Weight,
+    logits_spec,
+    manifest_schema,
+)
+from edgewise.bundle.model_file import GraphFacts, read_facts
+from edgewise.bundle.reader import Bundle, attach
+from edgewise.bundle.writer import BundleSource, TextSource, pack_bundle
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Attestation",
+    "Blob",
+    "Bundle",
+    "BundleSource",
+    "Core",
+    "GoldenItem",
+    "GraphFacts",
+    "ImagePreprocessing",
+    "Manifest",
+    "Png",
+    "Recipe",
+    "Target",
+    "TensorSpec",
+    "TextPreprocessing",
+    "TextSource",
+    "Weight",
+    "attach",
+    "logits_spec",
+    "manifest_schema",
+    "pack_bundle",
+    "read_facts",
+]

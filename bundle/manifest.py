@@ -1,0 +1,364 @@
+"""The manifest of a bundle: its structs, their canonical JSON, and the digest that names a model.
+
+Owns the shape of format version 1 and the rules a core must keep. Opens no file, and knows nothing of what a graph
+holds (`graph.py`) or of where bytes lie (`reader.py`, `writer.py`).
+
+Canonical JSON is UTF-8, object keys sorted, no white space, floats in their shortest form; `model_digest` is the
+SHA-256 of the canonical JSON of the core. A manifest file must equal its own canonical rendering, so any changed byte
+is found.
+
+DESIGN's "peak RAM" of the target is not here: it is measured, hence not reproducible, and the same inputs must give the
+same core. It belongs into the payload of a "measurement" attestation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from edgewise.errors import BundleCorruptError, BundleError, BundleVersionError, InputError
+
+FORMAT = "edgewise-bundle"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 4 << 20
+
+# Python's `$` also matches before a final newline; the length closes that gap, so that no odd file name can be formed.
+Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file under `blobs/sha256/`, named by its content.
+
+    Attributes:
+        digest: "sha256:" and 64 lower-case hex digits.
+        size: Bytes.
+    """
+
+    digest: Digest
+    size: Size
+
+    @property
+    def hex(self) -> str:
+        """The file's name: the hex digits of the digest."""
+        return self.digest.removeprefix("sha256:")
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output of the graph.
+
+    Attributes:
+        name: The tensor's name.
+        dtype: Numpy's name of its type, such as "int64" or "float32".
+        shape: Sizes; a string names a dimension that may vary, "?" one without a name.
+    """
+
+    name: Text
+    dtype: Text
+    shape: tuple[int | str, ...]
+
+
+class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A large initializer, kept as a blob of its own so that an update moves only what changed.
+
+    Attributes:
+        name: The initializer's name in the graph.
+        blob: Its raw little-endian bytes; the graph's external-data location is the blob's hex digits.
+    """
+
+    name: Text
+    blob: Blob
+
+
+class TextPreprocessing(msgspec.Struct, frozen=True, tag="text", forbid_unknown_fields=True):
+    """How a text becomes tensors; inputs are fed by name: input_ids, attention_mask, token_type_ids.
+
+    Attributes:
+        tokenizer: A tokenizers-library `tokenizer.json`.
+        max_length: Tokens kept, special tokens included.
+        pad_multiple: Pad the sequence to a multiple of this; 1 pads nothing.
+    """
+
+    tokenizer: Blob
+    max_length: Positive
+    pad_multiple: Positive = 1
+
+
+class ImagePreprocessing(msgspec.Struct, frozen=True, tag="image", forbid_unknown_fields=True, kw_only=True):
+    """How an image becomes a tensor of shape (1, channels, height, width), float32: (pixel * rescale - mean) / std.
+
+    Attributes:
+        height: Rows after resizing.
+        width: Columns after resizing.
+        channels: 1 (grey) or 3 (RGB).
+        rescale: Factor on the raw pixel values, such as 1/255.
+        mean: One value a channel, subtracted after rescaling.
+        std: One value a channel, divided by; never zero.
+        resample: Filter used where the size differs.
+    """
+
+    height: Positive
+    width: Positive
+    channels: Literal[1, 3]
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the graph was made.
+
+    Attributes:
+        name: Name of the quantization recipe; "none" for a graph packed as it was.
+        options: Every parameter that shaped the result.
+        seed: Seed of whatever was drawn at random.
+        tools: Versions by tool name.
+    """
+
+    name: Text
+    options: dict[str, str | int | float | bool] = {}
+    seed: int = 0
+    tools: dict[str, str] = {}
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the bundle was made for.
+
+    Attributes:
+        isa: Instruction-set classes (see `edgewise.edge.probe`) on which the golden logits were computed.
+        min_onnxruntime: Oldest onnxruntime that runs the graph, such as "1.23".
+        opset: The graph's ai.onnx opset.
+    """
+
+    isa: tuple[str, ...]
+    min_onnxruntime: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=32)]
+    opset: Positive
+
+
+class Png(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image as a golden input; JSON holds its bytes in base64."""
+
+    png: bytes
+
+
+class GoldenItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input with the answer that the packed graph gave to it, batch of one.
+
+    Attributes:
+        input: A text, or a PNG.
+        output: The label.
+        score: The core's signal on the logits.
+        logits: One value a class.
+    """
+
+    input: str | Png
+    output: str
+    score: float
+    logits: tuple[float, ...]
+
+
+class Core(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that fixes a model's identity, and nothing that is measured.
+
+    Attributes:
+        name: Name of the model, as it stands in URLs.
+        kind: "classifier".
+        task: "text-classification" or "image-classification".
+        graph: The ONNX graph; weights of 64 KiB and more lie beside it.
+        weights: The large initializers, in the graph's order.
+        preprocessing: How an input becomes tensors.
+        labels: Labels in the order of the logits.
+        inputs: The graph's inputs.
+        outputs: The graph's outputs.
+        recipe: How the graph was made.
+        signal: Name of the confidence signal that gave the golden scores.
+        target: What it was made for.
+        golden: Golden items, a JSON array of `GoldenItem`.
+        licences: SPDX identifiers or texts of the checkpoint's licences.
+    """
+
+    name: Name
+    kind: Literal["classifier"]
+    task: Literal["text-classification", "image-classification"]
+    graph: Blob
+    weights: tuple[Weight, ...]
+    preprocessing: TextPreprocessing | ImagePreprocessing
+    labels: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    recipe: Recipe
+    signal: Text
+    target: Target
+    golden: Blob
+    licences: tuple[str, ...]
+
+    def blobs(self) -> tuple[Blob, ...]:
+        """Every blob the core names, each once, in a fixed order."""
+        named = [self.graph, *(weight.blob for weight in self.weights), self.golden]
+        if isinstance(self.preprocessing, TextPreprocessing):
+            named.append(self.preprocessing.tokenizer)
+        return tuple(dict.fromkeys(named))
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `manifest.json`.
+
+    Attributes:
+        format: "edgewise-bundle".
+        format_version: 1.
+        model_digest: Digest of the canonical JSON of the core.
+        core: The core.
+    """
+
+    format: Literal["edgewise-bundle"]
+    format_version: Literal[1]
+    model_digest: Digest
+    core: Core
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """The two fields that every format version has, so that a newer manifest can be told from a broken one."""
+
+    format: str
+    format_version: int
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON of a struct or of plain values; NaN and infinities become null, so refuse them before."""
+    return msgspec.json.encode(value, order="sorted")
+
+
+def digest_of(data: bytes) -> str:
+    """ "sha256:" and the hex SHA-256 of `data`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def encode_manifest(core: Core) -> bytes:
+    """The bytes of `manifest.json` for a core.
+
+    Raises:
+        InputError: The core breaks a rule of the format.
+    """
+    try:
+        msgspec.json.decode(canonical(core), type=Core)
+    except msgspec.ValidationError as e:
+        raise InputError(f"The bundle cannot be written: {e}.", "Give a value that the format allows.") from e
+    problem = contradiction(core)
+    if problem:
+        raise InputError(f"The bundle cannot be written: {problem}.", "Correct the source of the bundle.")
+    return canonical(Manifest("edgewise-bundle", 1, digest_of(canonical(core)), core))
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read and check the bytes of `manifest.json`.
+
+    Raises:
+        BundleVersionError: Written in a newer format.
+        BundleCorruptError: Not canonical JSON of a manifest, or its digest is not the core's.
+        BundleError: The core contradicts itself.
+    """
+    _check_version(data)
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise corrupt(f"Its manifest.json is not a manifest: {e}.") from e
+    if canonical(manifest) != data:
+        raise corrupt("Its manifest.json is not written canonically.")
+    found = digest_of(canonical(manifest.core))
+    if found != manifest.model_digest:
+        raise corrupt(f"Its manifest.json promises model {manifest.model_digest}, but its core has {found}.")
+    problem = contradiction(manifest.core)
+    if problem:
+        raise BundleError(f"The bundle contradicts itself: {problem}.", "Pack it again from its source.")
+    return manifest
+
+
+def _check_version(data: bytes) -> None:
+    try:
+        header = msgspec.json.decode(data, type=_Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise corrupt(f"Its manifest.json is not a manifest: {e}.") from e
+    if header.format == FORMAT and header.format_version > FORMAT_VERSION:
+        raise BundleVersionError(
+            f"The bundle has format version {header.format_version}; this edgewise reads version {FORMAT_VERSION}.",
+            "Update edgewise (pip install --upgrade edgewise), or pack the bundle with this version.",
+        )
+
+
+def contradiction(core: Core) -> str | None:
+    """What the types of a core cannot say: the first rule it breaks, or None."""
+    checks = (_labels_problem, _tensors_problem, _preprocessing_problem, _blobs_problem)
+    return next((problem for check in checks if (problem := check(core))), None)
+
+
+def _labels_problem(core: Core) -> str | None:
+    if len(core.labels) < 2:
+        return f"a classifier needs two labels or more, it has {len(core.labels)}"
+    if len(set(core.labels)) < len(core.labels):
+        twice = next(label for label in core.labels if core.labels.count(label) > 1)
+        return f"the label {twice!r} occurs twice"
+    return None
+
+
+def _tensors_problem(core: Core) -> str | None:
+    if not core.inputs or not core.outputs:
+        return "the graph has no input or no output"
+    shape = logits_spec(core).shape
+    if len(shape) != 2:
+        return f"the output {logits_spec(core).name!r} has shape {list(shape)}, logits have shape [batch, classes]"
+    if isinstance(shape[1], int) and shape[1] != len(core.labels):
+        return f"the graph gives {shape[1]} logits for {len(core.labels)} labels"
+    return None
+
+
+def logits_spec(core: Core) -> TensorSpec:
+    """The output that holds the logits: the one of that name, else the first."""
+    return next((spec for spec in core.outputs if spec.name == "logits"), core.outputs[0])
+
+
+def _preprocessing_problem(core: Core) -> str | None:
+    image = core.preprocessing
+    if core.task != ("image-classification" if isinstance(image, ImagePreprocessing) else "text-classification"):
+        return f"the task {core.task} does not go with this preprocessing"
+    if not isinstance(image, ImagePreprocessing):
+        return None
+    if not len(image.mean) == len(image.std) == image.channels:
+        return f"{image.channels} channels need as many means and standard deviations"
+    if not all(math.isfinite(value) for value in (image.rescale, *image.mean, *image.std)):
+        return "rescale, means and standard deviations must be finite"
+    if 0.0 in image.std or image.rescale == 0.0:
+        return "rescale and standard deviations must not be zero"
+    return None
+
+
+def _blobs_problem(core: Core) -> str | None:
+    blobs = core.blobs()
+    if len({blob.digest for blob in blobs}) < len(blobs):
+        return "one blob is named with two sizes"
+    if len({weight.name for weight in core.weights}) < len(core.weights):
+        return "one weight is named twice"
+    return None
+
+
+def corrupt(problem: str) -> BundleCorruptError:
+    """The error for bytes that are not what the manifest promises."""
+    return BundleCorruptError(f"The bundle is corrupt. {problem}", "Copy or download it again, or pack it anew.")
+
+
+def manifest_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of `manifest.json`, generated from the structs."""
+    schema = msgspec.json.schema(Manifest)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edgewise bundle manifest", **schema}
+
+
+def render_schema() -> str:
+    """The text of `manifest.schema.json`."""
+    return json.dumps(manifest_schema(), indent=2, sort_keys=True) + "\n"

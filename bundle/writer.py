@@ -1,0 +1,173 @@
+"""Packs an ONNX file into a bundle.
+
+Owns the order of work: prepare, write beside, read back, rename into place. The same source gives the same bytes; a
+failed pack leaves nothing. Chooses nothing: recipe, golden items and licences come with the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgewise.bundle.manifest import (
+    Blob,
+    Core,
+    GoldenItem,
+    ImagePreprocessing,
+    Recipe,
+    Target,
+    TextPreprocessing,
+    Weight,
+    encode_manifest,
+)
+from edgewise.bundle.model_file import GraphFacts, graph_facts, large_weights, move_out, read_model
+from edgewise.bundle.reader import BLOBS, MANIFEST, Bundle, encode_golden
+from edgewise.errors import InputError
+from edgewise.files import refuse_existing, staged_directory
+
+
+class TextSource(msgspec.Struct, frozen=True):
+    """Text preprocessing before it is packed.
+
+    Attributes:
+        tokenizer_json: Content of a `tokenizer.json`.
+        max_length: Tokens kept, special tokens included.
+        pad_multiple: Pad to a multiple of this; 1 pads nothing.
+    """
+
+    tokenizer_json: bytes
+    max_length: int
+    pad_multiple: int = 1
+
+
+class BundleSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a bundle is made of; see `Core` for the meanings.
+
+    Attributes:
+        name: Name of the model, as it stands in URLs.
+        task: "text-classification" or "image-classification".
+        onnx_path: The graph; external data beside it is taken along.
+        preprocessing: How an input becomes tensors.
+        labels: Labels in the order of the logits.
+        recipe: How the graph was made.
+        target: What it was made for; its opset must be the graph's (`read_facts(path).opset`).
+        signal: Name of the confidence signal that gave the golden scores.
+        golden: Golden items; none leaves a bundle that cannot be checked on the device.
+        licences: SPDX identifiers or texts.
+    """
+
+    name: str
+    task: Literal["text-classification", "image-classification"]
+    onnx_path: Path
+    preprocessing: TextSource | ImagePreprocessing
+    labels: tuple[str, ...]
+    recipe: Recipe
+    target: Target
+    signal: str = "margin"
+    golden: Sequence[GoldenItem] = ()
+    licences: tuple[str, ...] = ()
+
+
+def pack_bundle(source: BundleSource, out: Path | str) -> str:
+    """Write a bundle.
+
+    Args:
+        source: What to pack.
+        out: A folder that does not exist yet.
+
+    Returns:
+        The model digest.
+
+    Raises:
+        OutputExistsError: `out` exists.
+        InputError: The ONNX file, the tokenizer or another part of the source cannot be used.
+        MissingExtraError: `onnx` is not installed.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    _check_source(source)
+    model = read_model(source.onnx_path)
+    facts = graph_facts(model)
+    _check_facts(source, facts)
+    with staged_directory(out) as staged:
+        blobs = staged / BLOBS
+        blobs.mkdir(parents=True)
+        core = _write_blobs(source, model, facts, blobs)
+        (staged / MANIFEST).write_bytes(encode_manifest(core))
+        # What cannot be read back must not be published.
+        return Bundle.open(staged).model_digest
+
+
+def _write_blobs(source: BundleSource, model: Any, facts: GraphFacts, folder: Path) -> Core:
+    weights = []
+    for tensor, data in large_weights(model):
+        blob = _write_blob(folder, data)
+        weights.append(Weight(tensor.name, blob))
+        move_out(tensor, blob.hex, blob.size)
+    return Core(
+        name=source.name,
+        kind="classifier",
+        task=source.task,
+        graph=_write_blob(folder, model.SerializeToString(deterministic=True)),
+        weights=tuple(weights),
+        preprocessing=_write_preprocessing(source.preprocessing, folder),
+        labels=tuple(source.labels),
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        recipe=source.recipe,
+        signal=source.signal,
+        target=source.target,
+        golden=_write_blob(folder, encode_golden(tuple(source.golden))),
+        licences=tuple(source.licences),
+    )
+
+
+def _write_preprocessing(
+    source: TextSource | ImagePreprocessing, folder: Path
+) -> TextPreprocessing | ImagePreprocessing:
+    if isinstance(source, ImagePreprocessing):
+        return source
+    return TextPreprocessing(_write_blob(folder, source.tokenizer_json), source.max_length, source.pad_multiple)
+
+
+def _write_blob(folder: Path, data: bytes) -> Blob:
+    name = hashlib.sha256(data).hexdigest()
+    (folder / name).write_bytes(data)
+    return Blob(f"sha256:{name}", len(data))
+
+
+def _check_source(source: BundleSource) -> None:
+    """What can be refused before anything large is read."""
+    for item in source.golden:
+        if not all(math.isfinite(value) for value in (item.score, *item.logits)):
+            raise InputError(f"A golden item answered {item.output!r} with NaN or infinity.", "Check the model.")
+        if item.output not in source.labels or len(item.logits) != len(source.labels):
+            raise InputError(
+                f"A golden item answered {item.output!r} with {len(item.logits)} logits; the bundle has "
+                f"{len(source.labels)} labels.",
+                "Compute the golden items with this graph and these labels.",
+            )
+    if isinstance(source.preprocessing, TextSource):
+        _check_tokenizer(source.preprocessing.tokenizer_json)
+
+
+def _check_tokenizer(data: bytes) -> None:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_buffer(data)
+    except Exception as e:  # the Rust library raises plain Exception and ValueError
+        raise InputError(f"The tokenizer cannot be read: {e}.", "Give the tokenizer.json of a fast tokenizer.") from e
+
+
+def _check_facts(source: BundleSource, facts: GraphFacts) -> None:
+    if source.target.opset != facts.opset:
+        raise InputError(
+            f"The target names opset {source.target.opset}, the graph has {facts.opset}.",
+            "Take the opset from edgewise.bundle.read_facts(path).",
+        )

@@ -1,0 +1,173 @@
+"""Turns an image into the tensor that a graph declares.
+
+Owns decoding, colour, resizing and normalising. Loads Pillow only when an image needs decoding or resizing. An image
+file may be a decompression bomb, so its header is checked before a pixel is decoded, and only common formats are read.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.bundle import ImagePreprocessing, Png
+from edgewise.contracts import Input
+from edgewise.edge.text import describe
+from edgewise.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 40_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_WIDE_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+# Grey from RGB as ITU-R BT.601 weighs it, which is also what Pillow does.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+class ImageEncoder:
+    """Encodes one image at a time, batch of one. Safe to share between threads.
+
+    Args:
+        preprocessing: Size, channels, rescaling and normalisation.
+        name: The graph's input.
+    """
+
+    kind = "image"
+
+    def __init__(self, preprocessing: ImagePreprocessing, name: str) -> None:
+        self._to = preprocessing
+        self._name = name
+        self._mean = np.array(preprocessing.mean, dtype=np.float32)
+        self._std = np.array(preprocessing.std, dtype=np.float32)
+
+    def encode(self, item: Input) -> dict[str, NDArray[np.generic]]:
+        """An array of shape (1, channels, height, width), float32, under the input's name.
+
+        Args:
+            item: An encoded file, or pixels of shape (height, width), (height, width, 1) or (height, width, 3) on the
+                scale that the model was trained on before rescaling (0 to 255 as a rule).
+
+        Raises:
+            InputError: Not an image, too large, or of another shape.
+        """
+        pixels = self._pixels(item)
+        scaled = (pixels * np.float32(self._to.rescale) - self._mean) / self._std
+        return {self._name: np.ascontiguousarray(scaled.transpose(2, 0, 1)[np.newaxis], dtype=np.float32)}
+
+    def _pixels(self, item: Input) -> NDArray[np.float32]:
+        """Float32 pixels, shape (height, width, channels), in the graph's size and colours."""
+        if isinstance(item, bytes):
+            return self._from_picture(decode(item))
+        if not isinstance(item, np.ndarray):
+            raise InputError(
+                f"This model takes an image (bytes of a file, or an array of pixels), given {describe(item)}.",
+                "Read the file's bytes: Path(name).read_bytes().",
+            )
+        _check_array(item)
+        if item.dtype == np.uint8 and item.shape[:2] != (self._to.height, self._to.width):
+            return self._from_picture(_picture(item))
+        return self._resize_floats(_recolour(item.astype(np.float32), self._to.channels))
+
+    def _from_picture(self, picture: Image) -> NDArray[np.float32]:
+        coloured = picture.convert("RGB" if self._to.channels == 3 else "L")
+        if coloured.size != (self._to.width, self._to.height):
+            coloured = coloured.resize((self._to.width, self._to.height), self._filter())
+        return np.asarray(coloured, dtype=np.float32).reshape(self._to.height, self._to.width, self._to.channels)
+
+    def _resize_floats(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        if pixels.shape[:2] == (self._to.height, self._to.width):
+            return pixels
+        from PIL import Image
+
+        size = (self._to.width, self._to.height)
+        planes = [Image.fromarray(pixels[:, :, i]).resize(size, self._filter()) for i in range(self._to.channels)]
+        return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes], axis=2)
+
+    def _filter(self) -> Any:
+        from PIL.Image import Resampling
+
+        return Resampling[self._to.resample.upper()]
+
+
+def decode(data: bytes) -> Image:
+    """Decode an image file, upright as its EXIF orientation says.
+
+    Raises:
+        InputError: Not an image of a known format, damaged, larger than 40 million pixels, or deeper than 8 bits.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise InputError(
+                f"The image has {width} x {height} pixels; at most {MAX_PIXELS} are decoded.", "Send a smaller one."
+            )
+        if picture.mode in _WIDE_MODES:
+            raise InputError(
+                f"The image has more than 8 bits a channel (mode {picture.mode}).", "Convert it to 8 bits."
+            )
+        return ImageOps.exif_transpose(picture)
+    except InputError:
+        raise
+    except Exception as e:  # a hostile file makes Pillow's decoders raise nearly anything
+        known = ", ".join(FORMATS)
+        raise InputError(f"The image of {len(data)} bytes cannot be decoded: {_line(e)}.", f"Known: {known}.") from e
+
+
+def encode_png(item: Input) -> Png:
+    """An image as a golden input: PNG bytes of the decoded file, or of 8-bit pixels.
+
+    Raises:
+        InputError: Not an image, or pixels of another type than uint8, which PNG does not hold exactly.
+    """
+    if isinstance(item, np.ndarray):
+        _check_array(item)
+        if item.dtype != np.uint8:
+            raise InputError(f"Golden images need 8-bit pixels, given {describe(item)}.", "Give uint8 or a file.")
+        picture = _picture(item)
+    elif isinstance(item, bytes):
+        picture = decode(item)
+    else:
+        raise InputError(f"A golden image cannot be made of {describe(item)}.", "Give an image.")
+    stream = io.BytesIO()
+    picture.convert("L" if picture.mode in ("1", "L") else "RGB").save(stream, format="PNG")
+    return Png(stream.getvalue())
+
+
+def _check_array(pixels: NDArray[Any]) -> None:
+    if pixels.dtype.kind not in "uif" or pixels.dtype.itemsize > 8:
+        raise InputError(f"Pixels are integers or floats, given {describe(pixels)}.", "Convert the array.")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)) or 0 in pixels.shape:
+        raise InputError(
+            f"Pixels have shape (height, width), (height, width, 1) or (height, width, 3), given {describe(pixels)}.",
+            "Transpose the array, and give one image at a time.",
+        )
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise InputError(f"The image has more than {MAX_PIXELS} pixels: {pixels.shape}.", "Send a smaller one.")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise InputError("The pixels hold NaN or infinity.", "Check where the array comes from.")
+
+
+def _picture(pixels: NDArray[Any]) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+
+
+def _recolour(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Shape (height, width) or (height, width, 1 or 3) to (height, width, channels)."""
+    planes = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+    if planes.shape[2] == channels:
+        return planes
+    if channels == 3:
+        return np.repeat(planes, 3, axis=2)
+    return (planes @ _LUMA)[:, :, np.newaxis]
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

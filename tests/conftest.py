@@ -1,0 +1,45 @@
+"""Fixtures that tests of several rooms share: tiny models and the bundles made of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> ModuleType:
+    """The module tests/unit/tiny_models.py, which pytest's importlib mode lets no test import by name."""
+    path = Path(__file__).parent / "unit" / "tiny_models.py"
+    spec = importlib.util.spec_from_file_location("edgewise_tiny_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_text_onnx(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file: input_ids and attention_mask in, logits over grain, ship and trade out."""
+    import onnx
+
+    path = tmp_path_factory.mktemp("tiny-onnx") / "model.onnx"
+    onnx.save_model(tiny_models.text_model(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_text_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny text model with golden items. Shared: copy it before changing it."""
+    return tiny_models.pack_text(tmp_path_factory.mktemp("tiny-text"))
+
+
+@pytest.fixture(scope="session")
+def tiny_image_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny image model (8 x 8, grey) with golden items. Shared: copy it before changing it."""
+    return tiny_models.pack_image(tmp_path_factory.mktemp("tiny-image"))
