@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+from uuid import uuid4
 
 import msgspec
 import numpy as np
@@ -21,6 +22,11 @@ Output: TypeAlias = str | tuple[float, ...]
 """One answer: a label or generated text, or a vector (an embedding)."""
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
+
+
+def new_id() -> str:
+    """A fresh random id for a request whose caller brought none."""
+    return uuid4().hex
 
 
 class Mode(StrEnum):
@@ -89,8 +95,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One item to answer.
 
     Attributes:
-        id: Unique within the tenant; the answer and every later update carry it.
         inputs: The item.
+        id: Unique within the tenant; the answer and every later update carry it.
         tenant: Whose request it is; comes from the API key, never from the body.
         task: Task the client expects, or empty for the model's own.
         budget_ms: Milliseconds until the caller needs an answer, queueing included; None sets no limit.
@@ -101,8 +107,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         attributes: Free labels for slices and groups.
     """
 
-    id: str
     inputs: Input
+    id: str = msgspec.field(default_factory=new_id)
     tenant: str = "public"
     task: str = ""
     budget_ms: float | None = None

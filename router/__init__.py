@@ -1,1 +1,11 @@
-"""."""
+"""The certified router: which requests are answered at the edge, and on whose word.
+
+Owns the decision and the one flow that carries it out. Models, clouds, stores and protocols belong to other rooms.
+"""
+
+from edgewise.router.certificate import certify
+from edgewise.router.hybrid import Router
+from edgewise.router.settings import Plugs, RouterSettings
+from edgewise.router.signals import SIGNALS
+
+__all__ = ["SIGNALS", "Plugs", "Router", "RouterSettings", "certify"]

@@ -1,0 +1,58 @@
+"""What a router is set to and what is plugged into it. Values only."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, ResponseCache
+from edgewise.telemetry import Metrics
+
+
+@dataclass(frozen=True)
+class RouterSettings:
+    """How a router behaves where a request does not say.
+
+    Attributes:
+        mode: Mode of requests that name none.
+        budget_ms: Budget of requests that name none; None waits for the cloud up to its time-out.
+        cloud_timeout_s: Longest a cloud call may take, also in the background.
+        audit_share: Probability with which a request is audited.
+        failures_to_open: Consecutive cloud failures that open the breaker.
+        cool_down_s: Seconds between probes of a cloud behind an open breaker.
+        inference_threads: Edge predictions that run at the same time.
+    """
+
+    mode: Mode = Mode.GUARDED
+    budget_ms: float | None = None
+    cloud_timeout_s: float = 30.0
+    audit_share: float = 0.01
+    failures_to_open: int = 3
+    cool_down_s: float = 5.0
+    inference_threads: int = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Plugs:
+    """What a router may be given beside its models.
+
+    Attributes:
+        cache: Exact cache of final answers.
+        outbox: Durable list of requests owed a final answer.
+        answers: Where provisional answers and their updates are kept for pick-up.
+        audits: Where audit draws and verdicts are kept; without it nothing is audited.
+        metrics: Where the router counts.
+        clock: Time; the standard library's module satisfies the Protocol.
+        uniform: Numbers in [0, 1), private to this process: they decide which requests are audited.
+    """
+
+    cache: ResponseCache | None = None
+    outbox: Outbox | None = None
+    answers: AnswerStore | None = None
+    audits: AuditLog | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    clock: Clock = time
+    uniform: Callable[[], float] = random.SystemRandom().random
