@@ -237,7 +237,7 @@ def canonical(value: object) -> bytes:
 
 
 def digest_of(data: bytes) -> str:
-    """ "sha256:" and the hex SHA-256 of `data`."""
+    """The SHA-256 of `data` as "sha256:" and 64 hex digits."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 

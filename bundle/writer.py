@@ -157,7 +157,7 @@ def _check_source(source: BundleSource) -> None:
 
 
 def _check_tokenizer(data: bytes) -> None:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
 
     try:
         Tokenizer.from_buffer(data)

@@ -1,7 +1,7 @@
 """What this machine is: processor, memory, runtime.
 
-Owns the instruction-set classes. Two machines of one class compute the same int8 arithmetic; between classes dynamic int8
-differs, because older instructions saturate where newer ones do not. A certificate speaks of one class only.
+Owns the instruction-set classes. Two machines of one class compute the same int8 arithmetic; between classes dynamic
+int8 differs, because older instructions saturate where newer ones do not. A certificate speaks of one class only.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def probe() -> Device:
 def classify(machine: str, flags: Collection[str]) -> str:
     """Instruction-set class of a machine from its architecture and its flags.
 
-    An architecture that is neither x86-64 nor 64-bit Arm is a class of its own name; without flags, the weakest class of
-    the architecture is taken.
+    An architecture that is neither x86-64 nor 64-bit Arm is a class of its own name; without flags, the weakest class
+    of the architecture is taken.
     """
     name = machine.lower()
     if name in _X86:

@@ -41,8 +41,8 @@ def check(model: LocalModel, items: Sequence[GoldenItem], *, same_isa: bool) -> 
     """Predict the golden items again and compare.
 
     The label must always agree. On the instruction-set class that computed the items, each logit must also lie within
-    max(0.001, 1 % of the spread of the item's logits); on another class dynamic int8 rounds differently, and only labels
-    are compared.
+    max(0.001, 1 % of the spread of the item's logits); on another class dynamic int8 rounds differently, and only
+    labels are compared.
 
     Raises:
         CertificateError: An item disagrees, or there is none to check.

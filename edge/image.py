@@ -102,21 +102,21 @@ def decode(data: bytes) -> Image:
 
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise InputError(
-                f"The image has {width} x {height} pixels; at most {MAX_PIXELS} are decoded.", "Send a smaller one."
-            )
-        if picture.mode in _WIDE_MODES:
-            raise InputError(
-                f"The image has more than 8 bits a channel (mode {picture.mode}).", "Convert it to 8 bits."
-            )
+        _check_header(picture)
         return ImageOps.exif_transpose(picture)
     except InputError:
         raise
     except Exception as e:  # a hostile file makes Pillow's decoders raise nearly anything
         known = ", ".join(FORMATS)
         raise InputError(f"The image of {len(data)} bytes cannot be decoded: {_line(e)}.", f"Known: {known}.") from e
+
+
+def _check_header(picture: Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"The image has {width} x {height} pixels, {MAX_PIXELS} are allowed.", "Send a smaller one.")
+    if picture.mode in _WIDE_MODES:
+        raise InputError(f"The image has more than 8 bits a channel ({picture.mode}).", "Convert it to 8 bits.")
 
 
 def encode_png(item: Input) -> Png:

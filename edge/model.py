@@ -94,7 +94,7 @@ class EdgeModel:
 
     @property
     def task(self) -> str:
-        """ "text-classification" or "image-classification"."""
+        """The task: "text-classification" or "image-classification"."""
         return self._bundle.core.task
 
     @property

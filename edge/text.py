@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
 
 from edgewise.bundle import TensorSpec
 from edgewise.contracts import Input

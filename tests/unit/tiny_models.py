@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from edgewise.bundle import (
     BundleSource,
     ImagePreprocessing,
@@ -19,7 +21,6 @@ from edgewise.bundle import (
     pack_bundle,
 )
 from edgewise.edge import EdgeModel, golden_items, probe
-from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 LABELS = ("grain", "ship", "trade")
