@@ -313,6 +313,22 @@ class Clock(Protocol):
         ...
 
 
+class Progress(Protocol):
+    """Where long work says how far it is; the command line draws it."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A new stage begins, of `total` steps where that is known."""
+        ...
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of the current stage are done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+
 @runtime_checkable
 class LocalModel(Protocol):
     """A model that answers in this process."""

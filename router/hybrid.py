@@ -186,12 +186,11 @@ class Router:
             await self.aclose()
 
     def _begin(self, request: Request) -> _Turn:
-        mode = request.mode or self._settings.mode
+        mode, budget_ms = self._settings.promise(request)
         if self._cloud is None and mode is not Mode.EDGE_ONLY and request.data_policy is not DataPolicy.LOCAL_ONLY:
             raise RequestError("mode", f"mode is {mode.value!r} and this gateway has no cloud.", "Ask for edge_only.")
         policy = policy_for(request, mode, self._routed)
         started = self._plugs.clock.monotonic()
-        budget_ms = request.budget_ms if request.budget_ms is not None else self._settings.budget_ms
         deadline = math.inf if budget_ms is None else started + budget_ms / 1000
         return _Turn(request, mode, policy, started, deadline, self._draw(request, policy), {})
 

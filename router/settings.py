@@ -5,11 +5,25 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, ResponseCache
+from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, Request, ResponseCache
+from edgewise.errors import RequestError
 from edgewise.telemetry import Metrics
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The latency promise of a use case; requests name it in place of a budget.
+
+    Attributes:
+        budget_ms: Budget of its requests.
+        mode: Mode of its requests; None takes the router's.
+    """
+
+    budget_ms: float
+    mode: Mode | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class RouterSettings:
         failures_to_open: Consecutive cloud failures that open the breaker.
         cool_down_s: Seconds between probes of a cloud behind an open breaker.
         inference_threads: Edge predictions that run at the same time.
+        profiles: Named latency promises.
     """
 
     mode: Mode = Mode.GUARDED
@@ -33,6 +48,22 @@ class RouterSettings:
     failures_to_open: int = 3
     cool_down_s: float = 5.0
     inference_threads: int = os.cpu_count() or 1
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+    def promise(self, request: Request) -> tuple[Mode, float | None]:
+        """Mode and budget of a request: its own, else its profile's, else the router's.
+
+        Raises:
+            RequestError: It names a profile that does not exist.
+        """
+        profile = None
+        if request.profile is not None and (profile := self.profiles.get(request.profile)) is None:
+            known = ", ".join(sorted(self.profiles)) or "none is configured"
+            raise RequestError("profile", f"There is no profile {request.profile!r}.", f"Known profiles: {known}.")
+        mode = request.mode or (profile.mode if profile else None) or self.mode
+        if request.budget_ms is not None:
+            return mode, request.budget_ms
+        return mode, profile.budget_ms if profile else self.budget_ms
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from edgewise.contracts import (
 from edgewise.errors import CertificateError, CloudUnreachableError, ConfigError, InputError, RequestError
 from edgewise.router import Plugs, Router, RouterSettings
 from edgewise.router import certificate as certificates
+from edgewise.router.settings import Profile
 
 CERTIFIED = Reference("cloud", "sha256:certified")
 
@@ -58,15 +59,15 @@ class ScriptedCloud:
         self.reference = reference
         self.down = False
         self.calls = 0
-        self.probes = 0
         self.cancelled = 0
         self.closed = False
         self.release = asyncio.Event()
         self.release.set()
         self.asked = asyncio.Event()
+        self.probed = asyncio.Event()
 
     async def describe(self, *, timeout_s):
-        self.probes += 1
+        self.probed.set()
         if self.down:
             raise CloudUnreachableError("down")
         return self.reference
@@ -439,10 +440,9 @@ async def test_the_reference_is_checked_at_start():
     cloud = ScriptedCloud(reference=Reference("other", "sha256:other"))
     flow = router(cloud, settings=RouterSettings(cool_down_s=0.001))
     async with flow.running():
-        while not cloud.probes:
+        await cloud.probed.wait()
+        while flow.certificate is not None:  # noqa: ASYNC110 - the flow sets no event; the test's own time-out ends it
             await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert flow.certificate is None
     assert cloud.closed
 
 
@@ -491,3 +491,24 @@ async def test_timings_name_the_stages_in_milliseconds():
     clock = Steps()
     answer = await router(ScriptedCloud(), clock=clock).answer(Request(inputs=DOUBTFUL))
     assert set(answer.timings_ms) == {"edge", "cloud", "total"}
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "promise"),
+    [
+        ({}, (Mode.GUARDED, 100.0)),
+        ({"profile": "fast"}, (Mode.SPECULATIVE, 5.0)),
+        ({"profile": "fast", "budget_ms": 7.0}, (Mode.SPECULATIVE, 7.0)),
+        ({"profile": "fast", "mode": Mode.EDGE_ONLY}, (Mode.EDGE_ONLY, 5.0)),
+        ({"budget_ms": 0.0}, (Mode.GUARDED, 0.0)),
+    ],
+)
+def test_a_request_overrides_its_profile_and_its_profile_the_router(request_fields, promise):
+    settings = RouterSettings(budget_ms=100.0, profiles={"fast": Profile(5.0, Mode.SPECULATIVE)})
+    assert settings.promise(Request(inputs="x", **request_fields)) == promise
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones():
+    settings = RouterSettings(profiles={"fast": Profile(5.0)})
+    with pytest.raises(RequestError, match="fast"):
+        settings.promise(Request(inputs="x", profile="fsat"))

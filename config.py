@@ -1,0 +1,235 @@
+"""`edgewise.toml` as frozen settings, parsed once. An unknown key is an error that names the nearest known one.
+
+Owns the file's shape and its defaults. Secrets are named by environment variable, never written into the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgewise.contracts import Mode
+from edgewise.errors import ConfigError
+
+DEFAULT_NAME = "edgewise.toml"
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class EdgeSection(_Section, frozen=True):
+    """The edge model and how requests are answered.
+
+    Attributes:
+        bundle: Path of the bundle.
+        certificate: Path of its certificate; None takes the file beside the bundle.
+        mode: Mode of requests that name none.
+        budget_ms: Budget of requests that name none.
+        model_threads: Threads inside one prediction.
+        inference_threads: Predictions at the same time; None takes one per core.
+    """
+
+    bundle: str | None = None
+    certificate: str | None = None
+    mode: Mode = Mode.GUARDED
+    budget_ms: float | None = None
+    model_threads: int = 1
+    inference_threads: int | None = None
+
+
+class BackendSection(_Section, frozen=True):
+    """One cloud backend.
+
+    Attributes:
+        url: Where it listens.
+        kind: Name of its client.
+        model: Its model; None asks it.
+        api_key_env: Environment variable that holds its key.
+    """
+
+    url: str
+    kind: str = "oip"
+    model: str | None = None
+    api_key_env: str | None = None
+
+
+class CloudSection(_Section, frozen=True):
+    """The cloud.
+
+    Attributes:
+        use: Name of the backend in use; None where there is only one, or none.
+        backends: Backends by name.
+        timeout_s: Longest a call may take.
+        failures_to_open: Consecutive failures that open the breaker.
+        cool_down_s: Seconds between probes of a cloud that fails.
+    """
+
+    use: str | None = None
+    backends: dict[str, BackendSection] = {}
+    timeout_s: float = 30.0
+    failures_to_open: int = 3
+    cool_down_s: float = 5.0
+
+
+class ServerSection(_Section, frozen=True):
+    """The front door.
+
+    Attributes:
+        host: Address to bind; loopback unless told otherwise.
+        port: Port to bind; 0 takes a free one.
+        api_keys_env: Environment variable with keys as "tenant:key,tenant:key".
+        drain_s: Longest a shutdown waits for requests in flight.
+        max_body_bytes: Largest request body.
+        max_concurrency: Requests in flight before new ones are turned away.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8700
+    api_keys_env: str | None = None
+    drain_s: float = 10.0
+    max_body_bytes: int = 8 << 20
+    max_concurrency: int = 256
+
+
+class CacheSection(_Section, frozen=True):
+    """The exact cache; `max_bytes = 0` turns it off."""
+
+    max_bytes: int = 16 << 20
+    ttl_s: float = 3600.0
+
+
+class AuditSection(_Section, frozen=True):
+    """Audits. Attributes: share: probability that a request is audited, in [0, 1]."""
+
+    share: float = 0.01
+
+
+class StateSection(_Section, frozen=True):
+    """Durable state. Attributes: path: file that keeps outbox, answers and audits; None keeps them in memory."""
+
+    path: str | None = None
+
+
+class ProfileSection(_Section, frozen=True):
+    """A named latency promise. Attributes: budget_ms; mode: None takes the gateway's."""
+
+    budget_ms: float
+    mode: Mode | None = None
+
+
+class Config(_Section, frozen=True):
+    """The whole file; every table has defaults, so an empty file is valid."""
+
+    edge: EdgeSection = EdgeSection()
+    cloud: CloudSection = CloudSection()
+    server: ServerSection = ServerSection()
+    cache: CacheSection = CacheSection()
+    audit: AuditSection = AuditSection()
+    state: StateSection = StateSection()
+    profiles: dict[str, ProfileSection] = {}
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: It cannot be read, is no TOML, has an unknown key, or a value is out of its range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The configuration {path} is not UTF-8 at byte {error.start}.", "Save it as UTF-8."
+        ) from error
+    try:
+        return parse_config(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The configuration {path} is not TOML: {error}.", "Correct that line.") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.problem}", error.remedy) from error
+
+
+def parse_config(tables: Mapping[str, Any]) -> Config:
+    """Check tables read from TOML.
+
+    Raises:
+        ConfigError: A key is unknown or a value is out of its range.
+    """
+    try:
+        config = msgspec.convert(tables, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(*_explained(str(error))) from error
+    _check_ranges(config)
+    return config
+
+
+def backend_in_use(cloud: CloudSection) -> BackendSection | None:
+    """The backend that `use` names, the only one there is, or None.
+
+    Raises:
+        ConfigError: `use` names none of them, or there are several and no `use`.
+    """
+    known = ", ".join(sorted(cloud.backends))
+    if cloud.use is None:
+        if len(cloud.backends) > 1:
+            raise ConfigError(f"There are several cloud backends: {known}.", 'Choose one: cloud.use = "…".')
+        return next(iter(cloud.backends.values()), None)
+    if cloud.use not in cloud.backends:
+        raise ConfigError(f"cloud.use is {cloud.use!r}.", f"Known backends: {known or 'none'}.")
+    return cloud.backends[cloud.use]
+
+
+def _explained(message: str) -> tuple[str, str]:
+    """Problem and remedy from the validator's message, the nearest known key named."""
+    unknown = re.match(r"Object contains unknown field `(?P<key>[^`]*)`", message)
+    if unknown is None:
+        return message.replace("`$.", "`") + ".", "Correct that value."
+    key = unknown["key"]
+    near = difflib.get_close_matches(key, _known_keys(), n=1)
+    where = message[unknown.end() :].replace(" - at `$.", " in `")
+    return (
+        f"Unknown key `{key}`{where}.",
+        f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(_known_keys())}.",
+    )
+
+
+def _known_keys() -> list[str]:
+    return sorted({name for section in _Section.__subclasses__() for name in section.__struct_fields__})
+
+
+def _check_ranges(config: Config) -> None:
+    positive = {
+        "edge.model_threads": config.edge.model_threads,
+        "edge.inference_threads": config.edge.inference_threads,
+        "cloud.timeout_s": config.cloud.timeout_s,
+        "cloud.failures_to_open": config.cloud.failures_to_open,
+        "cloud.cool_down_s": config.cloud.cool_down_s,
+        "server.max_body_bytes": config.server.max_body_bytes,
+        "server.max_concurrency": config.server.max_concurrency,
+        "cache.ttl_s": config.cache.ttl_s,
+    }
+    not_negative = {
+        "edge.budget_ms": config.edge.budget_ms,
+        "server.drain_s": config.server.drain_s,
+        "cache.max_bytes": config.cache.max_bytes,
+        **{f"profiles.{name}.budget_ms": profile.budget_ms for name, profile in config.profiles.items()},
+    }
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} is {value!r}.", "Give a number above 0.")
+    for name, value in not_negative.items():
+        if value is not None and not value >= 0:
+            raise ConfigError(f"{name} is {value!r}.", "Give 0 or more.")
+    if not 0 <= config.audit.share <= 1:
+        raise ConfigError(f"audit.share is {config.audit.share!r}.", "Give a probability between 0 and 1.")
+    if not 0 <= config.server.port <= 65535:
+        raise ConfigError(f"server.port is {config.server.port!r}.", "Give a port between 0 and 65535.")

@@ -1,0 +1,87 @@
+"""The configuration file: defaults, every section, and errors that name the key and the remedy."""
+
+import pytest
+
+from edgewise.config import Config, backend_in_use, load_config, parse_config
+from edgewise.contracts import Mode
+from edgewise.errors import ConfigError
+
+FULL = """
+[edge]
+bundle = "bundle"
+mode = "speculative"
+budget_ms = 80
+[cloud]
+use = "triton"
+[cloud.backends.triton]
+kind = "oip"
+url = "http://127.0.0.1:8000"
+model = "bert"
+[server]
+port = 0
+[audit]
+share = 0.5
+[profiles.checkout]
+budget_ms = 80
+mode = "edge_only"
+"""
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    path = tmp_path / "edgewise.toml"
+    path.write_text("")
+    assert load_config(path) == Config()
+
+
+def test_every_section_is_read(tmp_path):
+    path = tmp_path / "edgewise.toml"
+    path.write_text(FULL)
+    config = load_config(path)
+    assert (config.edge.mode, config.edge.budget_ms, config.audit.share) == (Mode.SPECULATIVE, 80, 0.5)
+    assert backend_in_use(config.cloud).model == "bert"
+    assert config.profiles["checkout"].mode is Mode.EDGE_ONLY
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[edge]\nbudget_m = 3", "Did you mean `budget_ms`"),
+        ("[edeg]\n", "Did you mean `edge`"),
+        ("[edge]\nbudget_ms = 'x'", "edge.budget_ms"),
+        ("[edge]\nbudget_ms = -1", "edge.budget_ms is -1"),
+        ("[audit]\nshare = 1.5", "audit.share is 1.5"),
+        ("[server]\nport = 70000", "server.port is 70000"),
+        ("[cloud]\ntimeout_s = 0", "cloud.timeout_s is 0"),
+        ("[cloud]\ntimeout_s = nan", "cloud.timeout_s is nan"),
+        ("edge = ", "is not TOML"),
+        ("[cloud.backends.a]\nkind = 'oip'", "url"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_name_the_value_and_the_remedy(tmp_path, text, says):
+    path = tmp_path / "edgewise.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert says in str(error.value)
+    assert str(path) in str(error.value)
+    assert error.value.remedy
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "binary.toml")
+
+
+def test_several_backends_want_a_choice():
+    backends = {"a": {"url": "http://a"}, "b": {"url": "http://b"}}
+    with pytest.raises(ConfigError, match="a, b"):
+        backend_in_use(parse_config({"cloud": {"backends": backends}}).cloud)
+    with pytest.raises(ConfigError, match="Known backends: a, b"):
+        backend_in_use(parse_config({"cloud": {"use": "c", "backends": backends}}).cloud)
+
+
+def test_no_backend_is_no_cloud():
+    assert backend_in_use(Config().cloud) is None
