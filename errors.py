@@ -18,6 +18,7 @@
     │   ├── CloudTimeoutError
     │   └── CloudResponseError
     ├── OutboxFullError         no room to owe one more answer          (exit code 2)
+    ├── StoreError              the durable store cannot be read or written (exit code 2)
     └── GoalMissedError         the work is done, its goal is not reached    (exit code 1)
 
 Raising is the job of every room; printing and exiting is the command line's alone.
@@ -145,6 +146,10 @@ class CloudResponseError(CloudError):
 
 class OutboxFullError(EdgewiseError):
     """The outbox has no room to owe one more answer."""
+
+
+class StoreError(EdgewiseError):
+    """The durable store cannot be opened, read or written."""
 
 
 class GoalMissedError(EdgewiseError):

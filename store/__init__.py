@@ -1,1 +1,9 @@
-"""."""
+"""Everything durable or shared: the outbox, answers for later pick-up, the audit log, and the exact cache.
+
+Owns bytes on disk and in memory; what is owed, cached or audited is decided elsewhere.
+"""
+
+from edgewise.store.cache import MemoryCache, cache_key
+from edgewise.store.sqlite import SqliteStore
+
+__all__ = ["MemoryCache", "SqliteStore", "cache_key"]

@@ -1,0 +1,79 @@
+"""The durable store: one SQLite file with the outbox, the answers and the audit log."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from edgewise.contracts import Clock
+from edgewise.store.answers import SqliteAnswers
+from edgewise.store.audits import SqliteAudits
+from edgewise.store.database import Database
+from edgewise.store.outbox import SqliteOutbox
+
+
+class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is kept.
+
+    Attributes:
+        max_pending: Requests owed a final answer; one more is refused.
+        max_answers: Answers; the oldest are forgotten first.
+        max_answer_age_s: Seconds an answer is kept.
+
+    Raises:
+        ValueError: A limit is not above 0.
+    """
+
+    max_pending: int = 10_000
+    max_answers: int = 100_000
+    max_answer_age_s: float = 7 * 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        if not (self.max_pending > 0 and self.max_answers > 0 and self.max_answer_age_s > 0):
+            raise ValueError(f"Every limit of a store is above 0, not {self}.")
+
+
+class SqliteStore:
+    """Opens the file and owns it until `close`; usable from any thread and as a context manager.
+
+    Writes reach the disk before they return (write-ahead log, synchronous = FULL).
+
+    Args:
+        path: The file, made with its folder if it is not there, or ":memory:" for a store that forgets.
+        limits: How much is kept.
+        clock: The time.
+
+    Attributes:
+        outbox: Requests owed a final answer.
+        answers: Answers for later pick-up.
+        audits: Draws and verdicts.
+
+    Raises:
+        StoreError: The file is damaged, not ours, of a newer version, in use by another process, or cannot be written.
+    """
+
+    def __init__(self, path: Path | str, *, limits: StoreLimits | None = None, clock: Clock = time) -> None:
+        limits = limits or StoreLimits()
+        self._database = Database(path)
+        try:
+            self.outbox = SqliteOutbox(self._database, clock, limits.max_pending)
+            self.answers = SqliteAnswers(self._database, clock, limits.max_answers, limits.max_answer_age_s)
+            self.audits = SqliteAudits(self._database, clock)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file; a second time does nothing."""
+        self._database.close()
+
+    def __enter__(self) -> SqliteStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

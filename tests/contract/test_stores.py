@@ -1,0 +1,242 @@
+"""Every store Protocol of contracts.py against every implementation of it."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgewise.contracts import (
+    Action,
+    Answer,
+    AnswerStore,
+    AuditLog,
+    AuditTotals,
+    DataPolicy,
+    Decision,
+    Mode,
+    Outbox,
+    Reason,
+    Request,
+    ResponseCache,
+    Source,
+    Status,
+)
+from edgewise.errors import OutboxFullError
+from edgewise.store import MemoryCache, SqliteStore
+from edgewise.store.sqlite import StoreLimits
+
+
+class StoppedClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+def answer(request_id: str, output: str | tuple[float, ...] = "a", status: Status = Status.FINAL) -> Answer:
+    return Answer(
+        id=request_id,
+        output=output,
+        status=status,
+        source=Source.EDGE,
+        decision=Decision(action=Action.LOCAL, reason=Reason.CONFIDENT, policy="certified", threshold=float("-inf")),
+        timings_ms={"total": 1.25},
+        model_digest="sha256:1",
+    )
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqliteStore]:
+    path = tmp_path / "store.db" if request.param == "file" else ":memory:"
+    with SqliteStore(path, limits=StoreLimits(max_pending=3, max_answers=4)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def outbox(store: SqliteStore) -> Outbox:
+    return store.outbox
+
+
+@pytest.fixture
+def answers(store: SqliteStore) -> AnswerStore:
+    return store.answers
+
+
+@pytest.fixture
+def audits(store: SqliteStore) -> AuditLog:
+    return store.audits
+
+
+@pytest.fixture
+def cache() -> ResponseCache:
+    return MemoryCache(100_000, 60.0, StoppedClock())
+
+
+class TestOutbox:
+    def test_gives_the_oldest_first(self, outbox: Outbox) -> None:
+        for name in ("b", "a", "c"):
+            outbox.put(Request(id=name, inputs=name))
+        assert [request.id for request in outbox.pending(2)] == ["b", "a"]
+
+    def test_gives_back_every_field(self, outbox: Outbox) -> None:
+        request = Request(
+            id="1",
+            inputs="tëxt",
+            tenant="t",
+            task="text-classification",
+            budget_ms=12.5,
+            mode=Mode.GUARDED,
+            profile="p",
+            data_policy=DataPolicy.LOCAL_ONLY,
+            session="s",
+            attributes={"shop": "x"},
+        )
+        outbox.put(request)
+        assert outbox.pending(1) == [request]
+
+    @pytest.mark.parametrize(
+        "item", [b"\x00\xff", np.arange(12, dtype=np.uint8).reshape(3, 4), np.ones((2, 2, 3), "f4")]
+    )
+    def test_gives_back_bytes_and_pixels(self, outbox: Outbox, item) -> None:
+        outbox.put(Request(id="1", inputs=item))
+        kept = outbox.pending(1)[0].inputs
+        assert type(kept) is type(item)
+        np.testing.assert_array_equal(kept, item)
+        assert getattr(kept, "dtype", None) == getattr(item, "dtype", None)
+
+    def test_a_second_put_changes_nothing(self, outbox: Outbox) -> None:
+        outbox.put(Request(id="1", inputs="first"))
+        outbox.put(Request(id="1", inputs="second"))
+        assert [request.inputs for request in outbox.pending(9)] == ["first"]
+
+    def test_an_id_belongs_to_its_tenant(self, outbox: Outbox) -> None:
+        outbox.put(Request(id="1", inputs="x", tenant="a"))
+        outbox.put(Request(id="1", inputs="y", tenant="b"))
+        outbox.done("a", "1")
+        assert [(request.tenant, request.inputs) for request in outbox.pending(9)] == [("b", "y")]
+
+    def test_done_of_an_unknown_request_is_no_trouble(self, outbox: Outbox) -> None:
+        outbox.done("public", "never")
+        assert outbox.pending(9) == []
+
+    def test_refuses_one_too_many_and_takes_more_when_one_is_done(self, outbox: Outbox) -> None:
+        for name in "abc":
+            outbox.put(Request(id=name, inputs="x"))
+        with pytest.raises(OutboxFullError, match="3 requests"):
+            outbox.put(Request(id="d", inputs="x"))
+        outbox.put(Request(id="a", inputs="x"))
+        outbox.done("public", "a")
+        outbox.put(Request(id="d", inputs="x"))
+        assert [request.id for request in outbox.pending(9)] == ["b", "c", "d"]
+
+
+class TestAnswerStore:
+    def test_gives_back_what_was_put(self, answers: AnswerStore) -> None:
+        for kept in (answer("1"), answer("2", (0.5, -1.0), Status.PROVISIONAL)):
+            answers.put("public", kept)
+            assert answers.get("public", kept.id) == kept
+
+    def test_an_answer_belongs_to_its_tenant(self, answers: AnswerStore) -> None:
+        answers.put("a", answer("1"))
+        assert answers.get("b", "1") is None
+
+    def test_final_replaces_provisional(self, answers: AnswerStore) -> None:
+        answers.put("public", answer("1", "guess", Status.PROVISIONAL))
+        answers.put("public", answer("1", "truth"))
+        assert answers.get("public", "1") == answer("1", "truth")
+
+    @pytest.mark.parametrize("status", Status)
+    def test_a_final_answer_is_never_replaced(self, answers: AnswerStore, status: Status) -> None:
+        answers.put("public", answer("1", "truth"))
+        answers.put("public", answer("1", "other", status))
+        assert answers.get("public", "1") == answer("1", "truth")
+
+    async def test_wait_final_gives_a_final_answer_at_once(self, answers: AnswerStore) -> None:
+        answers.put("public", answer("1"))
+        assert await answers.wait_final("public", "1", timeout_s=60) == answer("1")
+
+    @pytest.mark.parametrize("timeout_s", [0, 0.01])
+    async def test_wait_final_gives_what_there_is_when_time_is_up(self, answers: AnswerStore, timeout_s: float) -> None:
+        assert await answers.wait_final("public", "1", timeout_s=timeout_s) is None
+        answers.put("public", answer("1", status=Status.PROVISIONAL))
+        got = await answers.wait_final("public", "1", timeout_s=timeout_s)
+        assert got == answer("1", status=Status.PROVISIONAL)
+
+    async def test_every_waiter_is_woken_by_the_final_answer_only(self, answers: AnswerStore) -> None:
+        waiting = [asyncio.create_task(answers.wait_final("public", "1", timeout_s=60)) for _ in range(3)]
+        other = asyncio.create_task(answers.wait_final("other", "1", timeout_s=60))
+        await asyncio.sleep(0)
+        answers.put("public", answer("1", "guess", Status.PROVISIONAL))
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        answers.put("public", answer("1", "truth"))
+        assert await asyncio.gather(*waiting) == [answer("1", "truth")] * 3
+        assert not other.done()
+        other.cancel()
+
+    async def test_a_put_from_another_thread_wakes(self, answers: AnswerStore) -> None:
+        waiting = asyncio.create_task(answers.wait_final("public", "1", timeout_s=60))
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=answers.put, args=("public", answer("1")))
+        thread.start()
+        assert await waiting == answer("1")
+        thread.join()
+
+    async def test_a_cancelled_waiter_leaves_nothing_behind(self, answers: AnswerStore) -> None:
+        waiting = asyncio.create_task(answers.wait_final("public", "1", timeout_s=60))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        answers.put("public", answer("1"))
+        assert answers.get("public", "1") == answer("1")
+
+
+class TestAuditLog:
+    def test_counts_by_certificate(self, audits: AuditLog) -> None:
+        first, second, third, _ = [audits.drawn(f"r{index}", "c1") for index in range(4)]
+        audits.drawn("x", "c2")
+        audits.verdict(first, violation=False)
+        audits.verdict(second, violation=True)
+        audits.verdict(third, violation=False, missing=True)
+        assert audits.totals("c1") == AuditTotals(drawn=4, violations=2, missing=1, open=1)
+        assert audits.totals("c2") == AuditTotals(drawn=1, open=1)
+        assert audits.totals("c3") == AuditTotals()
+
+    def test_positions_grow_in_draw_order(self, audits: AuditLog) -> None:
+        positions = [audits.drawn("r", "c") for _ in range(5)]
+        assert positions == sorted(set(positions))
+
+    def test_the_first_verdict_stands(self, audits: AuditLog) -> None:
+        position = audits.drawn("r", "c")
+        audits.verdict(position, violation=False)
+        audits.verdict(position, violation=True, missing=True)
+        assert audits.totals("c") == AuditTotals(drawn=1)
+
+    def test_a_verdict_on_nothing_is_refused(self, audits: AuditLog) -> None:
+        with pytest.raises(ValueError, match="position 7"):
+            audits.verdict(7, violation=False)
+
+
+class TestResponseCache:
+    def test_gives_back_what_was_put(self, cache: ResponseCache) -> None:
+        cache.put(b"k", answer("1"))
+        assert cache.get(b"k") == answer("1")
+        assert cache.get(b"other") is None
+
+    def test_the_newest_stands(self, cache: ResponseCache) -> None:
+        cache.put(b"k", answer("1"))
+        cache.put(b"k", answer("2"))
+        assert cache.get(b"k") == answer("2")
+
+    def test_a_provisional_answer_is_refused(self, cache: ResponseCache) -> None:
+        with pytest.raises(ValueError, match="only final"):
+            cache.put(b"k", answer("1", status=Status.PROVISIONAL))
+        assert cache.get(b"k") is None

@@ -1,0 +1,67 @@
+"""A process that is killed loses nothing it has acknowledged."""
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgewise.contracts import AuditTotals
+from edgewise.store import SqliteStore
+
+_WRITER = """
+import sys
+from edgewise.contracts import Action, Answer, Decision, Reason, Request, Source, Status
+from edgewise.store import SqliteStore
+
+decision = Decision(action=Action.ESCALATE, reason=Reason.CLOUD_FAILED, policy="p")
+store = SqliteStore(sys.argv[1])
+start = len(store.outbox)
+for index in range(start, start + 100_000):
+    name = str(index)
+    answer = Answer(id=name, output="x" * (index % 3000), status=Status.PROVISIONAL, source=Source.EDGE,
+                    decision=decision, timings_ms={"total": 1.0}, model_digest="d")
+    store.outbox.put(Request(id=name, inputs="x" * (index % 5000)))
+    print("owed", name, flush=True)
+    store.answers.put("public", answer)
+    print("answered", name, flush=True)
+    store.audits.drawn(name, "c")
+    print("drawn", name, flush=True)
+"""
+
+
+def _run_until_killed(path: Path, acks: int) -> list[tuple[str, str]]:
+    """Lines that the writer managed to say before it was killed right after its `acks`-th."""
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(acks)]
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.readlines()
+    assert process.returncode == -signal.SIGKILL
+    return [(kind, name) for kind, name in (line.split() for line in lines if line.endswith("\n"))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "store.db"
+    moments = random.Random(seed)
+    said: list[tuple[str, str]] = []
+    for _ in range(2):
+        said += _run_until_killed(path, moments.randint(1, 60))
+    with SqliteStore(path) as store:
+        owed = [request.id for request in store.outbox.pending(100_000)]
+        assert set(owed) >= {name for kind, name in said if kind == "owed"}
+        assert owed == [str(index) for index in range(len(owed))]
+        for kind, name in said:
+            if kind == "answered":
+                kept = store.answers.get("public", name)
+                assert kept is not None
+                assert len(kept.output) == int(name) % 3000
+        drawn = sum(kind == "drawn" for kind, _ in said)
+        totals = store.audits.totals("c")
+        assert totals.drawn >= drawn
+        assert totals == AuditTotals(drawn=totals.drawn, violations=totals.drawn, missing=totals.drawn)
+        # An acknowledgement follows its write, so at most one write of each life is unsaid.
+        assert len(owed) + totals.drawn <= sum(kind != "answered" for kind, _ in said) + 2 * 2

@@ -1,0 +1,290 @@
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgewise.contracts import Action, Answer, AuditTotals, Decision, Reason, Request, Source, Status
+from edgewise.errors import InputError, OutboxFullError, StoreError
+from edgewise.store import SqliteStore
+from edgewise.store.records import decode_answer, decode_request, encode_answer, encode_request
+from edgewise.store.sqlite import StoreLimits
+
+
+class SetClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+def answer(request_id: str, status: Status = Status.FINAL, output: str = "a") -> Answer:
+    return Answer(
+        id=request_id,
+        output=output,
+        status=status,
+        source=Source.CLOUD,
+        decision=Decision(action=Action.ESCALATE, reason=Reason.BELOW_THRESHOLD, policy="certified", score=0.5),
+        timings_ms={"total": 1.0},
+        model_digest="v1",
+    )
+
+
+def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "store.db"
+    with SqliteStore(path) as store:
+        store.outbox.put(Request(id="1", inputs="x"))
+        store.answers.put("public", answer("1", Status.PROVISIONAL))
+        settled = store.audits.drawn("1", "c")
+        store.audits.verdict(settled, violation=False)
+    with SqliteStore(path) as store:
+        assert [request.id for request in store.outbox.pending(9)] == ["1"]
+        assert len(store.outbox) == 1
+        assert store.answers.get("public", "1") == answer("1", Status.PROVISIONAL)
+        assert len(store.answers) == 1
+        assert store.audits.totals("c") == AuditTotals(drawn=1)
+        assert store.audits.drawn("2", "c") > settled
+
+
+def test_a_draw_left_open_by_a_former_process_is_missing(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "s.db") as store:
+        position = store.audits.drawn("1", "c")
+        assert store.audits.totals("c") == AuditTotals(drawn=1, open=1)
+    with SqliteStore(tmp_path / "s.db") as store:
+        assert store.audits.totals("c") == AuditTotals(drawn=1, violations=1, missing=1)
+        store.audits.verdict(position, violation=False)
+        assert store.audits.totals("c") == AuditTotals(drawn=1, violations=1, missing=1)
+
+
+def test_positions_are_never_given_twice(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "s.db") as store:
+        first = store.audits.drawn("1", "c")
+    with SqliteStore(tmp_path / "s.db") as store:
+        assert store.audits.drawn("1", "c") > first
+
+
+def test_the_disk_is_written_before_put_returns(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "s.db") as store:
+        query = store._database.query  # the settings are the promise; they cannot be seen from outside
+        assert query("PRAGMA journal_mode") == [("wal",)]
+        assert query("PRAGMA synchronous") == [(2,)]
+        assert query("PRAGMA auto_vacuum") == [(2,)]
+
+
+def test_answers_are_forgotten_by_count_oldest_first() -> None:
+    clock = SetClock()
+    with SqliteStore(":memory:", limits=StoreLimits(max_answers=3), clock=clock) as store:
+        for index in range(6):
+            clock.now += 1
+            store.answers.put("public", answer(f"{index}"))
+        assert [store.answers.get("public", f"{index}") is not None for index in range(6)] == [False] * 3 + [True] * 3
+        assert len(store.answers) == 3
+
+
+def test_the_answer_just_stored_stays_when_the_clock_is_set_back() -> None:
+    clock = SetClock()
+    with SqliteStore(":memory:", limits=StoreLimits(max_answers=1), clock=clock) as store:
+        store.answers.put("public", answer("old"))
+        clock.now = 5.0
+        store.answers.put("public", answer("new"))
+        assert store.answers.get("public", "new") == answer("new")
+        assert store.answers.get("public", "old") is None
+
+
+def test_answers_are_forgotten_by_age() -> None:
+    clock = SetClock()
+    with SqliteStore(":memory:", limits=StoreLimits(max_answer_age_s=10), clock=clock) as store:
+        store.answers.put("public", answer("old"))
+        clock.now += 11
+        store.answers.put("public", answer("new"))
+        assert store.answers.get("public", "old") is None
+        assert len(store.answers) == 1
+
+
+def test_the_file_does_not_grow_without_bound(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with SqliteStore(path, limits=StoreLimits(max_answers=2)) as store:
+        for index in range(60):
+            store.answers.put("public", answer(f"{index}", output="x" * 20_000))
+    assert path.stat().st_size < 500_000
+
+
+def test_replacing_an_answer_is_not_counted_twice() -> None:
+    with SqliteStore(":memory:", limits=StoreLimits(max_answers=2)) as store:
+        for _ in range(3):
+            store.answers.put("public", answer("1", Status.PROVISIONAL))
+        store.answers.put("public", answer("1"))
+        store.answers.put("public", answer("2"))
+        assert len(store.answers) == 2
+        assert store.answers.get("public", "1") == answer("1")
+
+
+async def test_nothing_is_left_of_waiters() -> None:
+    with SqliteStore(":memory:") as store:
+        await store.answers.wait_final("public", "1", timeout_s=0.001)
+        waiting = asyncio.create_task(store.answers.wait_final("public", "1", timeout_s=60))
+        await asyncio.sleep(0)
+        assert len(store.answers._waiters) == 1
+        store.answers.put("public", answer("1"))
+        await waiting
+        assert len(store.answers._waiters) == 0
+
+
+def test_the_outbox_counts_its_own_after_a_refusal() -> None:
+    with SqliteStore(":memory:", limits=StoreLimits(max_pending=1)) as store:
+        store.outbox.put(Request(id="1", inputs="x"))
+        with pytest.raises(OutboxFullError):
+            store.outbox.put(Request(id="2", inputs="x"))
+        store.outbox.done("public", "1")
+        store.outbox.done("public", "1")
+        assert len(store.outbox) == 0
+
+
+@pytest.mark.parametrize("limits", [{"max_pending": 0}, {"max_answers": -1}, {"max_answer_age_s": 0.0}])
+def test_limits_that_keep_nothing_are_refused(limits: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        StoreLimits(**limits)
+
+
+# Files that cannot be used
+
+
+def test_two_owners_are_one_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.store.database._LOCK_WAIT_S", 0.0)
+    with SqliteStore(tmp_path / "s.db"), pytest.raises(StoreError, match="in use by another process"):
+        SqliteStore(tmp_path / "s.db")
+    SqliteStore(tmp_path / "s.db").close()
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    SqliteStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(StoreError, match=r"schema version 2.*reads up to 1.*Upgrade"):
+        SqliteStore(path)
+
+
+def test_somebody_elses_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with pytest.raises(StoreError, match="another program"):
+        SqliteStore(path)
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+    connection.close()
+
+
+@pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_garbage_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "s.db"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"damaged.*backup"):
+        SqliteStore(path)
+    assert path.read_bytes() == content
+
+
+def test_damage_in_the_middle_is_found_at_opening(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with SqliteStore(path) as store:
+        for index in range(50):
+            store.outbox.put(Request(id=f"{index}", inputs="x" * 1000))
+    data = bytearray(path.read_bytes())
+    data[8192 : len(data) - 4096] = b"\xa5" * (len(data) - 12288)
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="damaged"):
+        SqliteStore(path)
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SqliteStore(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot be made"):
+        SqliteStore(tmp_path / "file" / "store.db")
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s.db")
+    store.close()
+    store.close()
+    with pytest.raises(StoreError):
+        store.outbox.pending(1)
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "s.db") as store:
+        store.outbox.put(Request(id="1", inputs="x"))
+        pages = store._database.query("PRAGMA page_count")[0][0]
+        store._database.query(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.outbox.put(Request(id="2", inputs="x" * 100_000))
+        assert [request.id for request in store.outbox.pending(9)] == ["1"]
+        assert len(store.outbox) == 1
+        store.outbox.done("public", "1")
+        assert store.outbox.pending(9) == []
+
+
+# Records
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.binary()
+    | hnp.arrays(st.sampled_from(["u1", "<i8", ">f4", "f8", "?"]), hnp.array_shapes(min_dims=0, min_side=0, max_dims=3))
+)
+def test_any_item_reads_back(item) -> None:
+    request = decode_request(encode_request(Request(id="1", inputs=item)))
+    assert type(request.inputs) is type(item)
+    np.testing.assert_array_equal(request.inputs, item)
+    if isinstance(item, np.ndarray):
+        assert (request.inputs.dtype, request.inputs.shape) == (item.dtype, item.shape)
+
+
+@given(st.floats(), st.floats(allow_nan=False) | st.none())
+def test_any_number_of_an_answer_reads_back(score: float, threshold: float | None) -> None:
+    decision = Decision(
+        action=Action.LOCAL, reason=Reason.CONFIDENT, policy="p", score=score, threshold=threshold, certificate_id="c"
+    )
+    kept = Answer(
+        id="1",
+        output=(score,),
+        status=Status.FINAL,
+        source=Source.EDGE,
+        decision=decision,
+        timings_ms={"total": 0.1},
+        model_digest="d",
+    )
+    assert repr(decode_answer(encode_answer(kept))) == repr(kept)
+
+
+@given(st.binary())
+def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
+    for decode in (decode_request, decode_answer):
+        with pytest.raises(StoreError, match="cannot be read"):
+            decode(data)
+
+
+def test_a_record_whose_array_does_not_fit_is_refused() -> None:
+    data = encode_request(Request(id="1", inputs=np.zeros((2, 2), np.uint8)))
+    with pytest.raises(StoreError, match="array"):
+        decode_request(data.replace(b"|u1", b"<f8"))
+    with pytest.raises(StoreError, match="array"):
+        decode_request(data.replace(b"|u1", b"|O8"))
+
+
+@pytest.mark.parametrize("item", ["\ud800", np.array([object()]), np.array(["text"])])
+def test_an_item_that_cannot_be_kept_is_refused(item) -> None:
+    with SqliteStore(":memory:") as store, pytest.raises(InputError):
+        store.outbox.put(Request(id="1", inputs=item))
