@@ -1,4 +1,4 @@
-"""Which items are computed together. Pure; knows lengths only."""
+"""Which items one forward pass computes together. Pure; knows lengths and shapes only."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def group_by_length(
             groups.append([position])
             real = longest
     return groups
+
+
+def group_by_shape(shapes: Sequence[tuple[int, ...]], *, max_group: int = MAX_GROUP) -> list[list[int]]:
+    """Group items of one shape, which can be stacked without padding.
+
+    Args:
+        shapes: Shape of each item.
+        max_group: Most items in a group, at least 1.
+
+    Returns:
+        Groups of positions; each position stands in exactly one group.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for position, shape in enumerate(shapes):
+        alike.setdefault(shape, []).append(position)
+    return [group[i : i + max_group] for group in alike.values() for i in range(0, len(group), max_group)]

@@ -5,7 +5,6 @@ Owns reading and padding. Knows nothing of models beyond the limits it is given,
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.cloud.grouping import group_by_length, group_by_shape
 from edgewise.contracts import Input
 from edgewise.errors import InputError
 
@@ -33,8 +33,8 @@ class Reader(Protocol):
         """
         ...
 
-    def length(self, read: Any) -> int:
-        """How long a read item is; items of like length are computed together."""
+    def groups(self, read: Sequence[Any], max_group: int) -> list[list[int]]:
+        """Positions of read items to compute together, at most `max_group` at a time; each stands in one group."""
         ...
 
     def stack(self, read: Sequence[Any]) -> dict[str, Any]:
@@ -49,10 +49,12 @@ class TextReader:
     Attributes:
         tokenizer: A transformers tokenizer.
         max_length: Tokens kept of a text, special tokens included; None keeps all.
+        inputs: Names of the model's inputs; what else the tokenizer makes is left out.
     """
 
     tokenizer: Any
     max_length: int | None
+    inputs: frozenset[str]
     kind: str = "text"
 
     def read(self, item: Input) -> dict[str, list[int]]:
@@ -71,17 +73,17 @@ class TextReader:
             raise InputError(f"The text cannot be tokenized: {error}.", "Send valid Unicode.") from error
         if not encoded["input_ids"]:
             raise InputError("The text has no tokens.", "Send a text that is not empty.")
-        return dict(encoded)
+        return {name: numbers for name, numbers in encoded.items() if name in self.inputs}
 
-    def length(self, read: dict[str, list[int]]) -> int:
-        """Tokens of a read text."""
-        return len(read["input_ids"])
+    def groups(self, read: Sequence[dict[str, list[int]]], max_group: int) -> list[list[int]]:
+        """Texts of like length, so that padding wastes little."""
+        return group_by_length([len(text["input_ids"]) for text in read], max_group=max_group)
 
     def stack(self, read: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         """Pad to the longest text of the batch; shape (texts, tokens), int64."""
         import torch
 
-        longest = max(map(self.length, read))
+        longest = max(len(text["input_ids"]) for text in read)
         padding = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": self.tokenizer.pad_token_type_id}
         return {
             name: torch.tensor([row[name] + [padding.get(name, 0)] * (longest - len(row[name])) for row in read])
@@ -93,7 +95,7 @@ class TextReader:
 class ImageReader:
     """Images through a checkpoint's own image processor, in its Pillow form: torchvision is not needed.
 
-    Raw pixels count on the scale of image files, 0 to 255, whole or not.
+    Raw pixels, whole or not, are on the scale the model was trained on before rescaling: 0 to 255 as a rule.
 
     Attributes:
         processor: A transformers image processor.
@@ -113,22 +115,21 @@ class ImageReader:
         Raises:
             InputError: It is not an image, or a broken one.
         """
-        pixels = self._decoded(item)
-        # At the right size nothing is resized; the processor would otherwise round a fraction or refuse it.
-        fits = pixels.shape[:2] == self._size()
-        options = {"do_resize": False} if fits else {}
+        pixels = self._resized(self._decoded(item))
+        # At the right size there is nothing to resize; asked to, the processor would round fractions or refuse them.
+        options = {"do_resize": False} if pixels.shape[:2] == self._size() else {}
         try:
-            stacked = self.processor(pixels, input_data_format="channels_last", return_tensors="np", **options)
+            prepared = self.processor(pixels, input_data_format="channels_last", return_tensors="np", **options)
         except (ValueError, TypeError, OverflowError) as error:
             raise InputError(
                 f"Pixels of shape {pixels.shape} and type {pixels.dtype} cannot be prepared: {error}.",
                 "Send whole numbers of 0 to 255, or an image file.",
             ) from error
-        return np.asarray(stacked["pixel_values"][0], dtype=np.float32)
+        return np.asarray(prepared["pixel_values"][0], dtype=np.float32)
 
-    def length(self, read: NDArray[np.float32]) -> int:
-        """Pixels of a read image, so that only images of one size are stacked."""
-        return int(read.size)
+    def groups(self, read: Sequence[NDArray[np.float32]], max_group: int) -> list[list[int]]:
+        """Images of one size; some processors keep an image's proportions."""
+        return group_by_shape([image.shape for image in read], max_group=max_group)
 
     def stack(self, read: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
         """Stack images of one size; shape (images, channels, height, width), float32."""
@@ -143,41 +144,50 @@ class ImageReader:
         return int(size["height"]), int(size["width"])
 
     def _decoded(self, item: Input) -> NDArray[Any]:
+        """Pixels of shape (height, width, channels)."""
         if isinstance(item, bytes):
-            return _decode_file(item, self.channels)
+            from edgewise.edge import decode
+
+            pixels = np.asarray(decode(item).convert("L" if self.channels == 1 else "RGB"))
+            return pixels.reshape(*pixels.shape[:2], self.channels)
         if isinstance(item, np.ndarray):
-            return _with_channels(item, self.channels)
+            return _recoloured(_checked_pixels(item), self.channels)
         raise InputError(f"This model reads images, and got {_kind(item)}.", "Send an image file or raw pixels.")
 
+    def _resized(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Resize floats as the edge runtime does, plane by plane; the processor resizes only what fits 8 bits."""
+        size = self._size()
+        if pixels.dtype == np.uint8 or size is None or pixels.shape[:2] == size:
+            return pixels
+        from PIL import Image
 
-def _decode_file(data: bytes, channels: int) -> NDArray[Any]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise InputError(
-            f"The image file of {len(data)} bytes cannot be decoded: {error}.", "Send a whole PNG or JPEG file."
-        ) from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+        planes = [
+            Image.fromarray(plane).resize(size[::-1], self.processor.resample)
+            for plane in np.moveaxis(pixels.astype(np.float32), 2, 0)
+        ]
+        return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes], axis=2)
 
 
-def _with_channels(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
+def _checked_pixels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """The pixels in three dimensions: (height, width, 1) or (height, width, 3)."""
     shaped = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
-    if shaped.ndim != 3 or shaped.size == 0 or shaped.dtype.kind not in "uif":
+    if shaped.ndim != 3 or shaped.size == 0 or shaped.shape[2] not in (1, 3) or shaped.dtype.kind not in "uif":
         raise InputError(
             f"Pixels of shape {pixels.shape} and type {pixels.dtype} are no image.",
-            "Send numbers of shape (height, width) or (height, width, channels).",
+            "Send numbers of shape (height, width), (height, width, 1) or (height, width, 3).",
         )
-    if shaped.shape[2] == 1:
-        return np.repeat(shaped, channels, axis=2)
-    if shaped.shape[2] != channels:
-        raise InputError(
-            f"Pixels have {shaped.shape[2]} channels; this model takes {channels}.",
-            f"Send 1 or {channels} channels." if channels > 1 else "Send 1 channel.",
-        )
+    if not np.isfinite(shaped).all():
+        raise InputError("The pixels hold NaN or infinity.", "Check where the array comes from.")
     return shaped
+
+
+def _recoloured(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    # Grey as Pillow makes it of a file (ITU-R BT.601).
+    return pixels.astype(np.float32) @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
 
 
 def _kind(item: Input) -> str:

@@ -10,6 +10,7 @@ Never reaches a network, never prints, never runs code that came with a checkpoi
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.cloud.checkpoint import TEXT_TASK, Checkpoint
-from edgewise.cloud.grouping import MAX_GROUP, group_by_length
+from edgewise.cloud.grouping import MAX_GROUP
 from edgewise.cloud.readers import ImageReader, Reader, TextReader
 from edgewise.contracts import FloatArray, Input, Prediction, ServiceInfo
 from edgewise.errors import CheckpointError, InputError, MissingExtraError
@@ -94,7 +95,7 @@ class TorchEngine:
         """
         read = [self._reader.read(item) for item in inputs]
         predictions: dict[int, Prediction] = {}
-        for group in group_by_length([self._reader.length(item) for item in read], max_group=self._max_group):
+        for group in self._reader.groups(read, self._max_group):
             logits = self._logits([read[position] for position in group])
             predictions.update(zip(group, map(self._prediction, logits), strict=True))
         return [predictions[position] for position in range(len(read))]
@@ -156,7 +157,8 @@ def _text_reader(found: Checkpoint, model: Any) -> TextReader:
     # Positions count from the left: padding there would move every token of a shorter text.
     tokenizer.padding_side = "right"
     limits = [limit for limit in (tokenizer.model_max_length, _positions(model)) if limit and limit < _NO_LIMIT]
-    return TextReader(tokenizer, int(min(limits)) if limits else None)
+    inputs = frozenset(inspect.signature(model.forward).parameters)
+    return TextReader(tokenizer, int(min(limits)) if limits else None, inputs)
 
 
 def _positions(model: Any) -> int | None:

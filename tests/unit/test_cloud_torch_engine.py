@@ -1,0 +1,286 @@
+"""TorchEngine on tiny random checkpoints: each is written by transformers itself."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgewise.cloud.engine import load_engine
+from edgewise.errors import CheckpointError, InputError
+
+pytestmark = pytest.mark.slow
+
+LABELS = {0: "corn", 1: "gold", 2: "ship"}
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", "corn", "gold", "ship", "price", "rose", "fell", "to", "the"]
+TEXTS = [
+    "corn",
+    "the price of gold rose",
+    "ship " * 20,
+    "gold fell",
+    "a b c d e f g",
+    "corn rose to the ship",
+    "z " * 9,
+]
+
+
+def _tokenizer(folder: Path, max_length: int = 32) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocab = {word: index for index, word in enumerate(special + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=max_length,
+    ).save_pretrained(folder)
+
+
+def _config(family: str, **more):
+    import transformers
+
+    sizes = {"vocab_size": 64, "pad_token_id": 0, "id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    wide = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    if family == "DistilBert":
+        wide = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+    return getattr(transformers, f"{family}Config")(
+        **sizes, **wide, max_position_embeddings=40, initializer_range=0.5, **more
+    )
+
+
+def text_checkpoint(folder: Path, family: str = "Bert", head: str = "ForSequenceClassification", **more) -> Path:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    safe = more.pop("safe_serialization", True)
+    model = getattr(transformers, family + head)(_config(family, **more))
+    model.save_pretrained(folder, safe_serialization=safe)
+    _tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    return text_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-bert")
+
+
+@pytest.fixture
+def copy(bert, tmp_path) -> Path:
+    return Path(shutil.copytree(bert, tmp_path / "copy"))
+
+
+def vit_checkpoint(folder: Path, channels: int) -> Path:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
+    )  # fmt: skip
+    config.num_channels, config.initializer_range = channels, 0.5
+    config.id2label, config.label2id = LABELS, {v: k for k, v in LABELS.items()}
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(
+        size={"height": 8, "width": 8}, image_mean=[0.5] * channels, image_std=[0.5] * channels
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["Bert", "DistilBert", "Roberta"])
+def test_a_batch_answers_as_its_items_do_alone(family, tmp_path):
+    engine = load_engine(text_checkpoint(tmp_path / family, family), threads=1)
+    together = engine.predict(TEXTS)
+    alone = [engine.predict([text])[0] for text in TEXTS]
+    assert [p.output for p in together] == [p.output for p in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.logits.dtype == np.float32
+        np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=1e-5)
+    assert len({p.logits.tobytes() for p in alone}) == len(TEXTS)
+
+
+def test_logits_are_those_of_the_model_itself(bert):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(bert).eval()
+    encoded = AutoTokenizer.from_pretrained(bert)(TEXTS[1], return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**encoded).logits[0].numpy()
+    got = load_engine(bert, threads=1).predict([TEXTS[1]])[0]
+    np.testing.assert_allclose(got.logits, expected, rtol=0, atol=1e-6)
+    assert got.output == LABELS[int(expected.argmax())]
+
+
+def test_half_precision_weights_are_computed_in_float32(bert, tmp_path):
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    half = Path(shutil.copytree(bert, tmp_path / "half"))
+    AutoModelForSequenceClassification.from_pretrained(bert, dtype=torch.bfloat16).save_pretrained(half)
+    logits = load_engine(half, threads=1).predict(["corn"])[0].logits
+    rounded = torch.from_numpy(logits).to(torch.bfloat16).to(torch.float32).numpy()
+    assert not np.array_equal(logits, rounded)
+
+
+def test_a_text_beyond_the_positions_is_cut(tmp_path):
+    # RoBERTa's positions start behind its padding index: 40 embeddings reach 39 tokens.
+    folder = text_checkpoint(tmp_path / "roberta", "Roberta")
+    _tokenizer(folder, max_length=10**9)
+    engine = load_engine(folder, threads=1)
+    long, longer = engine.predict(["corn " * 100, "corn " * 37])
+    assert np.allclose(long.logits, longer.logits, atol=1e-5)
+
+
+def test_the_info_says_what_it_serves(bert):
+    info = load_engine(bert, threads=1).info
+    assert (info.name, info.task, info.input, info.role) == ("tiny-bert", "text-classification", "text", "cloud")
+    assert info.labels == ("corn", "gold", "ship")
+    assert info.version.startswith("sha256:")
+    assert len(info.version) == 71
+    assert load_engine(bert, threads=1, name="news").info.name == "news"
+
+
+def test_a_task_that_is_not_the_models_is_refused(bert):
+    with pytest.raises(CheckpointError, match="not for image-classification"):
+        load_engine(bert, threads=1, task="image-classification")
+
+
+def test_torch_weights_files_are_read_too(bert, tmp_path):
+    folder = text_checkpoint(tmp_path / "torchbin", safe_serialization=False)
+    assert (folder / "pytorch_model.bin").is_file()
+    expected = load_engine(bert, threads=1).predict(["gold"])[0].logits
+    np.testing.assert_allclose(load_engine(folder, threads=1).predict(["gold"])[0].logits, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("item", [b"png", np.zeros((8, 8), np.uint8), "\ud800"])
+def test_what_is_no_text_is_refused(bert, item):
+    with pytest.raises(InputError):
+        load_engine(bert, threads=1).predict(["corn", item])
+
+
+def test_a_model_without_a_head_is_refused(tmp_path):
+    folder = text_checkpoint(tmp_path / "base", head="Model")
+    with pytest.raises(CheckpointError, match="BertModel"):
+        load_engine(folder, threads=1)
+
+
+def test_a_head_named_but_not_trained_is_refused(tmp_path):
+    folder = text_checkpoint(tmp_path / "base", head="Model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
+    with pytest.raises(CheckpointError, match="classifier"):
+        load_engine(folder, threads=1)
+
+
+@pytest.mark.parametrize("damage", ["cut weights", "wrong shape", "no tokenizer", "broken tokenizer", "unknown model"])
+def test_a_damaged_folder_is_refused_with_its_path(copy, damage):
+    config = json.loads((copy / "config.json").read_text())
+    if damage == "cut weights":
+        (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-64])
+    elif damage == "wrong shape":
+        (copy / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
+    elif damage == "no tokenizer":
+        for file in copy.glob("*token*"):
+            file.unlink()
+    elif damage == "broken tokenizer":
+        (copy / "tokenizer.json").write_text("{")
+    else:
+        (copy / "config.json").write_text(json.dumps(config | {"model_type": "xyzzy"}))
+    with pytest.raises(CheckpointError, match="copy") as caught:
+        load_engine(copy, threads=1)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_kind_and_size_answer_alone_as_together(channels, tmp_path):
+    from PIL import Image
+
+    engine = load_engine(vit_checkpoint(tmp_path / "tiny-vit", channels), threads=1)
+    assert (engine.info.task, engine.info.input) == ("image-classification", "image")
+    random = np.random.default_rng(0)
+    grey = random.integers(0, 256, (8, 8), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (13, 11, 3), dtype=np.uint8)).save(file, format="PNG")
+    items = [
+        grey,
+        grey[:, :, np.newaxis],
+        grey.astype(np.float32) + 0.25,
+        random.random((9, 5), dtype=np.float32) * 255,
+        random.integers(0, 256, (20, 7, 3), dtype=np.uint8),
+        file.getvalue(),
+    ]
+    together = engine.predict(items)
+    for item, one in zip(items, together, strict=True):
+        other = engine.predict([item])[0]
+        assert one.output == other.output
+        np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(together[0].logits, together[1].logits)
+    # A quarter of a grey level is neither rounded away nor taken for another scale.
+    assert 0 < np.abs(together[0].logits - together[2].logits).max() < 0.1
+
+
+def test_an_images_pixels_and_its_file_answer_alike(tmp_path):
+    from PIL import Image
+
+    engine = load_engine(vit_checkpoint(tmp_path / "vit", 3), threads=1)
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    raw, encoded = engine.predict([pixels, file.getvalue()])
+    np.testing.assert_allclose(raw.logits, encoded.logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "item", ["text", b"no image", np.zeros((8, 8, 2), np.uint8), np.zeros(8, np.uint8), np.full((8, 8), np.nan)]
+)
+def test_what_is_no_image_is_refused(tmp_path, item):
+    engine = load_engine(vit_checkpoint(tmp_path / "vit", 3), threads=1)
+    with pytest.raises(InputError):
+        engine.predict([item])
+
+
+LOADS_QUIETLY_OFFLINE = """
+import socket, sys
+def refuse(*args, **kwargs):
+    print("network", args); sys.exit(9)
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from pathlib import Path
+from edgewise.cloud.engine import load_engine
+for folder in sys.argv[1:]:
+    engine = load_engine(Path(folder), threads=1)
+import numpy as np
+engine.predict([np.random.default_rng(0).random((8, 8), dtype=np.float32)])
+"""
+
+
+def test_loading_and_answering_prints_nothing_and_reaches_no_network(bert, tmp_path):
+    vit = vit_checkpoint(tmp_path / "vit", 3)
+    sharded = tmp_path / "sharded"
+    from transformers import AutoModelForSequenceClassification
+
+    shutil.copytree(bert, sharded, ignore=shutil.ignore_patterns("model.safetensors"))
+    AutoModelForSequenceClassification.from_pretrained(bert).save_pretrained(sharded, max_shard_size="4KB")
+    assert (sharded / "model.safetensors.index.json").is_file()
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS_QUIETLY_OFFLINE, bert, sharded, vit],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
