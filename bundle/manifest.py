@@ -26,9 +26,11 @@ FORMAT = "edgewise-bundle"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 
-# Python's `$` also matches before a final newline; the length closes that gap, so that no odd file name can be formed.
-Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
-Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+# Python's `$` also matches before a final newline, JSON Schema's does not, and neither knows the other's `\Z`.
+END = r"$(?!\n)"
+Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^sha256:[0-9a-f]{{64}}{END}")]
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]*{END}", max_length=128)]
+Version: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[0-9]+(\.[0-9]+)*{END}", max_length=32)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
@@ -139,7 +141,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     isa: tuple[str, ...]
-    min_onnxruntime: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=32)]
+    min_onnxruntime: Version
     opset: Positive
 
 

@@ -13,6 +13,7 @@ graph's external-data locations must be exactly the weight blobs: see `graph.py`
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,9 +134,13 @@ class Bundle:
             BundleCorruptError: The blob holds something else.
         """
         try:
-            return msgspec.json.decode(self.read(self.core.golden), type=tuple[GoldenItem, ...])
+            items = msgspec.json.decode(self.read(self.core.golden), type=tuple[GoldenItem, ...])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise corrupt(f"Its golden items cannot be read: {e}.") from e
+        for item in items:
+            if len(item.logits) != len(self.core.labels):
+                raise corrupt(f"A golden item has {len(item.logits)} logits for {len(self.core.labels)} labels.")
+        return items
 
     def attestations(self) -> tuple[Attestation, ...]:
         """Everything attested of this model, in the order of file names."""
@@ -162,6 +167,8 @@ def attach(bundle_path: Path | str, kind: str, payload: Mapping[str, Any]) -> Pa
     data = encode_attestation(attestation)
     if len(data) > MAX_ATTESTATION_BYTES:
         raise BundleError(f"This attestation has {len(data)} bytes; at most {MAX_ATTESTATION_BYTES} are allowed.")
+    if len(bundle.attestations()) >= MAX_ATTESTATIONS:
+        raise BundleError(f"The bundle holds {MAX_ATTESTATIONS} attestations, the most it may.", "Remove old ones.")
     path = bundle.path / ATTESTATIONS / attestation.file_name
     try:
         write_atomically(path, data)
@@ -181,6 +188,8 @@ def _list_files(folder: Path) -> dict[str, int]:
         raise BundleError(f"There is no bundle at {folder}.", _REMEDY)
     if not folder.is_dir():
         raise BundleError(f"{folder} is a file, a bundle is a folder.", _REMEDY)
+    if not os.path.lexists(folder / MANIFEST):
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.", _REMEDY)
     files: dict[str, int] = {}
     open_folders = [folder]
     while open_folders:
@@ -192,9 +201,7 @@ def _list_files(folder: Path) -> dict[str, int]:
             elif stat.S_ISREG(info.st_mode):
                 files[name] = info.st_size
             else:
-                raise corrupt(f"{name!r} in it is neither one of its files nor one of its folders.")
-    if MANIFEST not in files:
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.", _REMEDY)
+                raise corrupt(f"{name!r} in it is a link or a folder, or not a file at all; none belongs there.")
     return {name: size for name, size in files.items() if not _is_leftover(name)}
 
 

@@ -27,7 +27,7 @@ from edgewise.bundle.manifest import (
 )
 from edgewise.bundle.model_file import GraphFacts, graph_facts, large_weights, move_out, read_model
 from edgewise.bundle.reader import BLOBS, MANIFEST, Bundle, encode_golden
-from edgewise.errors import InputError
+from edgewise.errors import BundleError, InputError
 from edgewise.files import refuse_existing, staged_directory
 
 
@@ -86,6 +86,7 @@ def pack_bundle(source: BundleSource, out: Path | str) -> str:
     Raises:
         OutputExistsError: `out` exists.
         InputError: The ONNX file, the tokenizer or another part of the source cannot be used.
+        BundleError: The folder cannot be written.
         MissingExtraError: `onnx` is not installed.
     """
     out = Path(out)
@@ -94,13 +95,22 @@ def pack_bundle(source: BundleSource, out: Path | str) -> str:
     model = read_model(source.onnx_path)
     facts = graph_facts(model)
     _check_facts(source, facts)
-    with staged_directory(out) as staged:
-        blobs = staged / BLOBS
-        blobs.mkdir(parents=True)
-        core = _write_blobs(source, model, facts, blobs)
-        (staged / MANIFEST).write_bytes(encode_manifest(core))
-        # What cannot be read back must not be published.
-        return Bundle.open(staged).model_digest
+    try:
+        with staged_directory(out) as staged:
+            return _write(source, model, facts, staged)
+    except OSError as e:
+        raise BundleError(
+            f"The bundle {out} cannot be written: {e.strerror or e}.", "Check space and permissions."
+        ) from e
+
+
+def _write(source: BundleSource, model: Any, facts: GraphFacts, folder: Path) -> str:
+    blobs = folder / BLOBS
+    blobs.mkdir(parents=True)
+    core = _write_blobs(source, model, facts, blobs)
+    (folder / MANIFEST).write_bytes(encode_manifest(core))
+    # What cannot be read back must not be published.
+    return Bundle.open(folder).model_digest
 
 
 def _write_blobs(source: BundleSource, model: Any, facts: GraphFacts, folder: Path) -> Core:
