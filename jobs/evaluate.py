@@ -1,0 +1,232 @@
+"""Evaluating a running gateway on labelled items: its answers, the edge model's and the cloud's, side by side.
+
+Owns the traffic and the files it leaves (summary and plot). What the answers amount to is `router.evaluation`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+
+from edgewise.bundle import Bundle
+from edgewise.contracts import Answer, Certificate, CloudClient, CloudReply, Example, Output, Progress, Request
+from edgewise.dataset import load_examples, require_labels
+from edgewise.edge import EdgeModel
+from edgewise.errors import CloudResponseError, CloudTimeoutError, CloudUnreachableError, ConfigError
+from edgewise.files import write_atomically
+from edgewise.jobs.asking import ask_all, reference_of, until_ready
+from edgewise.jobs.certify import certificate_beside, edge_scores, load_certificate
+from edgewise.jobs.plots import plot_operating_curve
+from edgewise.router.certificate import check_model
+from edgewise.router.evaluation import CurvePoint, Routed, evaluate, operating_curve
+from edgewise.wire import native
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """What to evaluate and on what.
+
+    Attributes:
+        bundle: The bundle the gateway serves.
+        gateway: URL of the gateway.
+        data: Labelled items that nothing was chosen or certified on.
+        out: Folder for `summary.json` and `operating_curve.png`.
+        certificate: Path of the certificate; None takes the file beside the bundle.
+        concurrency: Requests to the gateway at the same time.
+        timeout_s: Longest one request may take.
+        wait_s: Longest to wait for a gateway or cloud that is still starting.
+        text_field: Field of the text in the data file.
+        label_field: Field of the label in the data file.
+        api_key: Key of the gateway, or None.
+        since: Unix time that `wall_s` counts from; None counts from the start of this job.
+    """
+
+    bundle: Path
+    gateway: str
+    data: Path
+    out: Path
+    certificate: Path | None = None
+    concurrency: int = 1
+    timeout_s: float = 30.0
+    wait_s: float = 0.0
+    text_field: str = "text"
+    label_field: str = "label"
+    api_key: str | None = None
+    since: float | None = None
+
+
+class Summary(Routed, frozen=True, kw_only=True):
+    """Everything an evaluation found, as `summary.json` holds it.
+
+    Attributes:
+        alpha: The certificate's bound on `local_disagreement`.
+        delta: The probability with which that bound may fail.
+        threshold: The certified threshold, as text where it is infinite.
+        n_certify: Items the certificate rests on.
+        n_test: Items evaluated.
+        bundle_bytes: Size of the bundle's core.
+        checkpoint_bytes: Size of the fp32 weights it was made from; None where the bundle does not say.
+        wall_s: Seconds, see `EvaluateJob.since`.
+    """
+
+    alpha: float
+    delta: float
+    threshold: float | str
+    n_certify: int
+    n_test: int
+    bundle_bytes: int
+    checkpoint_bytes: int | None
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation and the files it wrote."""
+
+    summary: Summary
+    summary_path: Path
+    plot_path: Path
+
+
+def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -> Evaluated:
+    """Send every item through the gateway, ask edge model and cloud alone as well, and write summary and plot.
+
+    Raises:
+        CertificateError: The certificate is missing, or not this bundle's.
+        CloudError: The gateway or the cloud did not answer.
+        BundleError, DataError, ConfigError: The input cannot be used.
+        MissingExtraError: Plots are not installed.
+    """
+    started = time.time() if job.since is None else job.since
+    examples = load_examples(job.data, text_field=job.text_field, label_field=job.label_field)
+    labels = require_labels(examples, job.data)
+    model = EdgeModel.load(job.bundle)
+    certificate = load_certificate(job.certificate or certificate_beside(job.bundle))
+    check_model(certificate, model.digest)
+    answers, waited_ms, cloud_outputs = asyncio.run(_ask_both(job, cloud, examples, progress))
+    progress.stage("Asking the edge model", len(examples))
+    predictions = []
+    for example in examples:
+        predictions.append(model.predict_one(example.input))
+        progress.advance()
+    edge_outputs = [prediction.output for prediction in predictions]
+    routed = evaluate(answers, waited_ms, labels=labels, edge_outputs=edge_outputs, cloud_outputs=cloud_outputs)
+    curve = operating_curve(
+        edge_scores(predictions, certificate.signal), _correct(edge_outputs, labels), _correct(cloud_outputs, labels)
+    )
+    return _write(job, model.bundle, certificate, routed, curve, len(examples), started)
+
+
+async def _ask_both(
+    job: EvaluateJob, cloud: CloudClient, examples: Sequence[Example], progress: Progress
+) -> tuple[list[Answer], list[float], list[Output]]:
+    try:
+        await reference_of(cloud, timeout_s=job.timeout_s, wait_s=job.wait_s)
+        async with _GatewayClient(job) as gateway:
+            await until_ready(gateway.check_ready, wait_s=job.wait_s)
+            progress.stage("Asking the gateway", len(examples))
+            timed = await ask_all(examples, gateway.ask, concurrency=job.concurrency, progress=progress)
+        progress.stage("Asking the cloud alone", len(examples))
+
+        async def ask(example: Example) -> CloudReply:
+            return await cloud.predict(Request(inputs=example.input), timeout_s=job.timeout_s)
+
+        replies = await ask_all(examples, ask, concurrency=4, progress=progress)
+    finally:
+        await cloud.aclose()
+    return [answer for answer, _ in timed], [waited for _, waited in timed], [reply.output for reply in replies]
+
+
+class _GatewayClient:
+    """Speaks the native protocol with a gateway and times what its caller waits."""
+
+    def __init__(self, job: EvaluateJob) -> None:
+        headers = {"content-type": "application/json"}
+        if job.api_key:
+            headers["authorization"] = f"Bearer {job.api_key}"
+        self._url = job.gateway.rstrip("/")
+        try:
+            self._http = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=job.timeout_s, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"{job.gateway!r} is no URL: {error}.", "Give one like http://127.0.0.1:8700.") from error
+
+    async def __aenter__(self) -> _GatewayClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def check_ready(self) -> None:
+        """Raise CloudError unless the gateway is ready to answer."""
+        await self._exchange("GET", "/readyz", None)
+
+    async def ask(self, example: Example) -> tuple[Answer, float]:
+        """The gateway's first answer to an item, and the milliseconds it took."""
+        body = native.encode_request(Request(inputs=example.input))
+        started = time.perf_counter()
+        content = await self._exchange("POST", "/v1/predict", body)
+        return native.decode_answer(content), 1000 * (time.perf_counter() - started)
+
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> bytes:
+        try:
+            response = await self._http.request(method, path, content=body)
+        except httpx.TimeoutException as error:
+            raise CloudTimeoutError(f"The gateway {self._url} did not answer in time.", "Is it overloaded?") from error
+        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
+            raise CloudUnreachableError(
+                f"The gateway {self._url} cannot be reached: {error}.", "Start it: edgewise edge serve BUNDLE."
+            ) from error
+        if response.status_code != httpx.codes.OK:
+            detail = native.decode_error(response.content)
+            said = detail.message if detail else response.text[:200]
+            raise CloudResponseError(f"The gateway {self._url} answered {response.status_code}: {said}")
+        return response.content
+
+
+def _correct(outputs: Sequence[Output], labels: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.array([output == label for output, label in zip(outputs, labels, strict=True)], dtype=np.bool_)
+
+
+def _write(
+    job: EvaluateJob,
+    bundle: Bundle,
+    certificate: Certificate,
+    routed: Routed,
+    curve: Sequence[CurvePoint],
+    n: int,
+    started: float,
+) -> Evaluated:
+    summary_path, plot_path = job.out / "summary.json", job.out / "operating_curve.png"
+    certified = CurvePoint(routed.local_share, routed.routed_accuracy)
+    write_atomically(plot_path, plot_operating_curve(curve, certified, certificate.bound))
+    threshold = certificate.bound.threshold
+    summary = Summary(
+        **{name: getattr(routed, name) for name in Routed.__struct_fields__},
+        alpha=certificate.bound.alpha,
+        delta=certificate.bound.delta,
+        threshold=threshold if np.isfinite(threshold) else str(threshold),
+        n_certify=certificate.bound.n,
+        n_test=n,
+        bundle_bytes=bundle.size_bytes,
+        checkpoint_bytes=_checkpoint_bytes(bundle),
+        wall_s=time.time() - started,
+    )
+    write_atomically(summary_path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    return Evaluated(summary, summary_path, plot_path)
+
+
+def _checkpoint_bytes(bundle: Bundle) -> int | None:
+    """Size of the fp32 weights, as the bundle's own measurement states it."""
+    for attestation in bundle.attestations():
+        size = attestation.payload.get("checkpoint_bytes")
+        if attestation.kind == "measurement" and isinstance(size, int):
+            return size
+    return None
