@@ -251,9 +251,13 @@ def predict_each(engine: Engine, inputs: Sequence[Input]) -> list[Prediction | E
 
 async def _drained(worker: asyncio.Task[None]) -> None:
     try:
-        await worker
-    except Exception:
-        _log.exception("The worker had failed.")
+        await asyncio.wait({worker})
+    finally:
+        # Only where this wait was itself cancelled; else the worker has ended.
+        worker.cancel()
+    error = None if worker.cancelled() else worker.exception()
+    if error is not None:
+        _log.error("The worker had failed.", exc_info=error)
 
 
 def _gone() -> CloudError:

@@ -140,13 +140,15 @@ class HttpBackend:
 
 
 def _checked_url(url: str) -> str:
+    if "@" in url:
+        # Not shown: it may be a password.
+        raise ConfigError("The cloud URL carries a user name or a password.", "Give the key as `api_key` instead.")
     try:
         parsed = httpx.URL(url.strip())
     except httpx.InvalidURL as error:
         raise ConfigError(f"The cloud URL {url!r} is not a URL: {error}.", _URL_REMEDY) from error
-    if parsed.userinfo:
-        raise ConfigError("The cloud URL carries a user name or password.", "Give the key as `api_key` instead.")
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+    usable = parsed.scheme in ("http", "https") and parsed.host and " " not in parsed.host
+    if not usable or parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 1 << 16:
         raise ConfigError(f"The cloud URL {url!r} cannot be used.", _URL_REMEDY)
     return str(parsed).rstrip("/")
 

@@ -1,0 +1,251 @@
+"""What OipClient asks, accepts and refuses, over a transport without a network; sockets are the contract suite's."""
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+
+from edgewise.cloud.clients import CLIENTS
+from edgewise.cloud.clients.oip import OipClient
+from edgewise.contracts import CloudClient, CloudReply, DataPolicy, Reference, Request
+from edgewise.errors import CloudResponseError, CloudTimeoutError, CloudUnreachableError, ConfigError
+
+KEY = "key-5eb1"
+REQUEST = Request(id="r1", inputs="corn rose")
+REPLY = {
+    "model_name": "news",
+    "model_version": "sha256:1",
+    "id": "r1",
+    "outputs": [{"name": "label", "datatype": "BYTES", "shape": [1], "data": ["grain"]}],
+}
+
+
+def status_output(status):
+    return {"name": "status", "datatype": "BYTES", "shape": [1], "data": [status]}
+
+
+class Server(httpx.MockTransport):
+    """Answers each path from a table and records what it was asked."""
+
+    def __init__(self, **answers):
+        super().__init__(self.handle)
+        self.seen = []
+        self.answers = {
+            "/v2": {"name": "edgewise", "models": ["news"]},
+            "/v2/models/news": {"name": "news", "versions": ["sha256:1"]},
+            "/v2/models/news/infer": REPLY,
+        } | {
+            {"root": "/v2", "model": "/v2/models/news", "infer": "/v2/models/news/infer"}[k]: v
+            for k, v in answers.items()
+        }
+
+    def handle(self, request):
+        self.seen.append(request)
+        answer = self.answers.get(request.url.path, httpx.Response(404, json={"error": "no such model"}))
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, bytes):
+            return httpx.Response(200, content=answer)
+        return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+
+
+def client(server, **more):
+    return OipClient("http://cloud.test:8700/", transport=server, **{"model": "news", "api_key": KEY} | more)
+
+
+def test_it_is_a_cloud_client_by_its_name():
+    assert isinstance(CLIENTS["oip"]("http://127.0.0.1:1"), CloudClient)
+
+
+async def test_it_describes_the_model_it_was_given():
+    server = Server()
+    assert await client(server).describe(timeout_s=5) == Reference("news", "sha256:1")
+    assert [str(seen.url) for seen in server.seen] == ["http://cloud.test:8700/v2/models/news"]
+    assert server.seen[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_it_asks_for_the_model_once_where_none_was_given():
+    server = Server()
+    asked = client(server, model=None, api_key=None)
+    assert (await asked.predict(REQUEST, timeout_s=5)).output == "grain"
+    assert await asked.describe(timeout_s=5) == Reference("news", "sha256:1")
+    assert [seen.url.path for seen in server.seen] == ["/v2", "/v2/models/news/infer", "/v2/models/news"]
+    assert "authorization" not in server.seen[0].headers
+
+
+async def test_it_sends_the_item_with_what_is_left_of_its_time():
+    server = Server()
+    request = Request(id="r1", inputs="corn rose", session="s", data_policy=DataPolicy.ANY, budget_ms=9e9)
+    reply = await client(server).predict(request, timeout_s=5)
+    assert reply == CloudReply("grain", Reference("news", "sha256:1"))
+    sent = json.loads(server.seen[0].content)
+    assert (sent["id"], sent["inputs"][0]["name"], sent["inputs"][0]["data"]) == ("r1", "text", ["corn rose"])
+    assert 0 < sent["parameters"]["budget_ms"] <= 5000
+
+
+async def test_a_time_out_longer_than_any_budget_is_sent_as_the_longest_one():
+    server = Server()
+    await client(server).predict(REQUEST, timeout_s=1e6)
+    assert json.loads(server.seen[0].content)["parameters"]["budget_ms"] == 600_000
+
+
+async def test_pixels_and_files_are_sent_as_images():
+    server = Server()
+    asked = client(server)
+    await asked.predict(Request(id="1", inputs=np.zeros((2, 2), np.uint8)), timeout_s=5)
+    await asked.predict(Request(id="2", inputs=b"png"), timeout_s=5)
+    assert [json.loads(seen.content)["inputs"][0]["name"] for seen in server.seen] == ["pixels", "image"]
+
+
+async def test_names_are_quoted_in_the_path():
+    server = Server()
+    with pytest.raises(CloudResponseError, match="status 404"):
+        await client(server, model="a/../b c").predict(REQUEST, timeout_s=5)
+    assert server.seen[0].url.raw_path == b"/v2/models/a%2F..%2Fb%20c/infer"
+
+
+async def test_the_version_that_answered_is_told_whatever_was_described():
+    server = Server(infer=REPLY | {"model_version": "sha256:2"})
+    assert (await client(server).predict(REQUEST, timeout_s=5)).reference.version == "sha256:2"
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        (REPLY | {"model_version": ""}, "which version"),
+        ({k: v for k, v in REPLY.items() if k != "model_version"}, "which version"),
+        (REPLY | {"outputs": []}, "'label'"),
+        (REPLY | {"outputs": [*REPLY["outputs"], status_output("provisional")]}, "provisionally"),
+        (REPLY | {"outputs": [*REPLY["outputs"], status_output("maybe")]}, "maybe"),
+        (REPLY | {"outputs": [{"name": "label", "datatype": "FP32", "shape": [1], "data": [1.5]}]}, "no text"),
+        (REPLY | {"outputs": [{"name": "label", "datatype": "BYTES", "shape": [2], "data": ["a"]}]}, "elements"),
+        (b"<html>hello</html>", "hello"),
+        (b"", "infer response"),
+        (b"[" * 100_000, "infer response"),
+        (b"\xff\xfe\x00", "infer response"),
+    ],
+)
+async def test_what_is_no_final_answer_of_a_named_version_is_refused(reply, problem):
+    with pytest.raises(CloudResponseError, match=problem) as caught:
+        await client(Server(infer=reply)).predict(REQUEST, timeout_s=5)
+    assert "http://cloud.test:8700/v2/models/news/infer" in str(caught.value)
+    assert len(str(caught.value)) < 900
+
+
+async def test_a_final_status_is_accepted():
+    server = Server(infer=REPLY | {"outputs": [status_output("final"), *REPLY["outputs"]]})
+    assert (await client(server).predict(REQUEST, timeout_s=5)).output == "grain"
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ({"name": "news", "versions": []}, "none"),
+        ({"name": "news", "versions": ["1", "2"]}, "1, 2"),
+        (b"{}", "metadata"),
+    ],
+)
+async def test_a_server_that_does_not_say_one_version_cannot_be_a_reference(model, problem):
+    with pytest.raises(CloudResponseError, match=problem):
+        await client(Server(model=model)).describe(timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("root", "problem"), [({"name": "triton"}, "no models"), ({"models": ["a", "b"]}, "a, b"), (b"nothing", "metadata")]
+)
+async def test_a_server_that_does_not_say_its_one_model_needs_it_named(root, problem):
+    with pytest.raises(CloudResponseError, match=problem):
+        await client(Server(root=root), model=None).describe(timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(400, "protocol"), (401, "key"), (404, "name"), (429, "later"), (503, "later"), (500, "log"), (302, "protocol")],
+)
+async def test_a_refusal_says_its_status_and_what_the_server_said_but_never_the_key(status, remedy):
+    said = f"you sent {KEY} and " + "x" * 1000
+    server = Server(infer=httpx.Response(status, json={"error": said}, headers={"location": "http://elsewhere.test"}))
+    with pytest.raises(CloudResponseError, match=f"status {status}") as caught:
+        await client(server).predict(REQUEST, timeout_s=5)
+    assert len(server.seen) == 1
+    assert KEY not in str(caught.value)
+    assert "you sent ***" in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert remedy in caught.value.remedy
+
+
+async def test_a_reply_of_garbage_does_not_show_the_key():
+    with pytest.raises(CloudResponseError) as caught:
+        await client(Server(infer=REPLY | {"model_name": KEY, "outputs": []})).predict(REQUEST, timeout_s=5)
+    assert KEY not in str(caught.value)
+
+
+async def test_an_endless_response_is_cut():
+    with pytest.raises(CloudResponseError, match="more than"):
+        await client(Server(infer=b"x" * (9 << 20))).predict(REQUEST, timeout_s=20)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (httpx.ConnectError("refused"), CloudUnreachableError),
+        (httpx.ConnectTimeout(""), CloudUnreachableError),
+        (httpx.ReadError(""), CloudResponseError),
+        (httpx.RemoteProtocolError("illegal"), CloudResponseError),
+    ],
+)
+async def test_a_failing_connection_names_the_address_and_the_remedy(error, kind):
+    with pytest.raises(kind, match=r"http://cloud\.test:8700") as caught:
+        await client(Server(infer=error)).predict(REQUEST, timeout_s=5)
+    assert caught.value.remedy
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1])
+async def test_no_time_is_a_time_out(timeout_s):
+    server = Server()
+    with pytest.raises(CloudTimeoutError):
+        await client(server).predict(REQUEST, timeout_s=timeout_s)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "cloud:8700",
+        "ftp://cloud",
+        "http://",
+        "//cloud",
+        "http://cloud:99999999",
+        "http://cloud:port",
+        "http://cloud/?a=b",
+        "http://a b/",
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused_with_its_value(url):
+    with pytest.raises(ConfigError) as caught:
+        OipClient(url)
+    assert repr(url) in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@cloud", "http://me:s3cret@cloud:port"])
+def test_a_password_in_the_address_is_refused_and_not_shown(url):
+    with pytest.raises(ConfigError) as caught:
+        OipClient(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(key):
+    with pytest.raises(ConfigError) as caught:
+        OipClient("http://cloud", api_key=key)
+    assert not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_connect_time_out_must_be_above_zero(value):
+    with pytest.raises(ConfigError):
+        OipClient("http://cloud", connect_timeout_s=value)
