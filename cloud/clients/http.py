@@ -147,7 +147,7 @@ def _checked_url(url: str) -> str:
         parsed = httpx.URL(url.strip())
     except httpx.InvalidURL as error:
         raise ConfigError(f"The cloud URL {url!r} is not a URL: {error}.", _URL_REMEDY) from error
-    usable = parsed.scheme in ("http", "https") and parsed.host and " " not in parsed.host
+    usable = parsed.scheme in ("http", "https") and parsed.host and len(url.split()) == 1
     if not usable or parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 1 << 16:
         raise ConfigError(f"The cloud URL {url!r} cannot be used.", _URL_REMEDY)
     return str(parsed).rstrip("/")
