@@ -55,11 +55,13 @@ def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
 def _location(entry: memoryview) -> Iterator[str]:
     """The value of a key-value pair, if its key is "location".
 
-    A repeated field counts every time, which is stricter than protobuf, where the last one wins.
+    A repeated field counts every time, which is stricter than protobuf, where the last one wins. Without a value it is
+    the empty name.
     """
     pairs = list(_fields(entry))
     if any(field == 1 and bytes(value) == b"location" for field, value in pairs):
-        yield from (str(value, "utf-8", "replace") for field, value in pairs if field == 2)
+        values = [str(value, "utf-8", "replace") for field, value in pairs if field == 2]
+        yield from values or [""]
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

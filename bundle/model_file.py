@@ -149,6 +149,8 @@ def _strip(model: Any) -> None:
         for field in ("doc_string", "metadata_props"):
             if field in message.DESCRIPTOR.fields_by_name:
                 message.ClearField(field)
+        if message.DESCRIPTOR.name == "TensorProto":
+            message.ClearField("data_location")  # loading external data leaves the default spelled out
 
 
 def _messages(message: Any) -> Iterator[Any]:

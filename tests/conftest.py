@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
+
+# How long an example takes on a busy machine says nothing about the rule under test.
+hypothesis.settings.register_profile("edgewise", deadline=None)
+hypothesis.settings.load_profile("edgewise")
 
 
 @pytest.fixture(scope="session")

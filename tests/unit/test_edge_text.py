@@ -1,0 +1,120 @@
+"""Texts become the tensors that the graph declares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgewise.bundle import TensorSpec
+from edgewise.edge.text import TextEncoder
+from edgewise.errors import BundleError, InputError
+
+ALL = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@pytest.fixture(scope="module")
+def encoder_of(tiny_models):
+    def build(names=ALL[:2], dtype="int64", max_length=8, pad_multiple=1, tokenizer=None):
+        specs = [TensorSpec(name, dtype, ("batch", "tokens")) for name in names]
+        content = tokenizer or tiny_models.tokenizer_json()
+        return TextEncoder(content, specs, max_length=max_length, pad_multiple=pad_multiple)
+
+    return build
+
+
+def test_feeds_what_the_graph_declares_and_nothing_else(encoder_of, tiny_models):
+    words = tiny_models.vocabulary()
+    for names in (ALL[:1], ALL[:2], ALL):
+        assert list(encoder_of(names).encode("wheat rose")) == list(names)
+    tensors = encoder_of(ALL).encode("Wheat unknown rose")
+    assert tensors["input_ids"].tolist() == [[words["wheat"], words["[UNK]"], words["rose"]]]
+    assert tensors["attention_mask"].tolist() == [[1, 1, 1]]
+    assert tensors["token_type_ids"].tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_types_as_declared(encoder_of, dtype):
+    assert {value.dtype.name for value in encoder_of(ALL, dtype).encode("wheat").values()} == {dtype}
+
+
+def test_long_text_is_truncated(encoder_of):
+    assert encoder_of(max_length=4).encode("wheat " * 100)["input_ids"].shape == (1, 4)
+
+
+@given(words=st.integers(1, 40), max_length=st.integers(1, 20), multiple=st.integers(1, 9))
+def test_padding(words, max_length, multiple, encoder_of):
+    tensors = encoder_of(max_length=max_length, pad_multiple=multiple).encode("wheat " * words)
+    used = min(words, max_length)
+    length = tensors["input_ids"].shape[1]
+    assert used <= length <= max_length
+    assert length % multiple == 0 or length == max_length
+    assert length - used < multiple
+    assert tensors["attention_mask"].tolist() == [[1] * used + [0] * (length - used)]
+    assert not tensors["input_ids"][0, used:].any(), "the padding token of the tiny vocabulary has id 0"
+
+
+def test_padding_and_truncation_of_the_file_are_overruled(encoder_of, tiny_models):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(tiny_models.tokenizer_json())
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(2)
+    content = tokenizer.to_str().encode()
+    assert encoder_of(tokenizer=content).encode("wheat corn crop rose")["input_ids"].shape == (1, 4)
+
+
+def test_padding_token_of_the_file_is_used(encoder_of):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"wheat": 0, "[PAD]": 7, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = encoder_of(tokenizer=tokenizer.to_str().encode(), pad_multiple=4)
+    assert encoder.encode("wheat")["input_ids"].tolist() == [[0, 7, 7, 7]]
+
+
+@pytest.mark.parametrize(
+    ("item", "named"),
+    [
+        (b"bytes", "bytes"),
+        (None, "NoneType"),
+        (3, "int"),
+        (np.zeros((2, 2)), r"array of shape \(2, 2\)"),
+        (["a"], "list"),
+    ],
+)
+def test_other_types_are_named(encoder_of, item, named):
+    with pytest.raises(InputError, match=rf"takes a text \(str\), given .*{named}"):
+        encoder_of().encode(item)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n"])
+def test_text_without_a_token(encoder_of, text):
+    with pytest.raises(InputError, match="no token"):
+        encoder_of().encode(text)
+
+
+def test_broken_unicode(encoder_of):
+    with pytest.raises(InputError, match="cannot be tokenized"):
+        encoder_of().encode("wheat \ud800")
+
+
+@given(st.text(max_size=50))
+def test_any_text_is_encoded_or_refused(encoder_of, text):
+    try:
+        tensors = encoder_of().encode(text)
+    except InputError:
+        return
+    assert 1 <= tensors["input_ids"].shape[1] <= 8
+
+
+def test_graph_with_an_input_that_a_text_does_not_feed(encoder_of):
+    with pytest.raises(BundleError, match="'position_ids'"):
+        encoder_of(("input_ids", "position_ids"))
+
+
+@pytest.mark.parametrize("content", [b"{}", b"\xff", b"not json"])
+def test_broken_tokenizer(encoder_of, content):
+    with pytest.raises(BundleError, match="tokenizer"):
+        encoder_of(tokenizer=content)
