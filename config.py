@@ -168,6 +168,15 @@ def parse_config(tables: Mapping[str, Any]) -> Config:
         config = msgspec.convert(tables, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(*_explained(str(error))) from error
+    return checked(config)
+
+
+def checked(config: Config) -> Config:
+    """The configuration, if every number in it is in its range.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
     _check_ranges(config)
     return config
 

@@ -1,0 +1,445 @@
+"""The command line: the only file that prints, prompts or exits. Every command hands its work to a room or a job.
+
+Exit codes: 0 done, 1 the goal was not met, 2 usage or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from edgewise import __version__, rendering
+from edgewise.config import BackendSection, Config, load_config
+from edgewise.contracts import Mode
+from edgewise.errors import EdgewiseError
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False)
+
+app = typer.Typer(
+    name="edgewise",
+    help="Edge models with a certified way to the cloud: quantize, certify, serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+edge_app = typer.Typer(help="The gateway on a device.", no_args_is_help=True)
+cloud_app = typer.Typer(help="The cloud service.", no_args_is_help=True)
+app.add_typer(edge_app, name="edge")
+app.add_typer(cloud_app, name="cloud")
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
+DataOption = Annotated[Path, typer.Option("--data", help="JSONL, CSV, or a folder of images with one folder a class.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+TextField = Annotated[str, typer.Option("--text-field", help="Field of the text in the data.")]
+LabelField = Annotated[str, typer.Option("--label-field", help="Field of the label in the data.")]
+CloudUrl = Annotated[str | None, typer.Option("--cloud", help="URL of the cloud service.")]
+CloudKind = Annotated[str, typer.Option("--cloud-kind", help="Protocol of the cloud: oip.")]
+CloudModel = Annotated[str | None, typer.Option("--cloud-model", help="Model there; our own service needs no name.")]
+CloudKeyEnv = Annotated[str | None, typer.Option("--cloud-key-env", help="Environment variable with the cloud's key.")]
+CachedOption = Annotated[bool, typer.Option("--cached", help="Keep an output that was made from exactly these inputs.")]
+WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to wait for a service that is still starting.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds one call may take.")]
+HostOption = Annotated[str | None, typer.Option("--host", help="Address to bind; loopback unless told otherwise.")]
+KeysEnv = Annotated[str | None, typer.Option("--api-keys-env", help="Environment variable with tenant:key,tenant:key.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        OUT.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("edgewise").setLevel(os.environ.get("EDGEWISE_LOG", "WARNING").upper())
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face checkpoint.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run; must not exist.")],
+    gate: Annotated[
+        Path | None, typer.Option("--gate", help="Items no choice has seen, for the accuracy bound.")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="Task, or auto.")] = "auto",
+    recipes: Annotated[str, typer.Option("--recipes", help="Recipes, separated by commas; empty takes all.")] = "",
+    max_drop: Annotated[float, typer.Option("--max-drop", help="Largest loss of accuracy, as a share.")] = 0.01,
+    confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the gate's bound.")] = 0.95,
+    prefer: Annotated[
+        str, typer.Option("--prefer", help="What the pick favours: balanced, size or speed.")
+    ] = "balanced",
+    threads: Annotated[int, typer.Option("--threads", help="Threads of one prediction when measuring.")] = 1,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Longest text, in tokens.")] = None,
+    exporter: Annotated[str, typer.Option("--exporter", help="optimum or torch.")] = "optimum",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn.")] = 0,
+    text_field: TextField = "text",
+    label_field: LabelField = "label",
+    cached: CachedOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build, measure and pack 4/8-bit candidates of a checkpoint; the winner becomes OUT/bundle.
+
+    Example: edgewise quantize checkpoint --data tuning.jsonl --gate gate.jsonl --out run
+    """
+    from edgewise.quantize import QuantizeJob
+    from edgewise.quantize import quantize as run
+
+    job = QuantizeJob(
+        checkpoint=model,
+        data=data,
+        out=out,
+        gate=gate,
+        task=task,
+        max_drop=max_drop,
+        confidence=confidence,
+        prefer=prefer,
+        threads=threads,
+        max_length=max_length,
+        text_field=text_field,
+        label_field=label_field,
+        exporter=exporter,
+        seed=seed,
+        reuse=cached,
+        **({"recipes": tuple(recipes.split(","))} if recipes else {}),
+    )
+    with rendering.progress_on(ERR) as progress:
+        result = run(job, progress)
+    _show(rendering.quantized_view(result), result.report, as_json)
+    if not result.goal_met:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pack(
+    onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="A classifier's ONNX file.")],
+    labels: Annotated[
+        Path, typer.Option("--labels", help="Labels in the order of the logits: a line each, or a JSON list.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the bundle; must not exist.")],
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="tokenizer.json, or its folder.")] = None,
+    preprocessor: Annotated[
+        Path | None, typer.Option("--preprocessor", help="preprocessor_config.json, or its folder.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Model name; the file's unless given.")] = None,
+    max_length: Annotated[int, typer.Option("--max-length", help="Longest text, in tokens.")] = 128,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a bundle of an ONNX file of your own; needs no torch.
+
+    Example: edgewise pack model.onnx --tokenizer tokenizer.json --labels labels.txt --out bundle
+    """
+    from edgewise.quantize import pack_onnx
+
+    digest = pack_onnx(
+        onnx, out, labels=labels, tokenizer=tokenizer, preprocessor=preprocessor, name=name, max_length=max_length
+    )
+    _show(f"{out} {digest}", {"bundle": str(out), "model_digest": digest}, as_json)
+
+
+@app.command()
+def certify(
+    bundle: BundlePath,
+    data: DataOption,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Bound on: local, final and different from the cloud.")
+    ] = 0.01,
+    delta: Annotated[float, typer.Option("--delta", help="Probability that the bound may fail.")] = 0.05,
+    cloud: CloudUrl = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="The cloud's answers in a JSONL file, in place of --cloud.")
+    ] = None,
+    cloud_kind: CloudKind = "oip",
+    cloud_model: CloudModel = None,
+    cloud_key_env: CloudKeyEnv = None,
+    signal: Annotated[str | None, typer.Option("--signal", help="Score; the bundle's unless given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Certificate; BUNDLE.certificate.json unless given.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Cloud calls at the same time.")] = 4,
+    timeout: TimeoutOption = 30.0,
+    wait: WaitOption = 0.0,
+    text_field: TextField = "text",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a certificate that exists.")] = False,
+    cached: CachedOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the threshold above which the edge may answer alone, with a proof; writes the certificate beside the bundle.
+
+    Example: edgewise certify run/bundle --cloud http://127.0.0.1:8700 --data certify.jsonl --alpha 0.01 --delta 0.05
+    """
+    from edgewise import wiring
+    from edgewise.jobs.certify import CertifyJob, certify_with_cloud, certify_with_predictions
+    from edgewise.router.certificate import encode
+
+    if (cloud is None) == (predictions is None):
+        raise typer.BadParameter("Give either --cloud URL or --predictions FILE.")
+    job = CertifyJob(
+        bundle=bundle,
+        data=data,
+        alpha=alpha,
+        delta=delta,
+        signal=signal,
+        out=out,
+        concurrency=concurrency,
+        timeout_s=timeout,
+        wait_s=wait,
+        text_field=text_field,
+        cached=cached,
+        overwrite=overwrite,
+    )
+    with rendering.progress_on(ERR) as progress:
+        if predictions is not None:
+            found = certify_with_predictions(job, predictions, progress)
+        else:
+            backend = BackendSection(url=cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+            found = certify_with_cloud(job, wiring.connect(backend), progress)
+    _show(rendering.certified_view(found), encode(found.certificate), as_json)
+
+
+@app.command()
+def evaluate(
+    bundle: BundlePath,
+    gateway: Annotated[str, typer.Option("--gateway", help="URL of the gateway that serves the bundle.")],
+    cloud: Annotated[str, typer.Option("--cloud", help="URL of the reference cloud.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for summary.json and operating_curve.png.")],
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
+    ] = None,
+    cloud_kind: CloudKind = "oip",
+    cloud_model: CloudModel = None,
+    cloud_key_env: CloudKeyEnv = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at the same time.")] = 1,
+    timeout: TimeoutOption = 30.0,
+    wait: WaitOption = 0.0,
+    text_field: TextField = "text",
+    label_field: LabelField = "label",
+    since: Annotated[float | None, typer.Option("--since", help="Unix time that wall_s counts from.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send labelled items through a running gateway and compare with edge and cloud alone.
+
+    Example: edgewise evaluate run/bundle --gateway http://127.0.0.1:8701 --cloud http://127.0.0.1:8700
+    --data test.jsonl --out results
+    """
+    from edgewise import wiring
+    from edgewise.jobs.evaluate import EvaluateJob, evaluate_gateway
+
+    job = EvaluateJob(
+        bundle=bundle,
+        gateway=gateway,
+        data=data,
+        out=out,
+        certificate=certificate,
+        concurrency=concurrency,
+        timeout_s=timeout,
+        wait_s=wait,
+        text_field=text_field,
+        label_field=label_field,
+        since=since,
+    )
+    backend = BackendSection(url=cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+    with rendering.progress_on(ERR) as progress:
+        found = evaluate_gateway(job, wiring.connect(backend), progress)
+    _show(rendering.summary_view(found.summary), found.summary, as_json)
+    if not as_json:
+        OUT.print(f"{found.summary_path}\n{found.plot_path}")
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    items: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts; for an image model, paths of images.")],
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one prediction.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer with the edge model alone; nothing leaves this machine.
+
+    Example: edgewise predict run/bundle "grain exports rose in march"
+    """
+    from edgewise.jobs.predict import predict_items
+
+    rows = predict_items(bundle, items, threads=threads)
+    _show(rendering.predictions_view(rows), rows, as_json)
+
+
+@app.command()
+def inspect(bundle: BundlePath, as_json: JsonOption = False) -> None:
+    """Show what a bundle holds and what was measured of it.
+
+    Example: edgewise inspect run/bundle
+    """
+    from edgewise.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    described = {
+        "path": str(bundle),
+        "model_digest": opened.model_digest,
+        "size_bytes": opened.size_bytes,
+        "core": opened.core,
+        "attestations": opened.attestations(),
+    }
+    _show(rendering.bundle_view(opened), described, as_json)
+
+
+@app.command()
+def verify(bundle: BundlePath, as_json: JsonOption = False) -> None:
+    """Check every byte of a bundle, and that it answers its golden items on this machine.
+
+    Example: edgewise verify run/bundle
+    """
+    from edgewise.edge import EdgeModel
+
+    model = EdgeModel.load(bundle)
+    model.check_golden()
+    verdict = {"path": str(bundle), "model_digest": model.digest, "verified": True}
+    _show(f"{bundle} is whole and answers as packed: {model.digest}", verdict, as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Examine this machine: versions, processor, extras, what will not work and why.
+
+    Example: edgewise doctor
+    """
+    from edgewise.jobs.doctor import diagnose
+
+    diagnosis = diagnose()
+    _show(rendering.diagnosis_view(diagnosis), diagnosis, as_json)
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+@edge_app.command("serve")
+def edge_serve(
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml; options win over it.")] = None,
+    cloud: CloudUrl = None,
+    cloud_kind: CloudKind = "oip",
+    cloud_model: CloudModel = None,
+    cloud_key_env: CloudKeyEnv = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
+    ] = None,
+    mode: Annotated[Mode | None, typer.Option("--mode", help="Mode of requests that name none.")] = None,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="Budget of requests that name none.")] = None,
+    audit_share: Annotated[float | None, typer.Option("--audit-share", help="Probability of an audit.")] = None,
+    state: Annotated[Path | None, typer.Option("--state", help="File for outbox, answers and audits.")] = None,
+    host: HostOption = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to bind; 0 takes a free one.")] = None,
+    api_keys_env: KeysEnv = None,
+) -> None:
+    """Serve a bundle: answer locally what the certificate covers, escalate the rest.
+
+    Example: edgewise edge serve run/bundle --cloud http://127.0.0.1:8700 --port 8701
+    """
+    from edgewise import wiring
+
+    settings = _overridden(
+        load_config(config) if config else Config(),
+        edge={"bundle": bundle, "certificate": certificate, "mode": mode, "budget_ms": budget_ms},
+        audit={"share": audit_share},
+        state={"path": state},
+        server={"host": host, "port": port, "api_keys_env": api_keys_env},
+    )
+    if cloud is not None:
+        backend = BackendSection(url=cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+        settings = _overridden(settings, cloud={"use": "command line", "backends": {"command line": backend}})
+
+    def ready(gateway: wiring.Gateway, bound_host: str, bound_port: int) -> None:
+        for warning in gateway.warnings:
+            ERR.print(f"warning: {warning}", markup=False)
+        certified = gateway.router.certificate
+        if certified is not None:
+            ERR.print(rendering.certificate_sentence(certified), markup=False)
+        OUT.print(f"Gateway for {gateway.info.name} ready on http://{_address(bound_host, bound_port)}", markup=False)
+
+    wiring.serve_gateway(settings, ready)
+
+
+@cloud_app.command("serve")
+def cloud_serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face checkpoint or of a bundle.")],
+    name: Annotated[str | None, typer.Option("--name", help="Model name; the folder's unless given.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; every core unless given.")] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Most requests computed together.")] = 16,
+    host: HostOption = None,
+    port: Annotated[int, typer.Option("--port", help="Port to bind; 0 takes a free one.")] = 8700,
+    api_keys_env: KeysEnv = None,
+) -> None:
+    """Serve a checkpoint or a bundle as the reference that gateways escalate to.
+
+    Example: edgewise cloud serve checkpoint --port 8700
+    """
+    from edgewise import wiring
+
+    settings = _overridden(Config(), server={"host": host, "port": port, "api_keys_env": api_keys_env})
+
+    def ready(info: Any, bound_host: str, bound_port: int) -> None:
+        OUT.print(f"Cloud service for {info.name} ready on http://{_address(bound_host, bound_port)}", markup=False)
+
+    wiring.serve_cloud(model, settings, ready, threads=threads, name=name, max_batch=max_batch)
+
+
+def _overridden(config: Config, **sections: dict[str, Any]) -> Config:
+    """The configuration with the options that were given in place of the file's; ranges are checked again."""
+    from edgewise.config import checked
+
+    replaced = {
+        name: msgspec.structs.replace(
+            getattr(config, name),
+            **{
+                key: str(value) if isinstance(value, Path) else value
+                for key, value in given.items()
+                if value is not None
+            },
+        )
+        for name, given in sections.items()
+    }
+    return checked(msgspec.structs.replace(config, **replaced))
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _show(view: Any, value: Any, as_json: bool) -> None:
+    """The view for people, or the value as JSON for machines."""
+    if as_json:
+        raw = value if isinstance(value, bytes) else msgspec.json.format(msgspec.json.encode(value), indent=2)
+        sys.stdout.write(raw.decode().rstrip() + "\n")
+    else:
+        OUT.print(view)
+
+
+def main() -> None:
+    """Run the command line; every error raised on purpose becomes two lines and an exit code."""
+    try:
+        app()
+    except EdgewiseError as error:
+        ERR.print(f"error: {error.problem}", markup=False)
+        if error.remedy:
+            ERR.print(f"       {error.remedy}", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        ERR.print("interrupted", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

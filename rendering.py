@@ -1,0 +1,203 @@
+"""What people see: tables and sentences as rich renderables, and the progress display. Prints nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgewise.bundle import Bundle
+from edgewise.contracts import Certificate
+from edgewise.jobs.certify import Certified
+from edgewise.jobs.doctor import Diagnosis
+from edgewise.jobs.evaluate import Summary
+from edgewise.jobs.predict import Predicted
+
+
+class ConsoleProgress:
+    """Implements `contracts.Progress` as bars, each stage under the one before."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._current: TaskID | None = None
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """End the stage before and begin a new bar."""
+        self._end_stage()
+        self._current = self._bars.add_task(name, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Move the current bar."""
+        if self._current is not None:
+            self._bars.advance(self._current, steps)
+
+    def note(self, text: str) -> None:
+        """A line above the bars."""
+        self._bars.console.print(text, highlight=False)
+
+    def finish(self) -> None:
+        """End the last stage."""
+        self._end_stage()
+
+    def _end_stage(self) -> None:
+        if self._current is None:
+            return
+        task = next(task for task in self._bars.tasks if task.id == self._current)
+        total = task.total if task.total is not None else max(task.completed, 1)
+        self._bars.update(self._current, total=total, completed=total)
+
+
+@contextmanager
+def progress_on(console: Console) -> Iterator[ConsoleProgress]:
+    """Show progress on `console` while the block runs; plain silence where it is no terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        progress = ConsoleProgress(bars)
+        yield progress
+        progress.finish()
+
+
+def certificate_sentence(certificate: Certificate) -> str:
+    """The promise in words a manager understands."""
+    bound = certificate.bound
+    if bound.local_share == 0:
+        return (
+            f"No threshold keeps the promise of at most {_percent(bound.alpha)} with {_percent(1 - bound.delta)} "
+            "confidence: every request goes to the cloud."
+        )
+    return (
+        f"With {_percent(1 - bound.delta)} confidence, at most {_percent(bound.alpha)} of all requests like the "
+        f"{bound.n} certifying ones are answered locally, as final, and differently from {certificate.reference.name}. "
+        f"About {_percent(bound.local_share)} of requests are answered locally."
+    )
+
+
+def certified_view(found: Certified) -> RenderableType:
+    """A certificate and where it lies."""
+    certificate, bound = found.certificate, found.certificate.bound
+    table = _facts()
+    table.add_row("certificate", str(found.path) + (" (unchanged)" if found.reused else ""))
+    table.add_row("answer locally iff", f"{certificate.signal} > {bound.threshold:.6g}")
+    table.add_row("answered locally", f"{_percent(bound.local_share)} of the certifying items")
+    if found.disagreements is not None:
+        table.add_row("differ from the cloud", f"{found.disagreements} of {bound.n} items, locally answered or not")
+    table.add_row("allowed among the local ones", f"{bound.k} of {bound.n} items")
+    table.add_row("reference", f"{certificate.reference.name} {certificate.reference.version}")
+    return Group(certificate_sentence(certificate), table)
+
+
+def summary_view(summary: Summary) -> RenderableType:
+    """An evaluation as a table."""
+    table = _facts()
+    rows = [
+        ("accuracy, cloud alone", _percent(summary.cloud_accuracy)),
+        ("accuracy, edge alone", _percent(summary.edge_accuracy)),
+        ("accuracy, routed", _percent(summary.routed_accuracy)),
+        ("answered locally", _percent(summary.local_share)),
+        ("local and different from the cloud", f"{_percent(summary.local_disagreement)} of all requests"),
+        ("promised", f"at most {_percent(summary.alpha)}, with {_percent(1 - summary.delta)} confidence"),
+        ("different, given local", _percent(summary.disagreement_given_local)),
+        ("answered provisionally", _percent(summary.provisional_share)),
+        ("cloud calls saved", f"{summary.cloud_calls_saved} of {summary.n_test}"),
+        ("latency local, ms", _latency(summary.latency_ms["local"])),
+        ("latency escalated, ms", _latency(summary.latency_ms["escalated"])),
+        ("bundle", _megabytes(summary.bundle_bytes)),
+        ("fp32 checkpoint", _megabytes(summary.checkpoint_bytes)),
+        ("certified on, tested on", f"{summary.n_certify}, {summary.n_test} items"),
+        ("wall time", f"{summary.wall_s:.1f} s"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def bundle_view(bundle: Bundle) -> RenderableType:
+    """What a bundle holds, and what was attested of it."""
+    core = bundle.core
+    table = _facts()
+    rows = [
+        ("name", core.name),
+        ("task", core.task),
+        ("digest", bundle.model_digest),
+        ("size", _megabytes(bundle.size_bytes)),
+        ("recipe", f"{core.recipe.name} {_options(core.recipe.options)}".strip()),
+        ("made with", _options(core.recipe.tools)),
+        ("needs", f"onnxruntime {core.target.min_onnxruntime} or newer, opset {core.target.opset}"),
+        ("inputs", ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in core.inputs)),
+        ("outputs", ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in core.outputs)),
+        ("labels", _labels(core.labels)),
+        ("licences", ", ".join(core.licences) or "none stated"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    for attestation in bundle.attestations():
+        flat = {key: value for key, value in attestation.payload.items() if isinstance(value, str | int | float)}
+        table.add_row(f"attested: {attestation.kind}", _options(flat) or "see --json")
+    return table
+
+
+def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
+    """What this machine can and cannot do."""
+    device = diagnosis.device
+    table = _facts()
+    table.add_row("edgewise", diagnosis.edgewise)
+    table.add_row("python", device.python)
+    table.add_row("processor", f"{device.isa}, {device.cores} cores, {device.memory_bytes / 2**30:.1f} GiB of memory")
+    table.add_row("base", ", ".join(f"{package.name} {package.version or 'MISSING'}" for package in diagnosis.base))
+    for extra in diagnosis.extras:
+        missing = [package.name for package in extra.packages if package.version is None]
+        table.add_row(f"extra {extra.name}", "complete" if not missing else f"missing {', '.join(missing)}")
+    problems = [f"• {problem}" for problem in diagnosis.problems] or ["Nothing is missing."]
+    return Group(table, *problems)
+
+
+def predictions_view(rows: Sequence[Predicted]) -> RenderableType:
+    """Answers with their scores."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("answer", style="bold", no_wrap=True)
+    table.add_column(rows[0].signal, justify="right")
+    table.add_column("item", overflow="fold")
+    for row in rows:
+        table.add_row(row.output, f"{row.score:.4f}", row.input)
+    return table
+
+
+def _facts() -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def _megabytes(size: int | None) -> str:
+    return "not stated" if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _latency(percentiles: Any) -> str:
+    known = [f"{name} {value:.2f}" for name, value in percentiles.items() if value is not None]
+    return ", ".join(known) or "none"
+
+
+def _options(values: Any) -> str:
+    return ", ".join(
+        f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
+
+
+def _labels(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:12])
+    return f"{len(labels)}: {shown}{', …' if len(labels) > 12 else ''}"

@@ -1,0 +1,245 @@
+"""Builds running systems out of settings: the only file that knows every room.
+
+Owns which part goes where. Decides nothing about a request and prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.cloud.clients import CLIENTS
+from edgewise.config import BackendSection, Config, backend_in_use
+from edgewise.contracts import Certificate, CloudClient, Mode, ServiceInfo, new_id
+from edgewise.edge import EdgeModel, probe
+from edgewise.errors import CertificateError, ConfigError
+from edgewise.jobs.certify import certificate_beside, load_certificate
+from edgewise.router import Plugs, Router, RouterSettings
+from edgewise.router.certificate import check_model
+from edgewise.router.settings import Profile
+from edgewise.store import MemoryCache, SqliteStore
+from edgewise.telemetry import Metrics
+from edgewise.wire.door import Limits, front_door
+from edgewise.wire.serve import serve
+
+if TYPE_CHECKING:
+    from edgewise.cloud.engine import Engine
+
+OnBound = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A gateway ready to be served.
+
+    Attributes:
+        app: The ASGI application.
+        router: The flow behind it.
+        info: What it says of itself.
+        warnings: What an operator should know, one sentence each.
+    """
+
+    app: Any
+    router: Router
+    info: ServiceInfo
+    warnings: tuple[str, ...]
+
+
+def connect(backend: BackendSection) -> CloudClient:
+    """A client for a cloud backend; its key is read from the environment here and kept nowhere else.
+
+    Raises:
+        ConfigError: The kind is unknown, the URL is none, or the key's variable is not set.
+    """
+    if backend.kind not in CLIENTS:
+        raise ConfigError(
+            f"There is no cloud client {backend.kind!r}.", f"Choose one of: {', '.join(sorted(CLIENTS))}."
+        )
+    return CLIENTS[backend.kind](backend.url, model=backend.model, api_key=_secret(backend.api_key_env))
+
+
+def build_gateway(config: Config, resources: ExitStack) -> Gateway:
+    """Load the bundle and everything around it.
+
+    Args:
+        config: Settings; `edge.bundle` must be set.
+        resources: Takes what has to be closed when the gateway ends.
+
+    Raises:
+        ConfigError: A setting is missing or contradicts another.
+        BundleError: The bundle cannot be used here.
+        CertificateError: The certificate is missing or not this bundle's.
+        StoreError: The state file cannot be used.
+    """
+    if config.edge.bundle is None:
+        raise ConfigError("No bundle is given.", "Name it: edgewise edge serve BUNDLE.")
+    model = EdgeModel.load(Path(config.edge.bundle), threads=config.edge.model_threads)
+    certificate, warnings = _certificate_for(model, config)
+    metrics = Metrics()
+    store = resources.enter_context(SqliteStore(config.state.path or ":memory:"))
+    router = Router(
+        model, _cloud_of(config), certificate, settings=_settings(config), plugs=_plugs(config, store, metrics)
+    )
+    info = ServiceInfo(
+        name=model.bundle.core.name,
+        version=model.digest,
+        task=model.task,
+        labels=model.labels,
+        input=model.kind,
+        role="gateway",
+    )
+    app = front_door(
+        router,
+        info,
+        answers=store.answers,
+        metrics=metrics,
+        api_keys=_api_keys(config.server.api_keys_env),
+        limits=_limits(config),
+        ready=lambda: None,
+        lifespan=router.running,
+        new_id=new_id,
+    )
+    return Gateway(app, router, info, warnings)
+
+
+def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None]) -> None:
+    """Serve a gateway until it is told to stop; `on_bound` hears where, once it answers.
+
+    Raises:
+        EdgewiseError: As `build_gateway`, or the address cannot be bound.
+    """
+    with ExitStack() as resources:
+        gateway = build_gateway(config, resources)
+        serve(
+            gateway.app,
+            host=config.server.host,
+            port=config.server.port,
+            on_bound=lambda host, port: on_bound(gateway, host, port),
+            drain_s=config.server.drain_s,
+        )
+
+
+def build_cloud(engine: Engine, config: Config, *, max_batch: int) -> Any:
+    """The ASGI application of a cloud service over an engine.
+
+    Raises:
+        ConfigError: `max_batch` is below 1.
+    """
+    from edgewise.cloud.service import EngineService
+
+    service = EngineService(engine, clock=time, max_batch=max_batch)
+    return front_door(
+        service,
+        engine.info,
+        answers=None,
+        metrics=Metrics(),
+        api_keys=_api_keys(config.server.api_keys_env),
+        limits=_limits(config),
+        ready=service.ready,
+        lifespan=service.lifespan,
+        new_id=new_id,
+    )
+
+
+def serve_cloud(
+    model: Path,
+    config: Config,
+    on_bound: Callable[[ServiceInfo, str, int], None],
+    *,
+    threads: int | None = None,
+    name: str | None = None,
+    max_batch: int = 16,
+) -> None:
+    """Load a checkpoint or bundle and serve it until told to stop; `on_bound` hears where, once it answers.
+
+    Raises:
+        EdgewiseError: The model cannot be loaded, or the address cannot be bound.
+    """
+    from edgewise.cloud.engine import load_engine
+
+    engine = load_engine(model, threads=threads, name=name)
+    serve(
+        build_cloud(engine, config, max_batch=max_batch),
+        host=config.server.host,
+        port=config.server.port,
+        on_bound=lambda host, port: on_bound(engine.info, host, port),
+        drain_s=config.server.drain_s,
+    )
+
+
+def _certificate_for(model: EdgeModel, config: Config) -> tuple[Certificate | None, tuple[str, ...]]:
+    """The certificate in force; without one only modes that need none may be the default."""
+    path = (
+        Path(config.edge.certificate) if config.edge.certificate else certificate_beside(Path(config.edge.bundle or ""))
+    )
+    if config.edge.certificate is None and not path.exists():
+        if config.edge.mode in (Mode.EDGE_ONLY, Mode.CLOUD_ONLY):
+            return None, (f"No certificate: every answer in mode {config.edge.mode.value} is uncertified.",)
+        raise CertificateError(
+            f"There is no certificate {path}.",
+            "Issue one: edgewise certify BUNDLE. Or serve uncertified: --mode edge_only, or --mode cloud_only.",
+        )
+    certificate = load_certificate(path)
+    check_model(certificate, model.digest)
+    model.check_golden()
+    device = probe()
+    here = (f"onnxruntime {device.onnxruntime}", device.isa)
+    if here == (certificate.runtime, certificate.isa):
+        return certificate, ()
+    return certificate, (
+        f"The certificate was issued with {certificate.runtime} on {certificate.isa}; here is {here[0]} on {here[1]}. "
+        "The golden items agree, but scores may differ: certify on this machine.",
+    )
+
+
+def _cloud_of(config: Config) -> CloudClient | None:
+    backend = backend_in_use(config.cloud)
+    if backend is None and config.edge.mode is not Mode.EDGE_ONLY:
+        raise ConfigError(
+            f"The mode is {config.edge.mode.value!r} and no cloud is given.", "Give --cloud URL, or --mode edge_only."
+        )
+    return None if backend is None else connect(backend)
+
+
+def _settings(config: Config) -> RouterSettings:
+    return RouterSettings(
+        mode=config.edge.mode,
+        budget_ms=config.edge.budget_ms,
+        cloud_timeout_s=config.cloud.timeout_s,
+        audit_share=config.audit.share,
+        failures_to_open=config.cloud.failures_to_open,
+        cool_down_s=config.cloud.cool_down_s,
+        inference_threads=config.edge.inference_threads or probe().cores,
+        profiles={name: Profile(found.budget_ms, found.mode) for name, found in config.profiles.items()},
+    )
+
+
+def _plugs(config: Config, store: SqliteStore, metrics: Metrics) -> Plugs:
+    cache = MemoryCache(config.cache.max_bytes, config.cache.ttl_s, time) if config.cache.max_bytes else None
+    return Plugs(cache=cache, outbox=store.outbox, answers=store.answers, audits=store.audits, metrics=metrics)
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(max_body_bytes=config.server.max_body_bytes, max_concurrency=config.server.max_concurrency)
+
+
+def _api_keys(variable: str | None) -> Mapping[str, str]:
+    """Tenants by key, from "tenant:key,tenant:key"."""
+    pairs = [pair.partition(":") for pair in (_secret(variable) or "").split(",") if pair.strip()]
+    if any(not (tenant.strip() and key.strip()) for tenant, _, key in pairs):
+        raise ConfigError(f"{variable} does not hold API keys.", "Write them as tenant:key,tenant:key.")
+    return {key.strip(): tenant.strip() for tenant, _, key in pairs}
+
+
+def _secret(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    value = os.environ.get(variable)
+    if not value:
+        raise ConfigError(f"The environment variable {variable} is not set.", "Set it to the key, or drop the setting.")
+    return value
