@@ -1,7 +1,9 @@
 """The edge package: a folder of content-addressed blobs under a manifest, verified before anything in it is opened.
 
 Owns format version 1 (`manifest.py`), reading (`reader.py`), packing (`writer.py`) and attestations. Runs no model.
-Importing it does not load the `onnx` package; packing does, when called.
+Importing it does not load the `onnx` package; packing does, when called. Two things have their place and are not built:
+a signature is an attestation of kind "signature" over the model digest, and a delta between two bundles is the set of
+blobs that only the newer one names.
 """
 
 from edgewise.bundle.attestation import Attestation

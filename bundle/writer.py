@@ -163,16 +163,20 @@ def _check_source(source: BundleSource) -> None:
                 "Compute the golden items with this graph and these labels.",
             )
     if isinstance(source.preprocessing, TextSource):
-        _check_tokenizer(source.preprocessing.tokenizer_json)
+        _check_tokenizer(source.preprocessing)
 
 
-def _check_tokenizer(data: bytes) -> None:
+def _check_tokenizer(source: TextSource) -> None:
     from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
 
     try:
-        Tokenizer.from_buffer(data)
+        tokenizer = Tokenizer.from_buffer(source.tokenizer_json)
     except Exception as e:  # the Rust library raises plain Exception and ValueError
         raise InputError(f"The tokenizer cannot be read: {e}.", "Give the tokenizer.json of a fast tokenizer.") from e
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if source.max_length <= special:
+        problem = f"max_length {source.max_length} leaves no room for a word beside {special} special tokens."
+        raise InputError(problem, "Give a larger max_length.")
 
 
 def _check_facts(source: BundleSource, facts: GraphFacts) -> None:

@@ -93,6 +93,9 @@ def _load(tokenizer_json: bytes, max_length: int) -> Tokenizer:
         tokenizer.enable_truncation(max_length)
     except Exception as e:  # the Rust library raises plain Exception and ValueError
         raise BundleError(f"The tokenizer of the bundle cannot be read: {e}.", "Update tokenizers.") from e
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if max_length <= special:  # tokenizers would then silently not truncate at all
+        raise BundleError(f"max_length {max_length} leaves no room beside {special} special tokens.", "Pack it again.")
     return tokenizer
 
 

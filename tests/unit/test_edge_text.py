@@ -109,6 +109,19 @@ def test_any_text_is_encoded_or_refused(encoder_of, text):
     assert 1 <= tensors["input_ids"].shape[1] <= 8
 
 
+def test_length_without_room_for_a_word(encoder_of, tiny_models):
+    """The library would then silently not truncate."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_buffer(tiny_models.tokenizer_json())
+    special = [("the", tiny_models.vocabulary()["the"]), ("a", tiny_models.vocabulary()["a"])]
+    tokenizer.post_processor = processors.TemplateProcessing(single="the $A a", special_tokens=special)
+    content = tokenizer.to_str().encode()
+    assert encoder_of(max_length=3, tokenizer=content).encode("wheat crop")["input_ids"].shape == (1, 3)
+    with pytest.raises(BundleError, match="2 leaves no room beside 2 special tokens"):
+        encoder_of(max_length=2, tokenizer=content)
+
+
 def test_graph_with_an_input_that_a_text_does_not_feed(encoder_of):
     with pytest.raises(BundleError, match="'position_ids'"):
         encoder_of(("input_ids", "position_ids"))
