@@ -1,0 +1,43 @@
+# One command each: `make demo` runs the main job, `make test` runs every test. Both set up what they need.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet
+# The environment is rebuilt when what it is made from changes, not when a folder is older than a file.
+INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: setup demo check lint types unit test torture clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED):
+	@echo "Setting up $(VENV) (about a minute)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	mkdir -p .types && ln -sfn .. .types/edgewise
+	touch $@
+
+demo: setup
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/newswire/demo.sh
+
+check: lint types unit
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: setup
+	$(VENV)/bin/mypy
+
+unit: setup
+	$(VENV)/bin/python -m pytest tests/unit tests/contract -m "not slow and not torture" -q
+
+test: lint types
+	$(VENV)/bin/python -m pytest -m "not torture" --cov --cov-report=term:skip-covered --durations=10
+
+torture: setup
+	$(VENV)/bin/python -m pytest -m torture -q
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,82 @@
+"""The house: imports run one way, always by the full name, and only one file prints."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "router", "store", "wire")
+FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry"}
+MAY_IMPORT = {
+    "contracts": {"errors"},
+    "errors": set(),
+    "files": {"errors"},
+    "dataset": FOUNDATIONS,
+    "config": FOUNDATIONS,
+    "telemetry": FOUNDATIONS,
+    "bundle": FOUNDATIONS,
+    "store": FOUNDATIONS,
+    "wire": FOUNDATIONS,
+    "router": FOUNDATIONS,
+    "edge": FOUNDATIONS | {"bundle"},
+    "quantize": FOUNDATIONS | {"bundle", "edge", "router.signals"},
+    "cloud": FOUNDATIONS | {"edge", "wire"},
+    "jobs": FOUNDATIONS | {"bundle", "edge", "router", "wire", "quantize", "cloud", "store"},
+    "rendering": FOUNDATIONS | {"bundle", "jobs", "quantize"},
+    "wiring": FOUNDATIONS | set(ROOMS),
+    "cli": FOUNDATIONS | set(ROOMS) | {"wiring", "rendering"},
+}
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
+
+
+def owner_of(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_names(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the room"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parsed(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    owner = owner_of(path)
+    if owner == "__init__":
+        return
+    allowed = MAY_IMPORT[owner] | {owner}
+    for name in imported_names(parsed(path)):
+        top, _, inner = name.partition(".")
+        assert top not in {*MAY_IMPORT, *ROOMS}, f"{path.name} imports {name} bare"
+        if top != "edgewise":
+            continue
+        fits = any(inner == room or inner.startswith(f"{room}.") for room in allowed)
+        assert fits or inner == "__version__" or (owner == "cli" and inner in MAY_IMPORT), f"{owner} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_prints_prompts_or_exits(path):
+    if path.name == "cli.py":
+        return
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"print", "input", "exit", "quit"}, f"line {node.lineno}"
+
+
+def test_every_room_is_packaged():
+    import tomllib
+
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(["edgewise", *path.parent.relative_to(ROOT).parts]) for path in SOURCES if path.name == "__init__.py"
+    }
+    assert listed == found
