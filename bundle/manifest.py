@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -334,8 +333,6 @@ def _preprocessing_problem(core: Core) -> str | None:
         return None
     if not len(image.mean) == len(image.std) == image.channels:
         return f"{image.channels} channels need as many means and standard deviations"
-    if not all(math.isfinite(value) for value in (image.rescale, *image.mean, *image.std)):
-        return "rescale, means and standard deviations must be finite"
     if 0.0 in image.std or image.rescale == 0.0:
         return "rescale and standard deviations must not be zero"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import jsonschema
@@ -203,6 +204,14 @@ def test_writing_refuses_what_reading_would(text_manifest):
         encode_manifest(msgspec.structs.replace(core, name="has/slash"))
     with pytest.raises(InputError, match="two labels"):
         encode_manifest(msgspec.structs.replace(core, labels=("one",)))
+
+
+def test_writing_refuses_what_json_cannot_hold(image_manifest):
+    core = decode_manifest(image_manifest).core
+    for broken in ({"mean": (math.nan,)}, {"std": (math.inf,)}, {"rescale": math.nan}):
+        preprocessing = msgspec.structs.replace(core.preprocessing, **broken)
+        with pytest.raises(InputError, match="preprocessing"):
+            encode_manifest(msgspec.structs.replace(core, preprocessing=preprocessing))
 
 
 def test_blobs_are_listed_once(text_manifest):

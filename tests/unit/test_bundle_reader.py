@@ -331,6 +331,22 @@ class TestAttestations:
             attach(bundle, "certificate", {"n": 2})
         Bundle.open(bundle)
 
+    def test_more_than_the_reader_takes_are_refused(self, bundle, monkeypatch):
+        attach(bundle, "certificate", {"n": 1})
+        monkeypatch.setattr("edgewise.bundle.reader.MAX_ATTESTATIONS", 1)
+        with pytest.raises(BundleCorruptError, match="2 attestations; at most 1"):
+            Bundle.open(bundle)
+
+    def test_an_oversized_one_is_neither_written_nor_read(self, bundle, monkeypatch):
+        monkeypatch.setattr("edgewise.bundle.reader.MAX_ATTESTATION_BYTES", 1000)
+        before = files_of(bundle)
+        with pytest.raises(BundleError, match="at most 1000"):
+            attach(bundle, "measurement", {"x": "y" * 1000})
+        assert files_of(bundle) == before
+        monkeypatch.setattr("edgewise.bundle.reader.MAX_ATTESTATION_BYTES", 10)
+        with pytest.raises(BundleCorruptError, match="larger than 10"):
+            Bundle.open(bundle)
+
     def test_a_failing_disk_leaves_the_bundle_as_it_was(self, bundle, monkeypatch):
         def full(_descriptor):
             raise OSError(28, "No space left on device")

@@ -175,6 +175,39 @@ def test_graph_that_breaks_the_standard(tiny_models, save):
     refused(tiny_models.text_source(path), path.parent / "out", match="nowhere")
 
 
+def test_graph_without_a_node(tiny_models, save):
+    model = tiny_models.text_model()
+    passed_through = model.graph.input[0]
+    empty = helper.make_graph([], "empty", [passed_through], [passed_through])
+    path = save(helper.make_model(empty, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
+    refused(tiny_models.text_source(path), path.parent / "out", match="empty graph")
+
+
+def test_input_that_is_not_a_tensor(tmp_path, tiny_models):
+    model = tiny_models.text_model()
+    sequence = helper.make_tensor_sequence_value_info("input_ids", TensorProto.INT64, None)
+    model.graph.input[0].CopyFrom(sequence)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="'input_ids' is not a tensor"):
+        read_facts(tmp_path / "model.onnx")
+
+
+def test_model_that_names_no_opset(tmp_path, tiny_models):
+    model = tiny_models.text_model()
+    del model.opset_import[:]
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"no ai\.onnx opset"):
+        read_facts(tmp_path / "model.onnx")
+
+
+def test_tensors_of_strings_stay_in_the_graph(tiny_models, save):
+    model = tiny_models.text_model()
+    model.graph.initializer.append(helper.make_tensor("names", TensorProto.STRING, [2], [b"a", b"b" * 100_000]))
+    path = save(model)
+    pack_bundle(tiny_models.text_source(path), path.parent / "out")
+    assert [weight.name for weight in Bundle.open(path.parent / "out").core.weights] == ["embedding.weight"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("weight", ["embedding.weight", "head.weight"])
 def test_weight_that_is_not_a_number(tiny_models, save, weight, value):

@@ -154,6 +154,19 @@ def test_a_graph_the_runtime_does_not_know(packed, tiny_models):
         packed(model)
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.INT64])
+def test_an_image_graph_takes_float32(tiny_models, tmp_path, kind):
+    model = tiny_models.image_model()
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    cast = onnx.helper.make_node("Cast", ["pixel_values"], ["cast"], to=TensorProto.FLOAT)
+    model.graph.node[0].input[0] = "cast"
+    model.graph.node.insert(0, cast)
+    onnx.save_model(model, tmp_path / "model.onnx")
+    pack_bundle(tiny_models.image_source(tmp_path / "model.onnx"), tmp_path / "bundle")
+    with pytest.raises(BundleError, match="one float32 input, this one has pixel_values"):
+        EdgeModel.load(tmp_path / "bundle")
+
+
 def test_inputs_that_the_graph_refuses_are_named_by_shape(text):
     session = Session(text.bundle.graph_path)
     with pytest.raises(InputError, match=r"input_ids.*\[1, 3\]"):

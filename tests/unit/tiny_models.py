@@ -5,7 +5,6 @@ Reached through the fixtures of tests/conftest.py: under pytest's importlib mode
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -187,8 +186,3 @@ def _model(graph: onnx.GraphProto, doc: str) -> onnx.ModelProto:
         helper.set_model_props(model, {"exported_from": doc})
     onnx.checker.check_model(model)
     return model
-
-
-def canonical_json(value: object) -> bytes:
-    """Canonical JSON by the standard library alone, as an oracle for ASCII content without floats in exponents."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
