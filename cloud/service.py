@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,8 +217,8 @@ class EngineService:
         try:
             outcomes = await asyncio.get_running_loop().run_in_executor(thread, predict_each, self._engine, inputs)
         except Exception as error:
-            # Whatever an engine raises: the worker lives, the callers hear of it, the log has the traceback.
-            _log.exception("The engine failed on a batch of %d.", len(batch))
+            # Whatever an engine raises: the worker lives, the callers hear of it, the log says where.
+            _log.error("The engine failed on a batch of %d: %s", len(batch), _frames(error))
             outcomes = [_engine_failed(error) for _ in batch]
         finally:
             engine_ms = (self._clock.monotonic() - started_s) * 1e3
@@ -257,7 +258,12 @@ async def _drained(worker: asyncio.Task[None]) -> None:
         worker.cancel()
     error = None if worker.cancelled() else worker.exception()
     if error is not None:
-        _log.error("The worker had failed.", exc_info=error)
+        _log.error("The worker had failed: %s", _frames(error))
+
+
+def _frames(error: BaseException) -> str:
+    """Type and place of an error; its message may quote what a client sent, and stays out of the log."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
 
 
 def _gone() -> CloudError:

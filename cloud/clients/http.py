@@ -70,7 +70,7 @@ class HttpBackend:
         self._client = httpx.AsyncClient(
             # Building the TLS context costs tens of milliseconds; plain HTTP does without.
             verify=self.base.startswith("https:"),
-            headers={"accept-encoding": "identity", **(headers or {})},
+            headers={"accept": "application/json", "accept-encoding": "identity", **(headers or {})},
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
             limits=httpx.Limits(
                 max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=_IDLE_S

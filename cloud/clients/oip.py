@@ -32,7 +32,7 @@ class OipClient:
 
     Args:
         url: The server's base URL.
-        model: The model's name; None asks the server, which only ours answers (`GET /v2`, extension "models").
+        model: The model's name; None asks the server, which only our own front door answers (`GET /`).
         api_key: Sent as a bearer token.
         connect_timeout_s: Longest wait for a connection, in seconds.
         transport: Replaces the network, for tests.
@@ -110,8 +110,8 @@ class OipClient:
 
     async def _model_name(self) -> str:
         if self._model is None:
-            response = await self._http.exchange("GET", "/v2")
-            self._model = self._decoded(response, _only_model)
+            response = await self._http.exchange("GET", "/")
+            self._model = self._decoded(response, _served_model)
         return self._model
 
     def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
@@ -137,20 +137,21 @@ def _path(model: str) -> str:
     return f"/v2/models/{quote(model, safe='')}"
 
 
-def _only_model(body: bytes) -> str:
+def _served_model(body: bytes) -> str:
     try:
-        models = msgspec.json.decode(body, type=_ServerMetadata).models
+        return msgspec.json.decode(body, type=_FrontPage).service.name
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CloudResponseError(f"This is no server metadata: {error}.", "Check the URL.") from error
-    if len(models) != 1:
         raise CloudResponseError(
-            f"The server lists {', '.join(models) or 'no models'}; one must be chosen.", "Name the model."
-        )
-    return models[0]
+            f"This server does not say which model it serves: {error}.", "Name the model, or check the URL."
+        ) from error
 
 
-class _ServerMetadata(msgspec.Struct):
-    models: list[str] = []
+class _Service(msgspec.Struct):
+    name: str
+
+
+class _FrontPage(msgspec.Struct):
+    service: _Service
 
 
 def _cloud_reply(body: bytes) -> CloudReply:

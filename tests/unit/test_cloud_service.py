@@ -54,7 +54,7 @@ class ToyEngine:
         if any("bad" in text for text in inputs):
             raise InputError("bad text", "send a good one")
         if any("crash" in text for text in inputs):
-            raise ZeroDivisionError("oops")
+            raise ZeroDivisionError(inputs)
         if "lose" in inputs:
             return []
         return [Prediction(output=text.upper(), logits=np.zeros(2, np.float32)) for text in inputs]
@@ -257,7 +257,7 @@ async def test_another_task_is_refused(engine):
     assert caught.value.field == "task"
 
 
-@pytest.mark.parametrize("text", ["crash", "lose"])
+@pytest.mark.parametrize("text", ["crash 4711", "lose"])
 async def test_a_failing_engine_fails_its_batch_and_goes_on(engine, text, caplog):
     service = EngineService(engine, clock=time)
     async with service.lifespan():
@@ -266,6 +266,8 @@ async def test_a_failing_engine_fails_its_batch_and_goes_on(engine, text, caplog
         assert service.ready() is None
         assert (await answer(service, request("next"))).output == "NEXT"
     assert "The engine failed on a batch of 1" in caplog.text
+    assert "predict" in caplog.text
+    assert "4711" not in caplog.text
 
 
 async def test_stopping_answers_what_is_queued_and_refuses_what_comes(engine):
