@@ -21,7 +21,7 @@ from edgewise.contracts import Mode
 from edgewise.errors import EdgewiseError
 
 OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app = typer.Typer(
     name="edgewise",

@@ -192,7 +192,7 @@ def _kept(job: CertifyJob, work: _Work) -> Certified | _Work:
     """The existing certificate where it is this very job's; a stale one is issued again where that is allowed."""
     if not job.cached:
         raise OutputExistsError(
-            f"The certificate {work.out} exists already.", "Name another --out, or remove it first."
+            f"The certificate {work.out} exists already.", "Name another --out, or replace it with --overwrite."
         )
     found = load_certificate(work.out)
     wanted = (work.model.digest, work.signal, work.data_digest, work.reference, job.alpha, job.delta, *_machine())

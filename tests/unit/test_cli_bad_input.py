@@ -1,0 +1,258 @@
+"""Bad input on the command line: exit code 2, one clear sentence and its remedy, no traceback, nothing half-written."""
+
+import json
+import shutil
+import socket
+import threading
+
+import pytest
+
+from edgewise import cli
+
+
+@pytest.fixture
+def edgewise(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["edgewise", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, " ".join(captured.err.split())
+
+    return run
+
+
+@pytest.fixture
+def bundle(tiny_text_bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_text_bundle, copy)
+    return copy
+
+
+def refused(result, *says):
+    code, _, err = result
+    assert code == 2, err
+    assert "Traceback" not in err
+    for text in says:
+        assert text in err, err
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position % len(data)] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_byte_in_any_file_of_a_bundle(edgewise, bundle):
+    for path in sorted(item for item in bundle.rglob("*") if item.is_file()):
+        original = path.read_bytes()
+        flip(path, len(original) // 2)
+        refused(edgewise("verify", bundle))
+        path.write_bytes(original)
+    assert edgewise("verify", bundle)[0] == 0
+
+
+def test_a_missing_blob(edgewise, bundle):
+    blob = next((bundle / "blobs" / "sha256").iterdir())
+    blob.unlink()
+    refused(edgewise("inspect", bundle), blob.name[:12])
+
+
+def test_a_newer_format(edgewise, bundle):
+    manifest = bundle / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"format_version":1', b'"format_version":2'))
+    refused(edgewise("verify", bundle), "2", "pip install")
+
+
+def test_a_path_that_leaves_the_bundle(edgewise, bundle):
+    manifest = bundle / "manifest.json"
+    digest = json.loads(manifest.read_bytes())["core"]["golden"]["digest"]
+    manifest.write_bytes(manifest.read_bytes().replace(digest.encode(), b"sha256:../../../etc/passwd"))
+    refused(edgewise("verify", bundle))
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_no_bundle_at_all(edgewise, tmp_path, command):
+    refused(edgewise(command, tmp_path / "nowhere"), "nowhere")
+    refused(edgewise(command, tmp_path), str(tmp_path)[:20])
+
+
+def test_predicting_with_a_corrupt_bundle(edgewise, bundle):
+    flip(bundle / "manifest.json", 40)
+    refused(edgewise("predict", bundle, "wheat"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", ["no item"]),
+        (b'{"text": "a"}\n{"text": \n', ["line 2"]),
+        (b'{"text": "caf\xe9"}\n', ["UTF-8"]),
+        (b'{"body": "a"}\n', ["line 1", "text", "--text-field"]),
+        (b'["a"]\n', ["line 1"]),
+    ],
+)
+def test_data_that_cannot_be_used(edgewise, bundle, tmp_path, content, says):
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(content)
+    predictions = write_jsonl(tmp_path / "p.jsonl", [{"output": "ship", "model": "m", "model_version": "1"}])
+    refused(edgewise("certify", bundle, "--predictions", predictions, "--data", data), "data.jsonl", *says)
+
+
+def test_too_few_items_say_how_many_are_needed(edgewise, bundle, tmp_path):
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": "wheat"}] * 100)
+    predictions = write_jsonl(tmp_path / "p.jsonl", [{"output": "grain", "model": "m", "model_version": "1"}] * 100)
+    result = edgewise("certify", bundle, "--predictions", predictions, "--data", data, "--alpha", 0.01, "--delta", 0.05)
+    refused(result, "100 certifying items", "299 are needed")
+    assert not (tmp_path / "bundle.certificate.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--alpha", "0"), ("--alpha", "1"), ("--delta", "-1"), ("--alpha", "nan")]
+)
+def test_alpha_and_delta_out_of_range(edgewise, bundle, tmp_path, option, value):
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": "wheat"}])
+    predictions = write_jsonl(tmp_path / "p.jsonl", [{"output": "grain", "model": "m", "model_version": "1"}])
+    refused(edgewise("certify", bundle, "--predictions", predictions, "--data", data, option, value), option[2:])
+
+
+def certify_rows(tmp_path, count=400, output="grain"):
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": "wheat corn"}] * count)
+    rows = [{"output": output, "model": "m", "model_version": "1"}] * count
+    return data, write_jsonl(tmp_path / "p.jsonl", rows)
+
+
+def test_a_certificate_that_exists_is_not_overwritten(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    arguments = ("certify", bundle, "--predictions", predictions, "--data", data)
+    assert edgewise(*arguments)[0] == 0
+    before = (tmp_path / "bundle.certificate.json").read_bytes()
+    refused(edgewise(*arguments), "exists already", "--overwrite")
+    assert edgewise(*arguments, "--cached")[0] == 0
+    assert (tmp_path / "bundle.certificate.json").read_bytes() == before
+
+
+def test_cached_issues_again_when_an_input_changed(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    arguments = ("certify", bundle, "--predictions", predictions, "--data", data, "--cached", "--json")
+    first = json.loads(edgewise(*arguments)[1])
+    again = json.loads(edgewise(*arguments, "--alpha", 0.02)[1])
+    assert (first["bound"]["alpha"], again["bound"]["alpha"]) == (0.01, 0.02)
+
+
+def test_predictions_that_do_not_fit_the_data(edgewise, bundle, tmp_path):
+    data, _ = certify_rows(tmp_path)
+    short = write_jsonl(tmp_path / "short.jsonl", [{"output": "grain", "model": "m", "model_version": "1"}] * 3)
+    refused(edgewise("certify", bundle, "--predictions", short, "--data", data), "3 answers", "400 items")
+    mixed = write_jsonl(
+        tmp_path / "mixed.jsonl", [{"output": "grain", "model": "m", "model_version": str(i)} for i in range(400)]
+    )
+    refused(edgewise("certify", bundle, "--predictions", mixed, "--data", data), "400 references")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"output": "grain", "model": "m", "model_version": "1"}\n{"output": 3}\n')
+    refused(edgewise("certify", bundle, "--predictions", broken, "--data", data), "line 2")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_cloud_that_refuses(edgewise, bundle, tmp_path):
+    data, _ = certify_rows(tmp_path)
+    url = f"http://127.0.0.1:{free_port()}"
+    refused(edgewise("certify", bundle, "--cloud", url, "--data", data), url)
+    assert not (tmp_path / "bundle.certificate.json").exists()
+
+
+def test_a_cloud_that_hangs_is_given_up_after_the_time_out(edgewise, bundle, tmp_path):
+    data, _ = certify_rows(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        held = []
+        threading.Thread(target=lambda: held.append(silent.accept()), daemon=True).start()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        refused(edgewise("certify", bundle, "--cloud", url, "--data", data, "--timeout", 0.3), url, "0.3")
+
+
+def test_a_cloud_url_that_is_none(edgewise, bundle, tmp_path):
+    data, _ = certify_rows(tmp_path)
+    refused(edgewise("certify", bundle, "--cloud", "not a url", "--data", data), "not a url")
+
+
+def test_certify_wants_exactly_one_source_of_answers(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    refused(edgewise("certify", bundle, "--data", data), "--cloud")
+    refused(edgewise("certify", bundle, "--data", data, "--cloud", "http://x", "--predictions", predictions), "either")
+
+
+def test_a_gateway_without_a_certificate_or_with_anothers(edgewise, bundle, tmp_path):
+    refused(edgewise("edge", "serve", bundle, "--cloud", "http://127.0.0.1:9"), "no certificate", "edgewise certify")
+    data, predictions = certify_rows(tmp_path)
+    assert edgewise("certify", bundle, "--predictions", predictions, "--data", data)[0] == 0
+    certificate = tmp_path / "bundle.certificate.json"
+    certificate.write_bytes(certificate.read_bytes().replace(b'"signal": "margin"', b'"signal": "margim"'))
+    refused(edgewise("edge", "serve", bundle, "--cloud", "http://127.0.0.1:9"), "changed after it was issued")
+
+
+def test_a_gateway_without_a_cloud(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    assert edgewise("certify", bundle, "--predictions", predictions, "--data", data)[0] == 0
+    refused(edgewise("edge", "serve", bundle), "no cloud", "--cloud URL")
+
+
+def test_a_gateway_with_a_bad_configuration(edgewise, tmp_path):
+    config = tmp_path / "edgewise.toml"
+    config.write_text("[edge]\nbudget_mss = 3\n")
+    refused(edgewise("edge", "serve", "--config", config), "budget_ms")
+    refused(edgewise("edge", "serve"), "No bundle is given")
+
+
+def test_a_port_that_is_taken(edgewise, bundle):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(edgewise("edge", "serve", bundle, "--mode", "edge_only", "--port", port), str(port))
+
+
+def test_a_cloud_service_over_no_model(edgewise, tmp_path):
+    refused(edgewise("cloud", "serve", tmp_path), "manifest.json", "config.json")
+
+
+def test_an_api_key_variable_that_is_not_set(edgewise, bundle):
+    refused(edgewise("edge", "serve", bundle, "--mode", "edge_only", "--api-keys-env", "NOT_SET_HERE"), "NOT_SET_HERE")
+
+
+def test_unknown_commands_and_options_are_usage_errors(edgewise):
+    assert edgewise("quantise")[0] == 2
+    assert edgewise("verify", "x", "--jsn")[0] == 2
+
+
+def test_json_is_for_machines(edgewise, bundle):
+    code, out, _ = edgewise("inspect", bundle, "--json")
+    described = json.loads(out)
+    assert code == 0
+    assert described["model_digest"].startswith("sha256:")
+    assert described["core"]["task"] == "text-classification"
+    rows = json.loads(edgewise("predict", bundle, "wheat", "vessel", "--json")[1])
+    assert [row["output"] for row in rows] == ["grain", "ship"]
+    assert json.loads(edgewise("doctor", "--json")[1])["healthy"] is True
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["quantize", "pack", "certify", "evaluate", "predict", "inspect", "verify", "doctor", "edge serve", "cloud serve"],
+)
+def test_every_help_text_has_an_example(edgewise, command):
+    code, out, _ = edgewise(*command.split(), "--help")
+    assert code == 0
+    assert f"Example: edgewise {command}" in " ".join(out.split())
