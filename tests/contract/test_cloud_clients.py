@@ -396,7 +396,8 @@ async def test_our_own_service_computes_nothing_for_a_client_that_gave_up(own, e
     first = asyncio.create_task(own.predict(Request(id="first", inputs="first"), timeout_s=LONG_S))
     await asyncio.to_thread(engine.entered.wait, LONG_S)
     if how == "time-out":
-        with pytest.raises(CloudTimeoutError):
+        # The service may say first that the budget is spent.
+        with pytest.raises(CloudError):
             await own.predict(Request(id="given-up", inputs="given up"), timeout_s=SHORT_S)
     else:
         given_up = asyncio.create_task(own.predict(Request(id="given-up", inputs="given up"), timeout_s=LONG_S))
