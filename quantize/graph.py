@@ -1,0 +1,312 @@
+"""What recipes need to know of an ONNX graph, and its preparation for them.
+
+Owns which weights count as eligible, and the proof of what became of them. Quantizes nothing. Everything that needs
+`onnx` imports it when called; these functions run in a worker process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+MIN_ELEMENTS = 4096
+"""Weights with fewer values stay as they are: they are too small to matter and often too sensitive."""
+
+NOTHING = "the graph has no matrix and no embedding table worth quantizing"
+"""Why a recipe for matrices and tables does not apply."""
+
+INT4_OPSET = 21
+"""The first ai.onnx opset with 4-bit integer tensors."""
+
+
+class PrepareJob(msgspec.Struct, frozen=True):
+    """Prepare an exported graph for the recipes.
+
+    Attributes:
+        source: The exported ONNX file.
+        out: Where the prepared one goes.
+    """
+
+    source: str
+    out: str
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """What was found in the prepared graph.
+
+    Attributes:
+        weights: Eligible weights by kind of node: "MatMul" and "Gather".
+        float_bytes: Bytes of all float32 weights.
+    """
+
+    weights: dict[str, int]
+    float_bytes: int
+
+
+def prepare_here(job: PrepareJob) -> Prepared:
+    """Fold constants, write each linear layer as a MatMul, name every node and infer shapes.
+
+    The recipes' tools look for a MatMul whose weight is a constant, and skip everything else in silence. A weight
+    behind a Transpose or an Identity, or in a Gemm, would stay in float32 without a word; here it becomes what they
+    look for.
+    """
+    import onnx
+
+    folded = _fold_constants(Path(job.source), Path(job.out))
+    model = onnx.load(folded)
+    # Shapes that an exporter noted down contradict the transposed weights below.
+    model.graph.ClearField("value_info")
+    _gemm_to_matmul(model)
+    _name_nodes(model)
+    _drop_unused_opsets(model)
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    onnx.save(model, job.out)
+    weights = Counter(node.op_type for node, _ in eligible(model))
+    return Prepared(dict(weights), float_bytes(model))
+
+
+def eligible(model: Any) -> Iterator[tuple[Any, Any]]:
+    """Each node with a weight worth quantizing, with that weight.
+
+    A MatMul by a constant matrix, or a Gather of rows from a constant table (an embedding), with float32 values and at
+    least `MIN_ELEMENTS` of them.
+    """
+    import onnx
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        position = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+        tensor = weights.get(node.input[position]) if position is not None else None
+        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 2:
+            continue
+        if tensor.dims[0] * tensor.dims[1] < MIN_ELEMENTS or (node.op_type == "Gather" and _axis(node) != 0):
+            continue
+        yield node, tensor
+
+
+def has_eligible(model: Any, kinds: tuple[str, ...]) -> bool:
+    """Whether there is an eligible node of one of these kinds."""
+    return any(node.op_type in kinds for node, _ in eligible(model))
+
+
+def eligible_names(model: Any, kind: str) -> list[str]:
+    """Names of the eligible nodes of one kind, "MatMul" or "Gather"."""
+    return [node.name for node, _ in eligible(model) if node.op_type == kind]
+
+
+def other_names(model: Any, kinds: tuple[str, ...]) -> list[str]:
+    """Names of the nodes of some kinds that are not eligible: a tool that takes nodes by kind must leave these out."""
+    wanted = {node.name for node, _ in eligible(model)}
+    return [node.name for node in model.graph.node if node.op_type in kinds and node.name not in wanted]
+
+
+def float_bytes(model: Any) -> int:
+    """Bytes of all float32 weights."""
+    return sum(_float_weights(model).values())
+
+
+def facts(before: Any, after: Any, promised: Mapping[str, str]) -> tuple[str, ...]:
+    """What became of the weights, read off the written graph and not off what the tool was asked to do.
+
+    Args:
+        before: The prepared graph.
+        after: The graph that a recipe wrote.
+        promised: Kind of node ("MatMul", "Gather") to what the recipe promised for its weights, such as "int8".
+
+    Returns:
+        One sentence a kind of node, and one on what stayed in float32.
+    """
+    left = _float_weights(after)
+    found = [_fact(before, left, kind, promise) for kind, promise in promised.items()]
+    return (*found, _left_over(after, left, float_bytes(before)))
+
+
+def skipped(before: Any, after: Any, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Eligible weights of these kinds of nodes that are float32 still."""
+    left = _float_weights(after)
+    return tuple(
+        sorted({tensor.name for node, tensor in eligible(before) if node.op_type in kinds and tensor.name in left})
+    )
+
+
+def upgrade_opset(model: Any, opset: int) -> Any:
+    """The model, converted to an opset if its own is older."""
+    import onnx
+    from onnx import version_converter
+
+    own = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if own >= opset:
+        return model
+    converted = version_converter.convert_version(model, opset)
+    # 4-bit tensors came with IR version 10; the converter keeps the old one.
+    converted.ir_version = max(converted.ir_version, 10)
+    return onnx.shape_inference.infer_shapes(converted, data_prop=True)
+
+
+def sort_nodes(model: Any) -> None:
+    """Order the nodes so that each comes after what it reads, the reads of its subgraphs included, else unchanged.
+
+    onnxruntime's quantizer sorts without a look into subgraphs, and so breaks graphs with an If or a Loop.
+    """
+    waiting = dict(enumerate(model.graph.node))
+    made_by = {name: index for index, node in waiting.items() for name in node.output if name}
+    ordered: list[Any] = []
+    done: set[int] = set()
+    for start in waiting:
+        stack = [start]
+        while stack:
+            index = stack[-1]
+            needed = {made_by[name] for name in _reads(waiting[index]) if name in made_by} - done - {index}
+            if needed and index not in done:
+                stack.extend(sorted(needed, reverse=True))
+                continue
+            stack.pop()
+            if index not in done:
+                done.add(index)
+                ordered.append(waiting[index])
+    nodes = [type(node).FromString(node.SerializeToString()) for node in ordered]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _reads(node: Any) -> Iterator[str]:
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
+            for child in inner.node:
+                yield from _reads(child)
+            yield from (value.name for value in inner.output)
+
+
+def drop_repeated_weights(model: Any) -> None:
+    """Keep the first initializer of each name: a tool that meets a shared weight twice writes its result twice."""
+    first: dict[str, int] = {}
+    for index, tensor in enumerate(model.graph.initializer):
+        first.setdefault(tensor.name, index)
+    _keep_weights(model, set(first.values()))
+
+
+def _fact(before: Any, left: Mapping[str, int], kind: str, promise: str) -> str:
+    names = {tensor.name for node, tensor in eligible(before) if node.op_type == kind}
+    done = sum(1 for name in names if name not in left)
+    what = "matrix weights" if kind == "MatMul" else "embedding tables"
+    return f"{done} of {len(names)} {what} in {promise}"
+
+
+def _left_over(after: Any, left: Mapping[str, int], before_bytes: int) -> str:
+    total = sum(left.values())
+    if not total:
+        return "nothing left in float32"
+    users: Counter[str] = Counter()
+    for name, size in left.items():
+        user = next((node.op_type for node in after.graph.node if name in node.input), "unused")
+        users[user] += size
+    kinds = ", ".join(f"{kind} {size} bytes" for kind, size in sorted(users.items(), key=lambda item: -item[1])[:3])
+    return f"{total} of {before_bytes} float32 bytes left ({kinds})"
+
+
+def _float_weights(model: Any) -> dict[str, int]:
+    import onnx
+
+    sizes = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            count = 1
+            for side in tensor.dims:
+                count *= side
+            sizes[tensor.name] = 4 * count
+    return sizes
+
+
+def _axis(node: Any) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+
+
+def _fold_constants(source: Path, out: Path) -> Path:
+    """Let onnxruntime fold what is constant: its basic level is the same on every machine."""
+    import onnxruntime
+
+    folded = out.with_suffix(".folded.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return folded
+
+
+def _gemm_to_matmul(model: Any) -> None:
+    """Write each Gemm by a constant matrix as MatMul and Add; a Gemm that scales or transposes its input stays."""
+    import onnx
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        tensor = weights.get(node.input[1]) if node.op_type == "Gemm" else None
+        if tensor is None or not _plain_gemm(node):
+            nodes.append(node)
+            continue
+        name = _weight_for_matmul(model, node, tensor)
+        has_bias = len(node.input) > 2 and bool(node.input[2])
+        product = f"{node.output[0]}_matmul" if has_bias else node.output[0]
+        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], name], [product], f"{node.name}_matmul"))
+        if has_bias:
+            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{node.name}_add"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _drop_unused_weights(model)
+
+
+def _plain_gemm(node: Any) -> bool:
+    values = {attribute.name: attribute for attribute in node.attribute}
+    scaled = any(name in values and values[name].f != 1.0 for name in ("alpha", "beta"))
+    return not scaled and not ("transA" in values and values["transA"].i)
+
+
+def _weight_for_matmul(model: Any, node: Any, tensor: Any) -> str:
+    """Name of the weight as MatMul wants it: transposed, under a new name, where the Gemm transposes it."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    transposes = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    if not transposes:
+        return str(tensor.name)
+    name = f"{tensor.name}_transposed"
+    if all(other.name != name for other in model.graph.initializer):
+        values = np.ascontiguousarray(numpy_helper.to_array(tensor).T)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return name
+
+
+def _drop_unused_weights(model: Any) -> None:
+    used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    # A subgraph (If, Loop) may use an outer weight; then nothing is dropped.
+    if any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute):
+        return
+    _keep_weights(model, {index for index, tensor in enumerate(model.graph.initializer) if tensor.name in used})
+
+
+def _keep_weights(model: Any, indices: set[int]) -> None:
+    for index in reversed(range(len(model.graph.initializer))):
+        if index not in indices:
+            del model.graph.initializer[index]
+
+
+def _name_nodes(model: Any) -> None:
+    """Give each node a name of its own: the tools address nodes by name."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+
+
+def _drop_unused_opsets(model: Any) -> None:
+    """Keep the opsets that nodes use: onnxruntime writes down every domain it knows."""
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [entry for entry in model.opset_import if entry.domain in used or entry.domain == "ai.onnx"]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)

@@ -1,0 +1,417 @@
+"""The way from a checkpoint to a measured bundle: export, build, measure, pick, gate, report.
+
+Owns the order of the stages and the run folder:
+
+    RUN/bundle/                the winner
+    RUN/candidates/ID/         every candidate, each a bundle of its own
+    RUN/predictions/ID.npy     logits on the tuning part, shape (n, classes), in the order of the data
+    RUN/report.json            every figure
+    RUN/run.json               digest of everything that went in
+    RUN/logs/                  what exporter and recipes printed
+
+Nothing appears under RUN before all of it is there. Decides nothing: `select.py` does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgewise.bundle import Bundle, attach
+from edgewise.contracts import FloatArray, Progress
+from edgewise.errors import EdgewiseError, OutputExistsError
+from edgewise.files import refuse_existing, staged_directory
+from edgewise.quantize.candidates import Built, Factory, failed
+from edgewise.quantize.export import Exported, ExportJob
+from edgewise.quantize.items import items_of
+from edgewise.quantize.measure import ROUNDS, Measured, measure_interleaved
+from edgewise.quantize.plan import SAMPLES, Part, Plan, QuantizeJob, make_plan
+from edgewise.quantize.process import run_fresh
+from edgewise.quantize.progress import NullProgress
+from edgewise.quantize.report import (
+    Candidate,
+    CheckpointFacts,
+    Export,
+    Performance,
+    Report,
+    Stage,
+    all_lose_too_much,
+    headline,
+)
+from edgewise.quantize.select import Entry, Gate, Pick, Verdict, judge, pick
+from edgewise.quantize.statistics import Quality, drop_bound, latency, quality
+
+REPORT = "report.json"
+INPUTS = "run.json"
+WINNER = "bundle"
+CANDIDATES = "candidates"
+
+
+class RunInputs(msgspec.Struct, frozen=True):
+    """What `run.json` holds.
+
+    Attributes:
+        inputs_digest: Digest of checkpoint, data, options and tool versions.
+    """
+
+    inputs_digest: str
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A finished run.
+
+    Attributes:
+        report: What it found out.
+        out: The run folder.
+        bundle: The winner's bundle.
+        unchanged: The folder held this very run already; nothing was done.
+    """
+
+    report: Report
+    out: Path
+    bundle: Path
+    unchanged: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the goal on the accuracy drop is met; "untested" without gate data."""
+        return self.report.verdict
+
+    @property
+    def goal_met(self) -> bool:
+        """Whether nothing was missed; a run without gate data misses only what the tuning part shows."""
+        return self.verdict != "missed"
+
+
+def quantize(job: QuantizeJob, progress: Progress | None = None) -> QuantizeResult:
+    """Build the candidates of a checkpoint, measure each, and pack the winner.
+
+    A missed goal is a result like any other: everything is saved, and the verdict says so.
+
+    Args:
+        job: What to do.
+        progress: Told of stages and steps.
+
+    Raises:
+        InputError: The checkpoint, the data or an option cannot be used, or `out` exists already.
+    """
+    if not job.reuse:
+        refuse_existing(job.out)
+    plan = make_plan(job)
+    stored = _stored(job, plan)
+    if stored is not None:
+        return stored
+    with _output(job.out) as folder:
+        report = _Run(job, plan, folder, progress or NullProgress()).execute()
+    return QuantizeResult(report, job.out, job.out / WINNER, unchanged=False)
+
+
+def read_report(run: Path) -> Report:
+    """The report of a finished run.
+
+    Raises:
+        EdgewiseError: `run` is not a run folder, or its report cannot be read.
+    """
+    try:
+        return msgspec.json.decode((run / REPORT).read_bytes(), type=Report)
+    except (OSError, msgspec.MsgspecError) as e:
+        raise EdgewiseError(f"{run} holds no readable {REPORT}: {e}.", "Give a folder that quantize wrote.") from e
+
+
+@dataclass
+class _Run:
+    """One run under way: the stages in their order, and what they hand on."""
+
+    job: QuantizeJob
+    plan: Plan
+    folder: Path
+    progress: Progress
+    stages: list[Stage] = field(default_factory=list)
+
+    def execute(self) -> Report:
+        """Do all stages and write the report."""
+        with self._stage("export", 1):
+            exported = self._export()
+        with self._stage("build", len(self.plan.choices)):
+            built, export = self._build(exported)
+        with self._stage("measure", ROUNDS * sum(1 for item in built if item.failure is None)):
+            measured = self._measure(built)
+        candidates = [self._candidate(item, measured) for item in built]
+        choice = self._pick(candidates)
+        gate = self._gate(choice) if self.plan.gate is not None else None
+        report = self._report(candidates, choice, gate, export, measured)
+        self._save(report, candidates)
+        return report
+
+    def _export(self) -> Exported:
+        (self.folder / "work").mkdir()
+        checkpoint = self.plan.checkpoint
+        job = ExportJob(
+            checkpoint=str(checkpoint.path.resolve()),
+            task=checkpoint.task,
+            architecture=checkpoint.architecture,
+            exporter=self.plan.exporter,
+            max_length=checkpoint.max_length or 0,
+            out=str(self.folder / "work"),
+            samples=items_of(self.plan.tuning.spread(SAMPLES)),
+        )
+        # Two threads at most: exporting gains little from more, and memory grows with them.
+        exported = run_fresh("export", job, Exported, log=self._log("export"), threads=min(2, os.cpu_count() or 1))
+        self.progress.advance()
+        return exported
+
+    def _build(self, exported: Exported) -> tuple[list[Built], Export]:
+        factory = Factory(self.plan, exported, self.folder, seed=self.job.seed)
+        export = factory.check_export()
+        built = []
+        for choice in self.plan.choices:
+            item = factory.build(choice)
+            if item.failure is not None:
+                self.progress.note(f"{choice.id}: {item.failure}")
+            built.append(item)
+            self.progress.advance()
+        return built, export
+
+    def _measure(self, built: list[Built]) -> dict[str, Measured | EdgewiseError]:
+        return measure_interleaved(
+            {item.choice.id: item.bundle for item in built if item.failure is None},
+            self.plan.tuning.inputs,
+            work=self.folder / "work",
+            log=self._log("measure"),
+            threads=self.job.threads,
+            advance=self.progress.advance,
+        )
+
+    def _candidate(self, built: Built, measured: dict[str, Measured | EdgewiseError]) -> Candidate:
+        if built.failure is not None:
+            return built.describe()
+        found, baseline = measured[built.choice.id], measured[self.plan.choices[0].id]
+        if isinstance(baseline, EdgewiseError):
+            raise baseline
+        if isinstance(found, EdgewiseError):
+            return failed(built, str(found))
+        if not np.isfinite(found.logits).all():
+            return failed(built, "it answers items of the tuning part with NaN or infinity")
+        answers = quality(found.logits, baseline.logits, self.plan.tuning.truth)
+        return built.describe(
+            performance=_performance(found, Bundle.open(built.bundle).size_bytes),
+            quality=answers,
+            drop_bound=0.0 if found is baseline else self._bound(answers),
+        )
+
+    def _pick(self, candidates: list[Candidate]) -> Pick:
+        entries = [_entry(candidate) for candidate in candidates if candidate.state == "measured"]
+        return pick(entries[0], entries[1:], max_drop=self.job.max_drop, prefer=self.plan.prefer)
+
+    def _gate(self, choice: Pick) -> Gate | None:
+        part = self.plan.gate
+        if part is None:
+            return None
+        baseline = self.plan.choices[0].id
+        names = list(dict.fromkeys([baseline, choice.id]))
+        with self._stage("gate", len(names)):
+            logits = self._answers(names, part)
+            answers = quality(logits[choice.id], logits[baseline], part.truth)
+        return judge(
+            answers,
+            max_drop=self.job.max_drop,
+            confidence=self.job.confidence,
+            is_baseline=choice.id == baseline,
+        )
+
+    def _answers(self, names: list[str], part: Part) -> dict[str, FloatArray]:
+        """Logits of some candidates on a part, each in one fresh process that also checks the golden items."""
+        work = self.folder / "work" / "gate"
+        work.mkdir()
+        found = measure_interleaved(
+            {name: self.folder / CANDIDATES / name for name in names},
+            part.inputs,
+            work=work,
+            log=self._log("gate"),
+            threads=self.job.threads,
+            rounds=1,
+            check_golden=True,
+            advance=self.progress.advance,
+        )
+        logits = {}
+        for name, measured in found.items():
+            if isinstance(measured, EdgewiseError):
+                raise measured
+            logits[name] = measured.logits
+        return logits
+
+    def _report(
+        self,
+        candidates: list[Candidate],
+        choice: Pick,
+        gate: Gate | None,
+        export: Export,
+        measured: dict[str, Measured | EdgewiseError],
+    ) -> Report:
+        verdict: Verdict = gate.verdict if gate is not None else "untested"
+        if all_lose_too_much(candidates, self.job.max_drop):
+            verdict = "missed"
+        devices = [
+            round_.device for found in measured.values() if isinstance(found, Measured) for round_ in found.rounds
+        ]
+        return Report(
+            headline=headline(candidates, choice.id, max_drop=self.job.max_drop, gate=gate),
+            verdict=verdict,
+            winner=choice.id,
+            why=choice.why,
+            prefer=self.plan.prefer,
+            max_drop=self.job.max_drop,
+            checkpoint=_checkpoint_facts(self.plan),
+            export=export,
+            data_digest=self.plan.tuning.digest,
+            gate_digest=self.plan.gate.digest if self.plan.gate is not None else None,
+            candidates=tuple(candidates),
+            gate=gate,
+            device=devices[0],
+            threads=self.job.threads,
+            tools=self.plan.tools,
+            stages=tuple(self.stages),
+        )
+
+    def _save(self, report: Report, candidates: list[Candidate]) -> None:
+        for candidate in candidates:
+            if candidate.state == "measured":
+                attach(self.folder / CANDIDATES / candidate.id, "measurement", _measurement(report, candidate))
+        _link_tree(self.folder / CANDIDATES / report.winner, self.folder / WINNER)
+        if report.gate is not None:
+            payload = {
+                "data_digest": report.gate_digest,
+                "baseline_digest": _baseline_digest(report),
+                "gate": report.gate,
+            }
+            attach(self.folder / WINNER, "gate", payload)
+        _keep_predictions(self.folder, [candidate.id for candidate in candidates if candidate.state == "measured"])
+        shutil.rmtree(self.folder / "work")
+        (self.folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+        (self.folder / INPUTS).write_bytes(msgspec.json.encode(RunInputs(self.plan.inputs_digest)))
+
+    def _bound(self, answers: Quality) -> float:
+        return drop_bound(answers.lost, answers.won, answers.n, 1 - self.job.confidence)
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name}.log"
+
+    @contextmanager
+    def _stage(self, name: str, total: int) -> Iterator[None]:
+        self.progress.stage(name, total)
+        started = time.perf_counter()
+        yield
+        self.stages.append(Stage(name, round(time.perf_counter() - started, 3)))
+
+
+def _entry(candidate: Candidate) -> Entry:
+    if candidate.performance is None or candidate.quality is None:
+        raise ValueError(f"{candidate.id} was not measured")
+    return Entry(
+        id=candidate.id,
+        size_bytes=candidate.performance.size_bytes,
+        p95_ms=candidate.performance.latency.p95_ms,
+        drop=candidate.quality.drop,
+    )
+
+
+def _performance(measured: Measured, size_bytes: int) -> Performance:
+    rounds = measured.rounds
+    return Performance(
+        size_bytes=size_bytes,
+        load_ms=float(np.median([round_.load_ms for round_ in rounds])),
+        first_ms=float(np.median([round_.first_ms for round_ in rounds])),
+        latency=latency(np.concatenate([round_.calls_ms for round_ in rounds])),
+        peak_rss_bytes=max(round_.peak_rss_bytes for round_ in rounds),
+    )
+
+
+def _checkpoint_facts(plan: Plan) -> CheckpointFacts:
+    checkpoint = plan.checkpoint
+    return CheckpointFacts(
+        name=checkpoint.name,
+        architecture=checkpoint.architecture,
+        task=checkpoint.task,
+        labels=len(checkpoint.labels),
+        size_bytes=checkpoint.size_bytes,
+        max_length=checkpoint.max_length,
+        digest=plan.checkpoint_digest,
+    )
+
+
+def _measurement(report: Report, candidate: Candidate) -> dict[str, object]:
+    """The payload of a "measurement" attestation: `drop_bound` comes from a part that a choice has seen."""
+    return {
+        "part": "tuning",
+        "data_digest": report.data_digest,
+        "baseline_digest": _baseline_digest(report),
+        "checkpoint_bytes": report.checkpoint.size_bytes,
+        "quality": candidate.quality,
+        "drop_bound": candidate.drop_bound,
+        "performance": candidate.performance,
+        "threads": report.threads,
+        "device": report.device,
+    }
+
+
+def _baseline_digest(report: Report) -> str:
+    return report.candidates[0].model_digest
+
+
+def _keep_predictions(folder: Path, names: list[str]) -> None:
+    (folder / "predictions").mkdir()
+    for name in names:
+        (folder / "work" / f"{name}.npy").rename(folder / "predictions" / f"{name}.npy")
+
+
+def _link_tree(source: Path, to: Path) -> None:
+    """Copy a bundle; its files are never written again, so hard links do where the file system has them."""
+    try:
+        shutil.copytree(source, to, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(to, ignore_errors=True)
+        shutil.copytree(source, to)
+
+
+def _stored(job: QuantizeJob, plan: Plan) -> QuantizeResult | None:
+    """The finished run at `out`, if it is this very run and its winner is whole."""
+    if not job.reuse or not job.out.exists():
+        return None
+    if not (job.out / INPUTS).is_file():
+        raise OutputExistsError(f"{job.out} exists and is no run folder.", "Name a new one, or remove it first.")
+    try:
+        inputs = msgspec.json.decode((job.out / INPUTS).read_bytes(), type=RunInputs)
+        if inputs.inputs_digest != plan.inputs_digest:
+            return None
+        Bundle.open(job.out / WINNER)
+        return QuantizeResult(read_report(job.out), job.out, job.out / WINNER, unchanged=True)
+    except (EdgewiseError, OSError, msgspec.MsgspecError):
+        # Damaged, hence stale: built anew.
+        return None
+
+
+@contextmanager
+def _output(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out`; an old run there stays whole until then."""
+    if not out.exists():
+        with staged_directory(out) as folder:
+            yield folder
+        return
+    fresh, old = out.with_name(f".{out.name}.next"), out.with_name(f".{out.name}.old")
+    # A killed run may have left these.
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with staged_directory(fresh) as folder:
+        yield folder
+    out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,220 @@
+"""What a run found out: the values of `report.json`, and its first line. Pure.
+
+Owns the report's shape and words. Measures nothing and chooses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from edgewise.edge import Device
+from edgewise.quantize.select import SAME, Gate, Verdict, points
+from edgewise.quantize.statistics import Latency, Quality
+
+FORMAT_VERSION = 1
+
+State: TypeAlias = Literal["measured", "failed", "inapplicable"]
+
+
+class Performance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a candidate costs on the machine that measured it; medians over fresh processes.
+
+    Attributes:
+        size_bytes: Bytes of its bundle, attestations left out.
+        load_ms: From the folder to a model ready to answer, verification included.
+        first_ms: The first answer.
+        latency: Every later answer.
+        peak_rss_bytes: Largest resident memory of a process, over all rounds.
+    """
+
+    size_bytes: int
+    load_ms: float
+    first_ms: float
+    latency: Latency
+    peak_rss_bytes: int
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One recipe with its options, and what became of it.
+
+    Attributes:
+        id: Its name, and its folder under `candidates/`.
+        recipe: The recipe.
+        options: Its options, defaults included.
+        state: "measured"; "failed" with a problem; "inapplicable" where the recipe found nothing to do.
+        problem: Why it is not measured.
+        facts: What became of the weights.
+        skipped: Weights that the recipe promised to quantize and did not.
+        model_digest: Its bundle's.
+        performance: What it costs.
+        quality: How it answers on the tuning part.
+        drop_bound: Upper bound on its accuracy drop from the tuning part. A choice has seen that part: not a promise.
+    """
+
+    id: str
+    recipe: str
+    options: dict[str, str | int | float | bool]
+    state: State
+    problem: str = ""
+    facts: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    model_digest: str = ""
+    performance: Performance | None = None
+    quality: Quality | None = None
+    drop_bound: float | None = None
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    """How the graph was made and how well it agrees with the checkpoint.
+
+    Attributes:
+        exporter: "optimum" or "torch".
+        samples: Items that both answered.
+        largest_difference: Of a logit.
+        allowed_difference: What would still have been accepted.
+    """
+
+    exporter: str
+    samples: int
+    largest_difference: float
+    allowed_difference: float
+
+
+class CheckpointFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint, in the report's words.
+
+    Attributes:
+        name: Its folder's name.
+        architecture: Its class.
+        task: What it does.
+        labels: How many labels.
+        size_bytes: Bytes of its weight files.
+        max_length: Tokens a text is cut to; None for images.
+        digest: Digest of its folder.
+    """
+
+    name: str
+    architecture: str
+    task: str
+    labels: int
+    size_bytes: int
+    max_length: int | None
+    digest: str
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """Wall time of a stage, in seconds."""
+
+    name: str
+    seconds: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a run found out; `report.json` holds it.
+
+    Attributes:
+        format_version: 1.
+        headline: The first line to read.
+        verdict: Whether the goal on the accuracy drop is met; "untested" without gate data.
+        winner: Id of the winner.
+        why: Why it won.
+        prefer: What the choice preferred.
+        max_drop: Allowed accuracy drop.
+        checkpoint: The checkpoint.
+        export: How it was exported.
+        data_digest: Digest of the tuning part.
+        gate_digest: Digest of the gate part, or None.
+        candidates: Every candidate, the baseline first.
+        gate: The winner on the gate part, or None.
+        device: The machine that measured.
+        threads: Threads of one prediction.
+        tools: Versions.
+        stages: Time of each stage.
+    """
+
+    headline: str
+    verdict: Verdict
+    winner: str
+    why: str
+    prefer: str
+    max_drop: float
+    checkpoint: CheckpointFacts
+    export: Export
+    data_digest: str
+    gate_digest: str | None
+    candidates: tuple[Candidate, ...]
+    gate: Gate | None
+    device: Device
+    threads: int
+    tools: dict[str, str]
+    stages: tuple[Stage, ...]
+    format_version: int = FORMAT_VERSION
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate of that id."""
+        return next(candidate for candidate in self.candidates if candidate.id == name)
+
+
+def headline(candidates: Sequence[Candidate], winner: str, *, max_drop: float, gate: Gate | None) -> str:
+    """The first line: what is bad comes first.
+
+    Args:
+        candidates: All, the baseline first.
+        winner: Id of the winner.
+        max_drop: Allowed accuracy drop.
+        gate: The gate, if there was one.
+    """
+    baseline = candidates[0]
+    best = next(candidate for candidate in candidates if candidate.id == winner)
+    if best is baseline:
+        return _baseline_headline(baseline, candidates[1:], max_drop)
+    return f"{_comparison(best, baseline)}{_gate_clause(gate)}"
+
+
+def all_lose_too_much(candidates: Sequence[Candidate], max_drop: float) -> bool:
+    """Whether there are measured candidates beside the baseline, and each loses more than allowed."""
+    drops = [candidate.quality.drop for candidate in candidates[1:] if candidate.quality is not None]
+    return bool(drops) and min(drops) > max_drop
+
+
+def _baseline_headline(baseline: Candidate, others: Sequence[Candidate], max_drop: float) -> str:
+    measured = [other for other in others if other.performance is not None]
+    if not measured:
+        return f"No quantized candidate came about; {baseline.id} is packed as it is."
+    if all_lose_too_much((baseline, *others), max_drop):
+        return f"Goal missed: every quantized candidate loses more than {points(max_drop)}; {baseline.id} is packed."
+    own = baseline.performance
+    slower = own and all(
+        other.performance and other.performance.latency.p95_ms > own.latency.p95_ms for other in measured
+    )
+    larger = own and all(other.performance and other.performance.size_bytes >= own.size_bytes for other in measured)
+    reasons = [
+        *(["faster than every quantized candidate"] if slower else []),
+        *(["no larger than any of them"] if larger else []),
+    ]
+    return f"{baseline.id} is best here: it is {' and '.join(reasons) or 'the best trade of those allowed'}."
+
+
+def _comparison(best: Candidate, baseline: Candidate) -> str:
+    if best.performance is None or baseline.performance is None or best.quality is None:
+        raise ValueError(f"{best.id} won without being measured")
+    size = baseline.performance.size_bytes / best.performance.size_bytes
+    speed = baseline.performance.latency.p95_ms / best.performance.latency.p95_ms
+    times = f"{speed:.2g} x faster" if speed >= 1 else f"{1 / speed:.2g} x slower"
+    worse = [
+        *([f"not smaller than {baseline.id}"] if size <= 1 else []),
+        *([f"slower than {baseline.id}"] if speed < 1 / SAME else []),
+    ]
+    warning = f"Beware: {best.id} is {' and '.join(worse)}. " if worse else ""
+    return (
+        f"{warning}{best.id}: {best.performance.size_bytes / 1e6:.1f} MB ({size:.2g} x smaller), "
+        f"p95 {best.performance.latency.p95_ms:.2f} ms ({times}), accuracy {best.quality.accuracy:.4f} "
+        f"({best.quality.baseline_accuracy:.4f} before) on the tuning part."
+    )
+
+
+def _gate_clause(gate: Gate | None) -> str:
+    return " No gate data was given: the drop is not bounded." if gate is None else f" {gate.sentence}"

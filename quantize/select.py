@@ -1,0 +1,186 @@
+"""Picks the winner among measured candidates, and judges it at the gate. Pure.
+
+Owns the rules and their words. A choice sees the tuning part only; the gate sees the winner only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from edgewise.errors import ConfigError
+from edgewise.quantize.statistics import Quality, drop_bound, items_needed
+
+Verdict: TypeAlias = Literal["met", "missed", "untested"]
+Prefer: TypeAlias = Literal["balanced", "size", "speed"]
+
+PREFERENCES: tuple[Prefer, ...] = ("balanced", "size", "speed")
+"""What a choice may prefer, the default first."""
+
+SAME = 1.03
+"""Within 3 % two figures count as equal: a repeated measurement differs by as much."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate as far as a choice looks at it.
+
+    Attributes:
+        id: Its name.
+        size_bytes: Bytes of its bundle.
+        p95_ms: 95 % quantile of its latency.
+        drop: Accuracy lost on the tuning part against the baseline.
+    """
+
+    id: str
+    size_bytes: int
+    p95_ms: float
+    drop: float
+
+
+class Pick(msgspec.Struct, frozen=True):
+    """The winner, and why in a sentence."""
+
+    id: str
+    why: str
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True):
+    """The winner on data that no choice has seen.
+
+    Attributes:
+        verdict: "met" iff the bound is at most max_drop.
+        bound: Upper bound on the accuracy drop, at `confidence`.
+        max_drop: Allowed drop.
+        confidence: Confidence of the bound.
+        quality: Winner against baseline on the gate part.
+        items_needed: Items at which the bound would be small enough at the rates seen; None where no number would do.
+        sentence: The verdict in words.
+    """
+
+    verdict: Verdict
+    bound: float
+    max_drop: float
+    confidence: float
+    quality: Quality
+    items_needed: int | None
+    sentence: str
+
+
+def check_preference(name: str) -> Prefer:
+    """The preference of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    found = next((preference for preference in PREFERENCES if preference == name), None)
+    if found is None:
+        raise ConfigError(f"{name!r} cannot be preferred.", f"Choose one of: {', '.join(PREFERENCES)}.")
+    return found
+
+
+def pick(baseline: Entry, candidates: Sequence[Entry], *, max_drop: float, prefer: Prefer) -> Pick:
+    """Choose among the baseline and the candidates that lose at most `max_drop` on the tuning part.
+
+    "balanced" takes the smallest product of size and p95, so a tenth off either counts the same; "size" the smallest,
+    "speed" the fastest. Within 3 % the other figure decides: the faster, or the smaller. The baseline takes part, so
+    nothing is chosen that is worse than it.
+
+    Args:
+        baseline: The float32 bundle.
+        candidates: The others; may be empty.
+        max_drop: Allowed drop in accuracy.
+        prefer: What to prefer.
+    """
+    allowed = [entry for entry in candidates if entry.drop <= max_drop]
+    best = _best([baseline, *allowed], prefer)
+    return Pick(best.id, _why(best, baseline, candidates, allowed, max_drop, prefer))
+
+
+def judge(quality: Quality, *, max_drop: float, confidence: float, is_baseline: bool = False) -> Gate:
+    """Judge the winner by the bound on its accuracy drop on the gate part.
+
+    Args:
+        quality: Winner against baseline on the gate part.
+        max_drop: Allowed drop.
+        confidence: Confidence of the bound, in (0, 1).
+        is_baseline: The winner is the baseline itself, which loses nothing against itself.
+    """
+    delta = 1 - confidence
+    bound = 0.0 if is_baseline else drop_bound(quality.lost, quality.won, quality.n, delta)
+    met = bound <= max_drop
+    rates = {"lost_rate": quality.lost / quality.n, "won_rate": quality.won / quality.n}
+    needed = None if met else items_needed(max_drop, delta, **rates)
+    return Gate(
+        verdict="met" if met else "missed",
+        bound=bound,
+        max_drop=max_drop,
+        confidence=confidence,
+        quality=quality,
+        items_needed=needed,
+        sentence=_sentence(quality, bound, max_drop, confidence, needed),
+    )
+
+
+def points(share: float) -> str:
+    """A share of accuracy in percentage points."""
+    return f"{100 * share:.2f} points"
+
+
+def _best(entries: Sequence[Entry], prefer: Prefer) -> Entry:
+    first, second = _KEYS[prefer]
+    least = min(map(first, entries))
+    return min((entry for entry in entries if first(entry) <= least * SAME), key=second)
+
+
+def _size(entry: Entry) -> float:
+    return entry.size_bytes
+
+
+def _p95(entry: Entry) -> float:
+    return entry.p95_ms
+
+
+def _product(entry: Entry) -> float:
+    return entry.size_bytes * entry.p95_ms
+
+
+_KEYS: Mapping[Prefer, tuple[Callable[[Entry], float], Callable[[Entry], float]]] = {
+    "balanced": (_product, _p95),
+    "size": (_size, _p95),
+    "speed": (_p95, _size),
+}
+
+_SUPERLATIVE: Mapping[Prefer, str] = {
+    "balanced": "has the smallest product of size and p95",
+    "size": "is the smallest",
+    "speed": "has the smallest p95",
+}
+
+
+def _why(
+    best: Entry, baseline: Entry, candidates: Sequence[Entry], allowed: Sequence[Entry], max_drop: float, prefer: Prefer
+) -> str:
+    figures = f"({best.size_bytes / 1e6:.1f} MB, p95 {best.p95_ms:.2f} ms)"
+    if not candidates:
+        return f"{best.id} is all there is: no recipe found anything to quantize."
+    if not allowed:
+        least = min(candidates, key=lambda entry: entry.drop)
+        return (
+            f"{baseline.id} stays: no candidate loses at most {points(max_drop)} on the tuning part; the best, "
+            f"{least.id}, loses {points(least.drop)}."
+        )
+    of = f"of the {len(allowed)} candidates that lose at most {points(max_drop)} on the tuning part and {baseline.id}"
+    return f"{best.id} {_SUPERLATIVE[prefer]} {figures} {of}, {points(best.drop)} lost."
+
+
+def _sentence(quality: Quality, bound: float, max_drop: float, confidence: float, needed: int | None) -> str:
+    share = f"{confidence:.4g}"
+    seen = f"{quality.lost} of {quality.n} gate items lost and {quality.won} won"
+    proved = f"{seen}: with confidence {share} the accuracy drop is at most {points(bound)}"
+    if bound <= max_drop:
+        return f"Met: {proved}; {points(max_drop)} are allowed."
+    if needed is None:
+        return f"Missed: {proved}; {points(max_drop)} are allowed, and no number of such items would show it."
+    return f"Missed: {proved}; {points(max_drop)} are allowed. At these rates {needed} items would be needed."

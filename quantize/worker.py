@@ -1,0 +1,58 @@
+"""The far side of `process.py`: `python -m edgewise.quantize.worker WORK JOB RESULT`.
+
+Owns the list of works and the way their errors travel. Not a public command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from edgewise.errors import EdgewiseError
+from edgewise.quantize.process import Failure
+
+# Each names a function of one struct; a worker imports the module of its own work and no other.
+WORK: Mapping[str, str] = {
+    "export": "edgewise.quantize.export:export_here",
+    "prepare": "edgewise.quantize.graph:prepare_here",
+    "build": "edgewise.quantize.build:build_here",
+    "measure": "edgewise.quantize.measure:measure_here",
+    "golden": "edgewise.quantize.measure:golden_here",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Do one piece of work and write its result, or its error, as JSON."""
+    work, asked, answered = arguments
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    function, job_type = _find(work)
+    job = msgspec.json.decode(Path(asked).read_bytes(), type=job_type)
+    try:
+        answer = {"result": function(job)}
+    except EdgewiseError as e:
+        answer = {"failure": Failure(type(e).__name__, e.problem, e.remedy)}
+    Path(answered).write_bytes(msgspec.json.encode(answer))
+
+
+def _find(work: str) -> tuple[Callable[[Any], Any], Any]:
+    module, name = WORK[work].split(":")
+    function = getattr(import_module(module), name)
+    return function, get_type_hints(function)["job"]
+
+
+def _end_with_parent() -> None:
+    # The descriptor, not sys.stdin: a buffered reader held by a daemon thread aborts the interpreter's own end.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
