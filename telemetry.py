@@ -32,15 +32,19 @@ class Metric(NamedTuple):
 
 
 REQUESTS = Metric("edgewise_requests_total", "Answers sent, by where and why.", ("source", "reason", "status"))
-REQUEST_SECONDS = Metric(
-    "edgewise_request_seconds", "Seconds from the first byte of a request to its answer.", ("source",)
-)
+REQUEST_SECONDS = Metric("edgewise_request_seconds", "Seconds the service took for an answer, by where.", ("source",))
 REQUEST_ERRORS = Metric("edgewise_request_errors_total", "Requests answered with an error, by its code.", ("code",))
 IN_FLIGHT = Metric("edgewise_requests_in_flight", "Requests being answered now.")
-CLOUD_CALLS = Metric("edgewise_cloud_calls_total", "Calls to the cloud, by how they ended.", ("outcome",))
-CLOUD_SECONDS = Metric("edgewise_cloud_seconds", "Seconds a call to the cloud took, by how it ended.", ("outcome",))
-AUDITS = Metric("edgewise_audits_total", "Audited requests, by verdict.", ("outcome",))
+CLOUD_CALLS = Metric("edgewise_cloud_calls_total", "Calls to the cloud by outcome: ok, failed or late.", ("outcome",))
+AUDITS = Metric("edgewise_audits_total", "Audited requests by outcome: kept, violated or missing.", ("outcome",))
+PROVISIONAL = Metric(
+    "edgewise_provisional_total", "Provisional answers by what became of them: sent or corrected.", ("event",)
+)
 PROVISIONAL_OPEN = Metric("edgewise_provisional_open", "Provisional answers whose final answer is still owed.")
+BREAKER_OPEN = Metric("edgewise_breaker_open", "1 while no request waits for the cloud.")
+CERTIFICATE_VALID = Metric(
+    "edgewise_certificate_valid", "1 while a certificate is in force, 0 where none is or it was voided."
+)
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
 _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)

@@ -121,7 +121,10 @@ def _decode_options(parameters: Mapping[str, Any], max_budget_ms: float) -> dict
 def _checked_number(value: object, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(field, f"{field}: {shown(value)} is not a number.", "Send a number of milliseconds.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond any float; out of range like any other too large
+        return math.inf
 
 
 def _checked_outputs(requested: Sequence[RequestedOutput], info: ServiceInfo) -> tuple[str, ...]:

@@ -98,9 +98,9 @@ def test_no_increment_is_lost_between_threads() -> None:
 
 def test_asking_twice_gives_the_same_metric() -> None:
     metrics = Metrics()
-    metrics.counter(*telemetry.CLOUD_CALLS).inc("answered")
-    metrics.counter(*telemetry.CLOUD_CALLS).inc("answered")
-    assert metrics.counter(*telemetry.CLOUD_CALLS).value("answered") == 2
+    metrics.counter(*telemetry.CLOUD_CALLS).inc("ok")
+    metrics.counter(*telemetry.CLOUD_CALLS).inc("ok")
+    assert metrics.counter(*telemetry.CLOUD_CALLS).value("ok") == 2
 
 
 def test_a_gauge_goes_up_and_down() -> None:

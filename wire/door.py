@@ -1,0 +1,285 @@
+"""The front door: one ASGI application over any `AnswerService`.
+
+It is the gateway where the router stands behind it and the cloud service where an engine does. Owns routes, limits,
+keys and the life of a connection; how a request is answered is the service's business, and what bytes mean is the
+codecs'. Hot routes are answered here without a framework; `pages` has the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import msgspec
+
+from edgewise import telemetry
+from edgewise.contracts import Answer, AnswerService, AnswerStore, Request, ServiceInfo, answer, new_id
+from edgewise.telemetry import Metrics
+from edgewise.wire import native, oip
+from edgewise.wire.faults import Fault, fault_of
+from edgewise.wire.http import (
+    AsgiApp,
+    ClientGoneError,
+    Receive,
+    Scope,
+    Send,
+    header,
+    read_body,
+    reply,
+    trace_headers,
+    unless_client_leaves,
+)
+from edgewise.wire.keys import ApiKeys
+from edgewise.wire.pages import TENANT, Pages, answer_headers
+from edgewise.wire.parsing import DEFAULT_MAX_BUDGET_MS
+
+_ALIVE = b'{"status":"alive"}'
+_OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+"""Paths that need no key; `/v2/models/…/ready` is the other kind."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client may ask of one process.
+
+    Attributes:
+        max_body_bytes: The largest body.
+        max_items: The most items in one infer request.
+        max_concurrency: The most requests answered at once; one more is told to come back.
+        max_budget_ms: The largest budget, in milliseconds.
+        max_wait_ms: The longest poll for an answer, in milliseconds.
+    """
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_items: int = oip.DEFAULT_MAX_ITEMS
+    max_concurrency: int = 256
+    max_budget_ms: float = DEFAULT_MAX_BUDGET_MS
+    max_wait_ms: float = 60_000.0
+
+
+def _always_ready() -> str | None:
+    return None
+
+
+def front_door(
+    service: AnswerService,
+    info: ServiceInfo,
+    *,
+    answers: AnswerStore | None,
+    metrics: Metrics,
+    api_keys: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    ready: Callable[[], str | None] = _always_ready,
+    lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+    new_id: Callable[[], str] = new_id,
+) -> AsgiApp:
+    """Build the application.
+
+    Args:
+        service: Answers the requests.
+        info: What the service says of itself.
+        answers: Answers for later pick-up, or None where none are kept.
+        metrics: Where answers and errors are counted.
+        api_keys: Tenant by key; none lets everybody in, as the tenant "public".
+        limits: What one client may ask.
+        ready: Gives None when the service is ready, else the reason why not.
+        lifespan: Entered when the server starts and left when it stops.
+        new_id: Makes the id of a request that brings none.
+    """
+    return FrontDoor(
+        service,
+        info,
+        answers=answers,
+        metrics=metrics,
+        keys=ApiKeys(api_keys or {}),
+        limits=limits or Limits(),
+        ready=ready,
+        lifespan=lifespan or contextlib.nullcontext,
+        new_id=new_id,
+    )
+
+
+class FrontDoor:
+    """The application that `front_door` builds."""
+
+    def __init__(
+        self,
+        service: AnswerService,
+        info: ServiceInfo,
+        *,
+        answers: AnswerStore | None,
+        metrics: Metrics,
+        keys: ApiKeys,
+        limits: Limits,
+        ready: Callable[[], str | None],
+        lifespan: Callable[[], AbstractAsyncContextManager[None]],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._service = service
+        self._info = info
+        self._metrics = metrics
+        self._keys = keys
+        self._limits = limits
+        self._lifespan = lifespan
+        self._new_id = new_id
+        self._in_flight = 0
+        self._requests = metrics.counter(*telemetry.REQUESTS)
+        self._seconds = metrics.histogram(*telemetry.REQUEST_SECONDS)
+        self._errors = metrics.counter(*telemetry.REQUEST_ERRORS)
+        self._in_flight_gauge = metrics.gauge(*telemetry.IN_FLIGHT)
+        model = f"/v2/models/{info.name}"
+        self._hot = {
+            "/v1/predict": self._predict,
+            f"{model}/infer": self._infer,
+            f"{model}/versions/{info.version}/infer": self._infer,
+        }
+        self._pages = Pages(
+            info,
+            answers=answers,
+            render_metrics=self._render_metrics,
+            ready=ready,
+            max_wait_ms=limits.max_wait_ms,
+            on_fault=self._count_fault,
+        ).app()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's request, or the application's life."""
+        if scope["type"] == "http":
+            await self._serve_http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        headers = dict(scope["headers"])
+        try:
+            if path == "/healthz" and scope["method"] in ("GET", "HEAD"):
+                await reply(send, 200, _ALIVE)
+                return
+            tenant = "" if _is_open(path) else self._keys.tenant(headers)
+            hot = self._hot.get(path)
+            if hot is None:
+                await self._serve_page(scope, receive, send, tenant)
+            else:
+                _check_post(scope["method"])
+                with self._slot():
+                    body = await read_body(receive, headers, self._limits.max_body_bytes)
+                    await hot(body, tenant, headers, receive, send)
+        except ClientGoneError as gone:
+            self._count_fault(gone)
+        except asyncio.CancelledError:
+            fault = Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
+            await self._send_fault(fault, path, headers, send)
+            raise
+        except Exception as error:
+            await self._send_fault(fault_of(error), path, headers, send)
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        if self._in_flight >= self._limits.max_concurrency:
+            raise Fault(
+                429,
+                "too_many_requests",
+                f"{self._in_flight} requests are being answered already.",
+                remedy="Try again after the seconds in retry-after.",
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def _predict(
+        self, body: bytes, tenant: str, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        request = native.decode_request(
+            body, tenant=tenant, new_id=self._new_id, max_budget_ms=self._limits.max_budget_ms
+        )
+        (found,) = await unless_client_leaves(receive, self._answer_all([request]))
+        await reply(send, 200, native.encode_answer(found), headers=[*answer_headers(found), *trace_headers(headers)])
+
+    async def _infer(self, body: bytes, tenant: str, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        if b"inference-header-content-length" in headers:
+            raise Fault(
+                400,
+                "invalid_request",
+                "The binary tensor extension is not spoken here.",
+                field="inference-header-content-length",
+                remedy="Send the tensors as JSON.",
+            )
+        call = oip.decode_infer_request(
+            body,
+            self._info,
+            tenant=tenant,
+            new_id=self._new_id,
+            max_items=self._limits.max_items,
+            max_budget_ms=self._limits.max_budget_ms,
+        )
+        found = await unless_client_leaves(receive, self._answer_all(call.requests))
+        facts = answer_headers(found[0]) if len(found) == 1 else []
+        encoded = oip.encode_infer_response(self._info, call, found)
+        await reply(send, 200, encoded, headers=[*facts, *trace_headers(headers)])
+
+    async def _answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer all items at once; the first that fails cancels the others."""
+        if len(requests) == 1:
+            return [await self._answer(requests[0])]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._answer(request)) for request in requests]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _answer(self, request: Request) -> Answer:
+        started = time.perf_counter()
+        found = await answer(self._service, request)
+        self._seconds.observe(time.perf_counter() - started, found.source.value)
+        self._requests.inc(found.source.value, found.decision.reason.value, found.status.value)
+        return found
+
+    async def _serve_page(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> None:
+        scope[TENANT] = tenant
+        # Starlette raises again what its own handler has answered and `fault_of` has logged.
+        with contextlib.suppress(Exception):
+            await self._pages(scope, receive, send)
+
+    async def _send_fault(self, fault: Fault, path: str, headers: dict[bytes, bytes], send: Send) -> None:
+        self._count_fault(fault)
+        extra = [header(name, value) for name, value in fault.headers.items()]
+        await reply(send, fault.status, fault.body(path), headers=[*extra, *trace_headers(headers)])
+
+    def _count_fault(self, fault: Fault) -> None:
+        self._errors.inc(fault.code)
+
+    def _render_metrics(self) -> bytes:
+        self._in_flight_gauge.set(self._in_flight)
+        return self._metrics.render()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Speak ASGI's lifespan protocol."""
+        await receive()
+        started = False
+        try:
+            async with self._lifespan():
+                started = True
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as error:
+            stage = "shutdown" if started else "startup"
+            await send({"type": f"lifespan.{stage}.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _check_post(method: str) -> None:
+    if method != "POST":
+        raise Fault(405, "method_not_allowed", "The method does not fit the path.", headers={"allow": "POST"})
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or (path.startswith("/v2/models/") and path.endswith("/ready"))

@@ -1,0 +1,118 @@
+"""One HTTP request through ASGI, without a framework: reading a bounded body, sending one reply, noticing who left.
+
+Owns bytes and messages of ASGI; knows no route and no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from typing import Any, TypeAlias, TypeVar
+
+from edgewise.wire.faults import Fault
+
+T = TypeVar("T")
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
+Header: TypeAlias = tuple[bytes, bytes]
+
+JSON = b"application/json"
+
+_NOT_PRINTABLE = re.compile(rb"[^\x20-\x7e]")
+_TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)  # W3C Trace Context, level 1, section 3.2.2
+
+
+class ClientGoneError(Fault):
+    """The client left before its answer; the status is never seen, and is the one that proxies log."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "client_gone", "The client left before its answer.")
+
+
+async def read_body(receive: Receive, headers: dict[bytes, bytes], max_bytes: int) -> bytes:
+    """Read a whole body, stopping as soon as it is too large, whether or not its length was announced.
+
+    Raises:
+        Fault: It is larger than `max_bytes`, or encoded in a way that is not read here.
+        ClientGoneError: The client left in the middle.
+    """
+    encoding = headers.get(b"content-encoding", b"identity")
+    if encoding.lower() != b"identity":
+        raise Fault(415, "unsupported_encoding", "The body is compressed.", remedy="Send it without content-encoding.")
+    announced = headers.get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> Fault:
+    return Fault(
+        413, "payload_too_large", f"The body is larger than {max_bytes} bytes.", remedy="Send fewer or smaller items."
+    )
+
+
+async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, and cancel it when the client disconnects.
+
+    Call it only after the whole body was read.
+
+    Raises:
+        ClientGoneError: The client disconnected; `work` was cancelled and has ended.
+    """
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("A request is answered inside a task.")
+    watch = asyncio.get_running_loop().create_task(_cancel_on_disconnect(receive, task))
+    try:
+        return await work
+    except asyncio.CancelledError:
+        # Cancelled by the watch, and by nobody else: the server's own cancellation must go on.
+        if watch.done() and not watch.cancelled() and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
+    finally:
+        watch.cancel()
+
+
+async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()
+
+
+async def reply(
+    send: Send, status: int, body: bytes, *, content_type: bytes = JSON, headers: Iterable[Header] = ()
+) -> None:
+    """Send one whole response."""
+    start = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+def header(name: str, value: str) -> Header:
+    """A header whose value holds nothing but printable ASCII; what cannot be sent becomes "?"."""
+    return name.encode("ascii"), _NOT_PRINTABLE.sub(b"?", value.encode("utf-8", "replace"))
+
+
+def trace_headers(headers: dict[bytes, bytes]) -> tuple[Header, ...]:
+    """The request's `traceparent`, for the reply, if it is a valid one."""
+    value = headers.get(b"traceparent", b"")
+    return ((b"traceparent", value),) if _TRACEPARENT.fullmatch(value) else ()

@@ -1,0 +1,196 @@
+"""The routes that are not hot, on Starlette: answers for later pick-up, health, metrics and metadata.
+
+Owns their paths and replies; keys, limits and the hot routes are the door's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from edgewise import __version__
+from edgewise.contracts import Answer, AnswerStore, ServiceInfo
+from edgewise.telemetry import CONTENT_TYPE
+from edgewise.wire import native, oip
+from edgewise.wire.faults import Fault, fault_of
+from edgewise.wire.http import header, unless_client_leaves
+
+TENANT = "edgewise.tenant"
+"""Where the door leaves the tenant in the ASGI scope."""
+
+_encoder = msgspec.json.Encoder()
+
+
+class Pages:
+    """Builds the Starlette application behind the door.
+
+    Args:
+        info: What the service says of itself.
+        answers: Answers for later pick-up, or None where none are kept.
+        render_metrics: Gives the metrics as text.
+        ready: Gives None when the service is ready, else the reason why not.
+        max_wait_ms: The longest poll, in milliseconds.
+        on_fault: Told of each fault before it is sent.
+    """
+
+    def __init__(
+        self,
+        info: ServiceInfo,
+        *,
+        answers: AnswerStore | None,
+        render_metrics: Callable[[], bytes],
+        ready: Callable[[], str | None],
+        max_wait_ms: float,
+        on_fault: Callable[[Fault], None],
+    ) -> None:
+        self._info = info
+        self._answers = answers
+        self._render_metrics = render_metrics
+        self._ready = ready
+        self._max_wait_ms = max_wait_ms
+        self._on_fault = on_fault
+
+    def app(self) -> Starlette:
+        """The application."""
+        model = "/v2/models/{model}"
+        version = model + "/versions/{version}"
+        routes = [
+            Route("/", self._describe),
+            Route("/v1/answers/{id}", self._answer),
+            Route("/readyz", self._readyz),
+            Route("/metrics", self._metrics),
+            Route("/v2", self._server_metadata),
+            Route("/v2/health/live", self._live),
+            Route("/v2/health/ready", self._server_ready),
+            *(Route(path, self._model_metadata) for path in (model, version)),
+            *(Route(f"{path}/ready", self._model_ready) for path in (model, version)),
+            # The model that is served has its hot route; whatever arrives here names another one.
+            *(Route(f"{path}/infer", self._model_metadata, methods=["POST"]) for path in (model, version)),
+        ]
+        handlers = {HTTPException: self._fault, Fault: self._fault, Exception: self._fault}
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        return app
+
+    async def _describe(self, request: HttpRequest) -> Response:
+        return _json(
+            {
+                "name": "edgewise",
+                "version": __version__,
+                "service": self._info,
+                "endpoints": ["/v1/predict", "/v1/answers/{id}", "/v2", "/healthz", "/readyz", "/metrics"],
+            }
+        )
+
+    async def _answer(self, request: HttpRequest) -> Response:
+        request_id = request.path_params["id"]
+        wait_ms = self._wait_ms(request)
+        if self._answers is None:
+            raise Fault(
+                404, "not_found", "This service keeps no answers.", remedy="Use the answer to the request itself."
+            )
+        tenant = request.scope[TENANT]
+        answer = self._answers.get(tenant, request_id)
+        if answer is None:
+            raise Fault(
+                404,
+                "not_found",
+                "No answer is kept under that id.",
+                field="id",
+                remedy="Ask with the API key that sent the request; answers are kept for a limited time only.",
+            )
+        if wait_ms > 0:
+            newer = await unless_client_leaves(
+                request.receive, self._answers.wait_final(tenant, request_id, timeout_s=wait_ms / 1000)
+            )
+            answer = newer or answer
+        headers = {name.decode(): value.decode() for name, value in answer_headers(answer)}
+        return Response(native.encode_answer(answer), media_type="application/json", headers=headers)
+
+    def _wait_ms(self, request: HttpRequest) -> float:
+        text = request.query_params.get("wait_ms", "0")
+        try:
+            wait_ms = float(text)
+        except ValueError:
+            wait_ms = -1.0
+        if not 0 <= wait_ms <= self._max_wait_ms:
+            raise Fault(
+                400,
+                "invalid_request",
+                "wait_ms: not a number of milliseconds within the limit.",
+                field="wait_ms",
+                remedy=f"Send 0 to {self._max_wait_ms:g}.",
+            )
+        return wait_ms
+
+    async def _readyz(self, request: HttpRequest) -> Response:
+        self._check_ready()
+        return _json({"status": "ready"})
+
+    async def _server_ready(self, request: HttpRequest) -> Response:
+        self._check_ready()
+        return _json({"ready": True})
+
+    async def _model_ready(self, request: HttpRequest) -> Response:
+        self._check_model(request)
+        self._check_ready()
+        return _json({"name": self._info.name, "ready": True})
+
+    def _check_ready(self) -> None:
+        reason = self._ready()
+        if reason is not None:
+            raise Fault(503, "not_ready", f"Not ready: {reason}", remedy="Wait until it is.")
+
+    async def _live(self, request: HttpRequest) -> Response:
+        return _json({"live": True})
+
+    async def _metrics(self, request: HttpRequest) -> Response:
+        return Response(self._render_metrics(), headers={"content-type": CONTENT_TYPE})
+
+    async def _server_metadata(self, request: HttpRequest) -> Response:
+        return Response(oip.encode_server_metadata(), media_type="application/json")
+
+    async def _model_metadata(self, request: HttpRequest) -> Response:
+        self._check_model(request)
+        return Response(oip.encode_model_metadata(self._info), media_type="application/json")
+
+    def _check_model(self, request: HttpRequest) -> None:
+        info = self._info
+        if request.path_params["model"] != info.name:
+            raise Fault(404, "not_found", "The model is unknown.", remedy=f"The model served here is '{info.name}'.")
+        if request.path_params.get("version", info.version) != info.version:
+            raise Fault(404, "not_found", "The version is unknown.", remedy=f"The version served is '{info.version}'.")
+
+    async def _fault(self, request: HttpRequest, error: Exception) -> Response:
+        fault = _http_fault(error) if isinstance(error, HTTPException) else fault_of(error)
+        self._on_fault(fault)
+        body = fault.body(request.url.path)
+        return Response(body, status_code=fault.status, media_type="application/json", headers=fault.headers)
+
+
+def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """The facts of a single answer that every protocol carries as headers."""
+    return [
+        header("x-edgewise-source", answer.source.value),
+        header("x-edgewise-reason", answer.decision.reason.value),
+        header("x-edgewise-status", answer.status.value),
+        header("x-edgewise-model-digest", answer.model_digest),
+    ]
+
+
+def _http_fault(error: HTTPException) -> Fault:
+    if error.status_code == 405:
+        return Fault(405, "method_not_allowed", "The method does not fit the path.", headers=error.headers)
+    if error.status_code == 404:
+        return Fault(404, "not_found", "There is nothing at this path.", remedy="GET / lists the endpoints.")
+    return Fault(error.status_code, "invalid_request", error.detail)
+
+
+def _json(value: object) -> Response:
+    return Response(_encoder.encode(value), media_type="application/json")
