@@ -133,7 +133,7 @@ def pack(
         Path | None, typer.Option("--preprocessor", help="preprocessor_config.json, or its folder.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Model name; the file's unless given.")] = None,
-    max_length: Annotated[int, typer.Option("--max-length", help="Longest text, in tokens.")] = 128,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Longest text, in tokens.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a bundle of an ONNX file of your own; needs no torch.

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgewise.bundle import Bundle
-from edgewise.contracts import Certificate
-from edgewise.jobs.certify import Certified
-from edgewise.jobs.doctor import Diagnosis
-from edgewise.jobs.evaluate import Summary
-from edgewise.jobs.predict import Predicted
+if TYPE_CHECKING:
+    from edgewise.bundle import Bundle
+    from edgewise.contracts import Certificate
+    from edgewise.jobs.certify import Certified
+    from edgewise.jobs.doctor import Diagnosis
+    from edgewise.jobs.evaluate import Summary
+    from edgewise.jobs.predict import Predicted
+    from edgewise.quantize.pipeline import QuantizeResult
+    from edgewise.quantize.report import Candidate
 
 
 class ConsoleProgress:
@@ -65,6 +68,39 @@ def progress_on(console: Console) -> Iterator[ConsoleProgress]:
         progress = ConsoleProgress(bars)
         yield progress
         progress.finish()
+
+
+def quantized_view(result: QuantizeResult) -> RenderableType:
+    """A quantization run: its headline, every candidate, and why one won."""
+    report = result.report
+    table = Table(box=None, pad_edge=False)
+    table.add_column("candidate", style="bold", no_wrap=True)
+    for name in ("MB", "accuracy", "drop", "flips", "p50 ms", "p95 ms", "load ms", "RSS MB"):
+        table.add_column(name, justify="right")
+    for candidate in report.candidates:
+        marked = f"{candidate.id} ←" if candidate.id == report.winner else candidate.id
+        table.add_row(marked, *_measured(candidate))
+    notes = [f"{found.id}: {found.problem}" for found in report.candidates if found.state != "measured"]
+    notes += [f"{found.id}: not quantized: {', '.join(found.skipped)}" for found in report.candidates if found.skipped]
+    where = f"{result.bundle}{' (unchanged)' if result.unchanged else ''}"
+    spent = ", ".join(f"{stage.name} {stage.seconds:.1f} s" for stage in report.stages)
+    return Group(report.headline, table, report.why, *notes, f"Winner: {where}", f"Time: {spent}")
+
+
+def _measured(candidate: Candidate) -> list[str]:
+    cost, answers = candidate.performance, candidate.quality
+    if cost is None or answers is None:
+        return [candidate.state]
+    return [
+        f"{cost.size_bytes / 1e6:.1f}",
+        f"{answers.accuracy:.4f}",
+        f"{answers.drop:+.4f}",
+        _percent(answers.flips),
+        f"{cost.latency.p50_ms:.2f}",
+        f"{cost.latency.p95_ms:.2f}",
+        f"{cost.load_ms:.0f}",
+        f"{cost.peak_rss_bytes / 1e6:.0f}",
+    ]
 
 
 def certificate_sentence(certificate: Certificate) -> str:
