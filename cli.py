@@ -20,8 +20,8 @@ from edgewise.config import BackendSection, Config, load_config
 from edgewise.contracts import Mode
 from edgewise.errors import EdgewiseError
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, soft_wrap=True, markup=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 app = typer.Typer(
     name="edgewise",
@@ -360,11 +360,11 @@ def edge_serve(
 
     def ready(gateway: wiring.Gateway, bound_host: str, bound_port: int) -> None:
         for warning in gateway.warnings:
-            ERR.print(f"warning: {warning}", markup=False)
+            ERR.print(f"warning: {warning}")
         certified = gateway.router.certificate
         if certified is not None:
-            ERR.print(rendering.certificate_sentence(certified), markup=False)
-        OUT.print(f"Gateway for {gateway.info.name} ready on http://{_address(bound_host, bound_port)}", markup=False)
+            ERR.print(rendering.certificate_sentence(certified))
+        OUT.print(f"Gateway for {gateway.info.name} ready on http://{_address(bound_host, bound_port)}")
 
     wiring.serve_gateway(settings, ready)
 
@@ -388,7 +388,7 @@ def cloud_serve(
     settings = _overridden(Config(), server={"host": host, "port": port, "api_keys_env": api_keys_env})
 
     def ready(info: Any, bound_host: str, bound_port: int) -> None:
-        OUT.print(f"Cloud service for {info.name} ready on http://{_address(bound_host, bound_port)}", markup=False)
+        OUT.print(f"Cloud service for {info.name} ready on http://{_address(bound_host, bound_port)}")
 
     wiring.serve_cloud(model, settings, ready, threads=threads, name=name, max_batch=max_batch)
 
@@ -429,12 +429,12 @@ def main() -> None:
     try:
         app()
     except EdgewiseError as error:
-        ERR.print(f"error: {error.problem}", markup=False)
+        ERR.print(f"error: {error.problem}")
         if error.remedy:
-            ERR.print(f"       {error.remedy}", markup=False)
+            ERR.print(f"       {error.remedy}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        ERR.print("interrupted", markup=False)
+        ERR.print("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
