@@ -25,6 +25,7 @@ _KEEP_ALIVE_S = 75
 """Longer than client pools usually keep an idle connection, so that no request meets one that the server closes."""
 
 _STOP_WAIT_S = 30.0
+_MAX_PORT = 65535
 
 
 def serve(
@@ -62,11 +63,13 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: The address is unknown, taken, or not ours to bind.
     """
+    if not 0 <= port <= _MAX_PORT:
+        raise ConfigError(f"{port} is not a port.", f"Give 1 to {_MAX_PORT}, or 0 for a free one.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (socket.gaierror, OverflowError, UnicodeError) as error:
+    except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(
             f"The address {host}:{port} cannot be used: {error}.", "Give a host of this machine."
         ) from error
@@ -75,14 +78,14 @@ def bind(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":  # there it would let two servers share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         sock.close()
         raise _bind_error(host, port, error) from error
     return sock
 
 
-def _bind_error(host: str, port: int, error: Exception) -> ConfigError:
-    code = error.errno if isinstance(error, OSError) else None
+def _bind_error(host: str, port: int, error: OSError) -> ConfigError:
+    code = error.errno
     if code == errno.EADDRINUSE:
         return ConfigError(
             f"Port {port} on {host} is in use.", "Stop what uses it, or give another port (0 takes a free one)."

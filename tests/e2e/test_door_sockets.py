@@ -1,0 +1,314 @@
+"""The door on real sockets: drain, signals, ports, rude clients."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+
+from edgewise.contracts import Answered, Done, Status
+from edgewise.errors import ConfigError, InputError
+from edgewise.store import SqliteStore
+from edgewise.telemetry import Metrics
+from edgewise.wire import native, oip
+from edgewise.wire.door import Limits, front_door
+from edgewise.wire.serve import BackgroundServer, bind, serve
+
+FAKES = Path(__file__).parents[1] / "unit" / "fake_service.py"
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("edgewise_fake_service", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+fakes = _load(FAKES)
+
+
+class ThreadedService:
+    """Answers at once, or when it is released; tells the test's thread what happens to its requests."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.held = held
+        self.entered = threading.Event()
+        self.cancelled = threading.Event()
+
+    async def events(self, request):
+        self._loop, self._go = asyncio.get_running_loop(), asyncio.Event()
+        self.entered.set()
+        try:
+            if self.held:
+                await self._go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        yield Answered(fakes.make_answer(request.id))
+        yield Done(request.id)
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._go.set)
+
+
+def wait_until_closed(url: str) -> None:
+    """Return once new connections are refused."""
+    with contextlib.suppress(httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError):
+        while True:
+            httpx.get(f"{url}/healthz")
+
+
+def door(service: ThreadedService | None = None, **options: object):
+    options = {"answers": None, "metrics": Metrics(), **options}
+    return front_door(service or ThreadedService(), fakes.service_info(), **options)
+
+
+@pytest.fixture
+def server() -> Iterator[BackgroundServer]:
+    with BackgroundServer(door(limits=Limits(max_body_bytes=100_000))) as running:
+        yield running
+
+
+def raw(server: BackgroundServer, data: bytes) -> bytes:
+    """Everything the server says to these bytes until it closes or the client's patience ends."""
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        heard = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while piece := connection.recv(65536):
+                heard += piece
+    return heard
+
+
+def test_both_protocols_over_one_connection(server: BackgroundServer) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        answer = native.decode_answer(client.post("/v1/predict", json={"inputs": "x", "id": "7"}).content)
+        assert answer == fakes.make_answer("7")
+        body = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]}
+        reply = oip.decode_infer_response(client.post("/v2/models/newswire/infer", json=body).content)
+        assert reply.output(1) == "earn"
+        assert client.get("/healthz").json() == {"status": "alive"}
+        assert client.head("/healthz").status_code == 200
+        assert "edgewise_requests_total" in client.get("/metrics").text
+
+
+def test_many_clients_at_once(server: BackgroundServer) -> None:
+    def ask(index: int) -> str:
+        response = httpx.post(f"{server.url}/v1/predict", json={"inputs": "x", "id": f"{index}"})
+        return response.json()["id"]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(32))) == [f"{index}" for index in range(32)]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"x" * 100_001, 413),
+        (b"x" * 5_000_000, 413),
+        (b'{"inputs":' + b"[" * 90_000, 400),
+        (b'{"inputs":"\xff\xfe"}', 400),
+        (b"", 400),
+    ],
+)
+def test_rude_bodies_get_an_answer_and_leave_the_server_well(
+    server: BackgroundServer, body: bytes, status: int
+) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        response = client.post("/v1/predict", content=body)
+        assert response.status_code == status
+        assert response.json()["error"]["message"]
+        assert client.post("/v1/predict", json={"inputs": "x"}).status_code == 200
+
+
+def test_a_chunked_body_over_the_limit_is_refused(server: BackgroundServer) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b"x" * 1000
+
+    with httpx.Client(base_url=server.url) as client:
+        assert client.post("/v1/predict", content=endless()).status_code == 413
+        assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{",
+    ],
+)
+def test_what_is_not_http_never_reaches_the_service(data: bytes) -> None:
+    service = ThreadedService()
+    with BackgroundServer(door(service)) as server:
+        heard = raw(server, data)
+        assert heard == b"" or heard.startswith(b"HTTP/1.1 4")
+        assert not service.entered.is_set()
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_a_client_that_hangs_up_cancels_its_work() -> None:
+    service = ThreadedService(held=True)
+    with BackgroundServer(door(service)) as server:
+        body = json.dumps({"inputs": "x"}).encode()
+        with socket.create_connection((server.host, server.port)) as connection:
+            head = f"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            assert service.entered.wait(30)
+        assert service.cancelled.wait(30)
+
+
+def test_a_long_poll_gets_an_answer_stored_by_another_thread() -> None:
+    with SqliteStore(":memory:") as store:
+        store.answers.put("public", fakes.make_answer("7", status=Status.PROVISIONAL))
+        app = door(answers=store.answers)
+        with BackgroundServer(app) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            polling = pool.submit(httpx.get, f"{server.url}/v1/answers/7?wait_ms=30000", timeout=40)
+            while not len(store.answers._waiters):  # nothing outside tells that a poll has begun to wait
+                time.sleep(0.005)
+            store.answers.put("public", fakes.make_answer("7", "acq"))
+            assert polling.result(30).json()["output"] == "acq"
+
+
+# Starting and stopping
+
+
+def test_requests_in_flight_finish_while_the_server_drains() -> None:
+    service = ThreadedService(held=True)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with BackgroundServer(door(service)) as server:
+            asking = pool.submit(httpx.post, f"{server.url}/v1/predict", json={"inputs": "x"}, timeout=30)
+            assert service.entered.wait(30)
+            closed = pool.submit(wait_until_closed, server.url)
+            closed.add_done_callback(lambda _: service.release())
+        assert asking.result(30).status_code == 200
+        assert closed.result(30) is None
+
+
+def test_what_does_not_finish_in_time_is_cancelled_with_a_reply() -> None:
+    service = ThreadedService(held=True)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with BackgroundServer(door(service), drain_s=0.1) as server:
+            asking = pool.submit(httpx.post, f"{server.url}/v1/predict", json={"inputs": "x"}, timeout=30)
+            assert service.entered.wait(30)
+        response = asking.result(30)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "shutting_down"
+    assert service.cancelled.is_set()
+
+
+_SERVING = """
+import asyncio, contextlib, importlib.util, sys
+from edgewise.telemetry import Metrics
+from edgewise.wire.door import front_door
+from edgewise.wire.serve import serve
+
+spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
+fakes = importlib.util.module_from_spec(spec)
+sys.modules["fakes"] = fakes
+spec.loader.exec_module(fakes)
+
+class Slow(fakes.FakeService):
+    async def events(self, request):
+        if request.inputs == "slow":
+            print("entered", flush=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        async for event in super().events(request):
+            yield event
+
+@contextlib.asynccontextmanager
+async def life():
+    print("started", flush=True)
+    yield
+    print("stopped", flush=True)
+
+app = front_door(Slow(), fakes.service_info(), answers=None, metrics=Metrics(), lifespan=life)
+serve(app, port=0, on_bound=lambda host, port: print(host, port, flush=True))
+print("returned", flush=True)
+"""
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[subprocess.Popen, str]]:
+    """A serving process and its URL."""
+    command = [sys.executable, "-c", _SERVING, str(FAKES)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout.readline() == "started\n"
+        host, port = running.stdout.readline().split()
+        yield running, f"http://{host}:{port}"
+        running.kill()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_the_process_ends_well(process: tuple[subprocess.Popen, str], sign: signal.Signals) -> None:
+    running, url = process
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url) as idle:
+        assert idle.get("/healthz").status_code == 200
+        asking = pool.submit(httpx.post, f"{url}/v1/predict", json={"inputs": "slow"}, timeout=30)
+        assert running.stdout.readline() == "entered\n"
+        running.send_signal(sign)
+        wait_until_closed(url)
+        running.stdin.write("go on\n")
+        running.stdin.flush()
+        assert asking.result(30).status_code == 200
+    out, err = running.communicate(timeout=30)
+    assert out == "stopped\nreturned\n"
+    assert err == ""
+    assert running.returncode == 0
+
+
+def test_a_port_in_use_is_a_setting_to_change() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use") as caught:
+            serve(door(), port=port)
+    assert "another port" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 0), ("203.0.113.1", 0), ("127.0.0.1", 70_000)])
+def test_an_address_that_cannot_be_bound_is_a_setting_to_change(host: str, port: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        bind(host, port)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("run", [lambda app: serve(app, port=0), lambda app: BackgroundServer(app).__enter__()])
+def test_what_the_lifespan_raises_at_the_start_is_raised(run) -> None:
+    @contextlib.asynccontextmanager
+    async def life() -> AsyncIterator[None]:
+        raise InputError("The model cannot be read.")
+        yield
+
+    with pytest.raises(InputError, match="cannot be read"):
+        run(door(lifespan=life))
+
+
+def test_what_the_lifespan_raises_at_the_end_is_raised() -> None:
+    @contextlib.asynccontextmanager
+    async def life() -> AsyncIterator[None]:
+        yield
+        raise InputError("The store cannot be closed.")
+
+    with pytest.raises(InputError, match="cannot be closed"), BackgroundServer(door(lifespan=life)):
+        pass
