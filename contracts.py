@@ -470,6 +470,10 @@ class Outbox(Protocol):
         """The oldest owed requests."""
         ...
 
+    def __len__(self) -> int:
+        """How many answers are owed."""
+        ...
+
     def done(self, tenant: str, request_id: str) -> None:
         """The answer is stored; forget the request."""
         ...

@@ -1,33 +1,57 @@
-"""The key of the exact cache. Pure: two requests share a key iff one's final answer is the other's."""
+"""The key of the exact cache: two requests share one iff one's final answer is the other's. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 
-from edgewise.contracts import Input, Mode, Request
+from edgewise.contracts import Input, Request
+
+_KEY_BYTES = 32
+_LENGTH_BYTES = 8
 
 
-def cache_key(request: Request, *, mode: Mode, model_digest: str, certificate_id: str, cloud_version: str) -> bytes:
-    """Digest, 32 bytes, of everything an answer depends on and of whose it is.
+def cache_key(request: Request, *, certificate_id: str | None, model_digest: str, cloud_version: str | None) -> bytes:
+    """Digest of everything that may change the answer, and of whose it is; budget, session and id may not.
+
+    Each field is preceded by its length, so that no two different requests concatenate to the same bytes.
 
     Args:
-        request: The request; its tenant, task, data policy and inputs count, its id, budget and session do not.
-        mode: Its mode, the default filled in.
-        model_digest: The edge model.
-        certificate_id: The certificate in force, or empty.
-        cloud_version: Version of the cloud that escalations ask, or empty.
+        request: The request, its mode filled in.
+        certificate_id: The certificate in force, or None.
+        model_digest: The edge bundle.
+        cloud_version: The cloud's version, or None.
+
+    Returns:
+        32 bytes, BLAKE2b.
     """
-    digest = hashlib.blake2b(digest_size=32)
-    named = (request.tenant, request.task, request.data_policy, mode, model_digest, certificate_id, cloud_version)
-    for part in (*(text.encode() for text in named), *_input_parts(request.inputs)):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
+    digest = hashlib.blake2b(digest_size=_KEY_BYTES, person=b"edgewise.cache.1")
+    words = (
+        request.tenant,
+        request.data_policy.value,
+        request.task,
+        None if request.mode is None else request.mode.value,
+        certificate_id,
+        model_digest,
+        cloud_version,
+    )
+    for word in words:
+        _add(digest, None if word is None else word.encode("utf-8", "surrogatepass"))
+    for part in _canonical(request.inputs):
+        _add(digest, part)
     return digest.digest()
 
 
-def _input_parts(item: Input) -> tuple[bytes, ...]:
+def _add(digest: hashlib.blake2b, part: bytes | None) -> None:
+    if part is None:
+        digest.update(b"\0")
+    else:
+        digest.update(b"\1" + len(part).to_bytes(_LENGTH_BYTES, "big"))
+        digest.update(part)
+
+
+def _canonical(item: Input) -> tuple[bytes, ...]:
     if isinstance(item, str):
-        return (b"text", item.encode("utf-8", "surrogatepass"))
+        return b"text", item.encode("utf-8", "surrogatepass")
     if isinstance(item, bytes):
-        return (b"file", item)
-    return (b"pixels", str(item.dtype).encode(), repr(item.shape).encode(), item.tobytes())
+        return b"file", item
+    return b"array", item.dtype.str.encode(), repr(item.shape).encode(), item.tobytes()

@@ -62,6 +62,7 @@ class Deliveries:
         self._retry_s = retry_s
         self._under_way: set[tuple[str, str]] = set()
         self._caretaker: asyncio.Task[None] | None = None
+        self._show_open()
 
     @property
     def durable(self) -> bool:
@@ -81,6 +82,7 @@ class Deliveries:
         if self._answers is not None:
             self._answers.put(request.tenant, provisional)
         self._instruments.provisional.inc("sent")
+        self._show_open()
         if call is None or call.done():
             self.tend()
             return None
@@ -133,7 +135,12 @@ class Deliveries:
         if self._outbox is not None:
             self._outbox.done(request.tenant, request.id)
         self._instruments.provisional.inc("corrected")
+        self._show_open()
         return final
+
+    def _show_open(self) -> None:
+        if self._outbox is not None:
+            self._instruments.provisional_open.set(float(len(self._outbox)))
 
     def _waiting(self) -> list[Request]:
         """Owed requests that nothing is under way for, oldest first."""

@@ -335,11 +335,10 @@ class Router:
 
     def _cache_key(self, turn: _Turn) -> bytes:
         return cache_key(
-            turn.request,
-            mode=turn.mode,
+            msgspec.structs.replace(turn.request, mode=turn.mode),
+            certificate_id=self._certificate.id if self._certificate else None,
             model_digest=self._edge.digest,
-            certificate_id=self._certificate.id if self._certificate else "",
-            cloud_version=self._reference.version if self._reference else "",
+            cloud_version=self._reference.version if self._reference else None,
         )
 
     def _make_auditor(self) -> Auditor | None:

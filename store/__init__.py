@@ -3,7 +3,7 @@
 Owns bytes on disk and in memory; what is owed, cached or audited is decided elsewhere.
 """
 
-from edgewise.store.cache import MemoryCache, cache_key
+from edgewise.store.cache import MemoryCache
 from edgewise.store.sqlite import SqliteStore
 
-__all__ = ["MemoryCache", "SqliteStore", "cache_key"]
+__all__ = ["MemoryCache", "SqliteStore"]

@@ -1,23 +1,19 @@
-"""The exact cache in this process, and the key that decides what counts as the same request.
+"""The exact cache in this process.
 
 Owns bytes and ages; whether a request may be answered from a cache at all is decided by the flow.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
-from edgewise.contracts import Answer, Clock, Input, Request, Status
+from edgewise.contracts import Answer, Clock, Status
 from edgewise.store.records import encode_answer
 
 _OVERHEAD_BYTES = 512
 """What an answer costs in Python objects beside its content."""
-
-_KEY_BYTES = 32
-_LENGTH_BYTES = 8
 
 
 class _Entry(NamedTuple):
@@ -86,58 +82,3 @@ class MemoryCache:
 
     def _remove(self, key: bytes) -> None:
         self._size -= self._entries.pop(key).size
-
-
-def cache_key(
-    request: Request,
-    *,
-    certificate_id: str | None,
-    model_digest: str,
-    cloud_version: str | None,
-    secret: bytes = b"",
-) -> bytes:
-    """Digest of everything that may change the answer; the budget, the session and the id may not.
-
-    Each field is preceded by its length, so that no two different requests concatenate to the same bytes.
-
-    Args:
-        request: The request.
-        certificate_id: The certificate in force, or None.
-        model_digest: The edge bundle.
-        cloud_version: The cloud's version, or None.
-        secret: Key of the digest, at most 64 bytes, for a cache that others can read.
-
-    Returns:
-        32 bytes, BLAKE2b.
-    """
-    digest = hashlib.blake2b(digest_size=_KEY_BYTES, key=secret, person=b"edgewise.cache.1")
-    words = (
-        request.tenant,
-        request.data_policy.value,
-        request.task,
-        None if request.mode is None else request.mode.value,
-        certificate_id,
-        model_digest,
-        cloud_version,
-    )
-    for word in words:
-        _add(digest, None if word is None else word.encode("utf-8", "surrogatepass"))
-    for part in _canonical(request.inputs):
-        _add(digest, part)
-    return digest.digest()
-
-
-def _add(digest: hashlib.blake2b, part: bytes | None) -> None:
-    if part is None:
-        digest.update(b"\0")
-    else:
-        digest.update(b"\1" + len(part).to_bytes(_LENGTH_BYTES, "big"))
-        digest.update(part)
-
-
-def _canonical(item: Input) -> tuple[bytes, ...]:
-    if isinstance(item, str):
-        return b"text", item.encode("utf-8", "surrogatepass")
-    if isinstance(item, bytes):
-        return b"file", item
-    return b"array", item.dtype.str.encode(), repr(item.shape).encode(), item.tobytes()

@@ -1,5 +1,6 @@
 """What a stranger gets from `pip install edgewise`: the wheel's files, and a base install that is a whole gateway."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,9 +17,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
+    out, clean = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    for path in [*tracked_files(), "LICENSE", "README.md", "pyproject.toml", "py.typed", "bundle/manifest.schema.json"]:
+        (clean / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, clean / path)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, ROOT],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, clean],
         check=True,
         timeout=300,
     )
@@ -36,14 +40,17 @@ def base_python(wheel, tmp_path_factory):
     return python
 
 
-def tracked_sources():
+def tracked_files():
     files = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
-    return {f"edgewise/{path.relative_to(ROOT).as_posix()}" for path in files}
+    return [path.relative_to(ROOT).as_posix() for path in files]
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == tracked_sources() | {"edgewise/py.typed", "edgewise/bundle/manifest.schema.json"}
+    assert names == {f"edgewise/{path}" for path in tracked_files()} | {
+        "edgewise/py.typed",
+        "edgewise/bundle/manifest.schema.json",
+    }
 
 
 def run_base(python, *arguments):

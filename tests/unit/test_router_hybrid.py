@@ -105,6 +105,9 @@ class DictStore:
             self.stored[args[0], args[1].id] = args[1]
             self.changed.set()
 
+    def __len__(self):
+        return len(self.owed)
+
     def pending(self, limit):
         return list(self.owed.values())[:limit]
 

@@ -1,12 +1,9 @@
-import hashlib
-
-import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.contracts import Action, Answer, DataPolicy, Decision, Mode, Reason, Request, Source, Status
-from edgewise.store import MemoryCache, cache_key
+from edgewise.contracts import Action, Answer, Decision, Reason, Source, Status
+from edgewise.store import MemoryCache
 
 
 class SetClock:
@@ -75,101 +72,3 @@ def test_the_bound_holds_and_the_newest_is_kept(puts: list[tuple[bytes, int]]) -
         cache.put(key, answer("1", size))
         assert 0 < cache.size_bytes <= 4000
         assert cache.get(key) == answer("1", size)
-
-
-texts = st.text(max_size=8)
-items = (
-    texts
-    | st.binary(max_size=8)
-    | st.builds(
-        lambda data, shape: np.frombuffer(data, np.uint8).reshape(shape),
-        st.binary(min_size=4, max_size=4),
-        st.sampled_from([(4,), (2, 2), (1, 4)]),
-    )
-)
-identities = st.fixed_dictionaries(
-    {
-        "tenant": texts,
-        "data_policy": st.sampled_from(DataPolicy),
-        "task": texts,
-        "mode": st.none() | st.sampled_from(Mode),
-        "inputs": items,
-        "certificate_id": st.none() | texts,
-        "model_digest": texts,
-        "cloud_version": st.none() | texts,
-    }
-)
-_REQUEST_FIELDS = ("tenant", "data_policy", "task", "mode", "inputs")
-
-
-def key_of(identity: dict[str, object], **others: object) -> bytes:
-    request = Request(**{"id": "1", **others}, **{name: identity[name] for name in _REQUEST_FIELDS})
-    rest = {name: value for name, value in identity.items() if name not in _REQUEST_FIELDS}
-    return cache_key(request, **rest)
-
-
-def plain(value: object) -> object:
-    if isinstance(value, np.ndarray):
-        return "array", str(value.dtype), value.shape, value.tobytes()
-    return type(value).__name__, value
-
-
-@given(identities, identities)
-def test_keys_are_equal_iff_all_fields_are(one: dict[str, object], other: dict[str, object]) -> None:
-    same = all(plain(one[name]) == plain(other[name]) for name in one)
-    assert (key_of(one) == key_of(other)) == same
-
-
-@given(
-    identities,
-    identities,
-    st.sampled_from(
-        ["tenant", "task", "mode", "data_policy", "inputs", "certificate_id", "model_digest", "cloud_version"]
-    ),
-)
-def test_a_change_in_any_one_field_changes_the_key(
-    one: dict[str, object], other: dict[str, object], field: str
-) -> None:
-    assume(plain(one[field]) != plain(other[field]))
-    assert key_of(one) != key_of({**one, field: other[field]})
-
-
-@given(texts, texts, texts)
-def test_fields_do_not_run_into_each_other(first: str, second: str, third: str) -> None:
-    identity = {
-        "inputs": "x",
-        "data_policy": DataPolicy.ANY,
-        "mode": None,
-        "certificate_id": None,
-        "cloud_version": None,
-    }
-    one = {**identity, "tenant": first + second, "task": third, "model_digest": ""}
-    other = {**identity, "tenant": first, "task": second + third, "model_digest": ""}
-    assert (key_of(one) == key_of(other)) == (second == "")
-
-
-@given(identities)
-def test_what_cannot_change_the_answer_is_not_in_the_key(identity: dict[str, object]) -> None:
-    assert key_of(identity) == key_of(identity, id="2", budget_ms=5.0, session="s", profile="p", attributes={"a": "b"})
-
-
-def test_a_view_has_the_key_of_its_copy() -> None:
-    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    identity = {
-        "tenant": "t",
-        "data_policy": DataPolicy.ANY,
-        "task": "",
-        "mode": None,
-        "certificate_id": None,
-        "model_digest": "",
-        "cloud_version": None,
-    }
-    assert key_of({**identity, "inputs": pixels.T}) == key_of({**identity, "inputs": pixels.T.copy()})
-
-
-def test_the_key_is_a_keyed_digest() -> None:
-    request = Request(id="1", inputs="x")
-    names = {"certificate_id": "c", "model_digest": "d", "cloud_version": "v"}
-    plain_key = cache_key(request, **names)
-    assert len(plain_key) == hashlib.blake2b(digest_size=32).digest_size
-    assert cache_key(request, **names, secret=b"k") != plain_key
