@@ -6,6 +6,7 @@ goes to a log. The same checkpoint gives the same graph each time.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -194,20 +195,27 @@ def _answer(job: ExportJob, model: Any) -> tuple[tuple[float, ...], ...]:
     """The checkpoint's own logits of the samples, batch of one, through its own preprocessing."""
     import torch
 
-    encode = _text_encoder(job) if job.task == "text-classification" else _image_encoder(job, model)
+    encode = _text_encoder(job, model) if job.task == "text-classification" else _image_encoder(job, model)
     with torch.inference_mode():
         rows = [model(**encode(item)).logits[0].tolist() for item in inputs_of(job.samples)]
     return tuple(tuple(float(value) for value in row) for row in rows)
 
 
-def _text_encoder(job: ExportJob) -> Any:
+def _text_encoder(job: ExportJob, model: Any) -> Any:
     tokenizer = _tokenizer(job)
+    accepted = _text_inputs(tokenizer, model)
 
     def encode(text: Input) -> Mapping[str, Any]:
-        encoded: Mapping[str, Any] = tokenizer(text, truncation=True, max_length=job.max_length, return_tensors="pt")
-        return encoded
+        encoded = tokenizer(text, truncation=True, max_length=job.max_length, return_tensors="pt")
+        return {name: encoded[name] for name in accepted}
 
     return encode
+
+
+def _text_inputs(tokenizer: Any, model: Any) -> list[str]:
+    """What the tokenizer gives and the model takes: some tokenizers give token types to models without them."""
+    accepted = inspect.signature(model.forward).parameters
+    return [name for name in tokenizer.model_input_names if name in accepted]
 
 
 def _image_encoder(job: ExportJob, model: Any) -> Any:
@@ -260,12 +268,9 @@ def _export_torch(job: ExportJob, model: Any, out: Path) -> None:
 
 
 def _torch_text(job: ExportJob, model: Any) -> tuple[list[str], tuple[Any, ...], Sequence[Any]]:
-    import inspect
-
     import torch
 
-    accepted = inspect.signature(model.forward).parameters
-    names = [name for name in _tokenizer(job).model_input_names if name in accepted]
+    names = _text_inputs(_tokenizer(job), model)
     # Sizes 0 and 1 would be burnt into the graph, hence two rows.
     shape = (2, min(16, job.max_length))
     makers = {"input_ids": torch.ones, "attention_mask": torch.ones}

@@ -118,10 +118,10 @@ def facts(before: Any, after: Any, promised: Mapping[str, str]) -> tuple[str, ..
         promised: Kind of node ("MatMul", "Gather") to what the recipe promised for its weights, such as "int8".
 
     Returns:
-        One sentence a kind of node, and one on what stayed in float32.
+        One sentence a kind of node that occurs, and one on what stayed in float32.
     """
     left = _float_weights(after)
-    found = [_fact(before, left, kind, promise) for kind, promise in promised.items()]
+    found = [_fact(before, left, kind, promise) for kind, promise in promised.items() if has_eligible(before, (kind,))]
     return (*found, _left_over(after, left, float_bytes(before)))
 
 

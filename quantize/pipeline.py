@@ -319,7 +319,7 @@ def _entry(candidate: Candidate) -> Entry:
     return Entry(
         id=candidate.id,
         size_bytes=candidate.performance.size_bytes,
-        p95_ms=candidate.performance.latency.p95_ms,
+        p50_ms=candidate.performance.latency.p50_ms,
         drop=candidate.quality.drop,
     )
 

@@ -188,7 +188,7 @@ def _baseline_headline(baseline: Candidate, others: Sequence[Candidate], max_dro
         return f"Goal missed: every quantized candidate loses more than {points(max_drop)}; {baseline.id} is packed."
     own = baseline.performance
     slower = own and all(
-        other.performance and other.performance.latency.p95_ms > own.latency.p95_ms for other in measured
+        other.performance and other.performance.latency.p50_ms > own.latency.p50_ms for other in measured
     )
     larger = own and all(other.performance and other.performance.size_bytes >= own.size_bytes for other in measured)
     reasons = [
@@ -202,8 +202,14 @@ def _comparison(best: Candidate, baseline: Candidate) -> str:
     if best.performance is None or baseline.performance is None or best.quality is None:
         raise ValueError(f"{best.id} won without being measured")
     size = baseline.performance.size_bytes / best.performance.size_bytes
-    speed = baseline.performance.latency.p95_ms / best.performance.latency.p95_ms
-    times = f"{speed:.2g} x faster" if speed >= 1 else f"{1 / speed:.2g} x slower"
+    speed = baseline.performance.latency.p50_ms / best.performance.latency.p50_ms
+    times = (
+        "as fast"
+        if 1 / SAME <= speed <= SAME
+        else f"{speed:.2g} x faster"
+        if speed > 1
+        else f"{1 / speed:.2g} x slower"
+    )
     worse = [
         *([f"not smaller than {baseline.id}"] if size <= 1 else []),
         *([f"slower than {baseline.id}"] if speed < 1 / SAME else []),
@@ -211,7 +217,7 @@ def _comparison(best: Candidate, baseline: Candidate) -> str:
     warning = f"Beware: {best.id} is {' and '.join(worse)}. " if worse else ""
     return (
         f"{warning}{best.id}: {best.performance.size_bytes / 1e6:.1f} MB ({size:.2g} x smaller), "
-        f"p95 {best.performance.latency.p95_ms:.2f} ms ({times}), accuracy {best.quality.accuracy:.4f} "
+        f"p50 {best.performance.latency.p50_ms:.2f} ms ({times}), accuracy {best.quality.accuracy:.4f} "
         f"({best.quality.baseline_accuracy:.4f} before) on the tuning part."
     )
 

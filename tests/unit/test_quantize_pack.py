@@ -1,0 +1,137 @@
+"""An ONNX file of one's own becomes a bundle, without torch."""
+
+import json
+import subprocess
+import sys
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgewise.bundle import Bundle
+from edgewise.edge import EdgeModel
+from edgewise.errors import InputError, OutputExistsError
+from edgewise.quantize import pack_onnx
+from edgewise.quantize.pack import read_labels
+
+
+@pytest.fixture
+def tokenizer(tmp_path, tiny_models):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(tiny_models.tokenizer_json())
+    return path
+
+
+@pytest.fixture
+def image_onnx(tmp_path):
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixel_values"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    given = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", [given], [logits]), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    made.ir_version = 8
+    onnx.save(made, tmp_path / "colours.onnx")
+    return tmp_path / "colours.onnx"
+
+
+PROCESSOR = {"size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+
+
+def test_a_text_model_is_packed_with_golden_items_and_answers(tmp_path, tiny_text_onnx, tokenizer, tiny_models):
+    out = tmp_path / "bundle"
+    digest = pack_onnx(tiny_text_onnx, out, labels=tiny_models.LABELS, tokenizer=tokenizer, name="news", max_length=32)
+    bundle = Bundle.open(out)
+    assert (bundle.model_digest, bundle.core.name, bundle.core.recipe.name) == (digest, "news", "none")
+    assert bundle.core.preprocessing.max_length == 32
+    model = EdgeModel.load(out)
+    model.check_golden()
+    assert [answer.output for answer in model.predict(tiny_models.TEXTS)] == list(tiny_models.LABELS)
+    assert (
+        pack_onnx(
+            tiny_text_onnx,
+            tmp_path / "again",
+            labels=tiny_models.LABELS,
+            tokenizer=tokenizer.parent,
+            name="news",
+            max_length=32,
+        )
+        == digest
+    )
+
+
+def test_an_image_model_is_packed(tmp_path, image_onnx):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    pack_onnx(image_onnx, tmp_path / "bundle", labels=tmp_path / "labels.txt", preprocessor=tmp_path)
+    model = EdgeModel.load(tmp_path / "bundle")
+    model.check_golden()
+    assert model.labels == ("red", "green", "blue")
+    assert model.bundle.core.preprocessing.channels == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\nb\n\nc\n",
+        '["a", "b", "c"]',
+        '{"1": "b", "0": "a", "2": "c"}',
+        '{"id2label": {"0": "a", "1": "b", "2": "c"}}',
+    ],
+)
+def test_labels_come_in_several_forms(tmp_path, text):
+    (tmp_path / "labels").write_text(text)
+    assert read_labels(tmp_path / "labels") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", '["a"', '{"a": "b"}'])
+def test_a_file_without_labels_is_refused(tmp_path, text):
+    (tmp_path / "labels").write_text(text)
+    with pytest.raises(InputError):
+        read_labels(tmp_path / "labels")
+
+
+def refused(match, onnx_path, tmp_path, **options):
+    with pytest.raises(InputError, match=match) as caught:
+        pack_onnx(onnx_path, tmp_path / "bundle", **options)
+    assert caught.value.remedy
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_labels_must_be_as_many_as_logits(tmp_path, tiny_text_onnx, tokenizer):
+    refused(r"2 labels need \[batch, 2\]", tiny_text_onnx, tmp_path, labels=["a", "b"], tokenizer=tokenizer)
+
+
+def test_preprocessing_must_be_given(tmp_path, tiny_text_onnx, image_onnx):
+    refused("no tokenizer is given", tiny_text_onnx, tmp_path, labels=["a", "b", "c"])
+    refused("no preprocessing is given", image_onnx, tmp_path, labels=["a", "b", "c"])
+
+
+def test_unknown_inputs_are_named_with_the_known_ones(tmp_path, tiny_text_onnx, tokenizer):
+    model = onnx.load(tiny_text_onnx)
+    for node in model.graph.node:
+        node.input[:] = ["tokens" if name == "input_ids" else name for name in node.input]
+    next(value for value in model.graph.input if value.name == "input_ids").name = "tokens"
+    onnx.save(model, tmp_path / "odd.onnx")
+    refused("takes .*tokens", tmp_path / "odd.onnx", tmp_path, labels=["a", "b", "c"], tokenizer=tokenizer)
+
+
+def test_what_is_no_onnx_file_is_refused(tmp_path, tokenizer):
+    (tmp_path / "x.onnx").write_bytes(b"not a model")
+    refused("not a readable ONNX model", tmp_path / "x.onnx", tmp_path, labels=["a", "b"], tokenizer=tokenizer)
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(OutputExistsError):
+        pack_onnx(tmp_path / "nowhere.onnx", tmp_path / "bundle", labels=["a", "b"])
+
+
+def test_packing_loads_no_torch():
+    code = "import sys, edgewise.quantize; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in ("torch", "transformers", "optimum", "onnx"):
+        assert f"'{name}'" not in loaded
