@@ -10,11 +10,12 @@ neither torch nor onnx; exporting and quantizing happen in processes of their ow
 """
 
 from edgewise.quantize.pack import pack_onnx
-from edgewise.quantize.pipeline import QuantizeResult, quantize, read_report
+from edgewise.quantize.pipeline import QuantizeResult, quantize
 from edgewise.quantize.plan import QuantizeJob
 from edgewise.quantize.progress import NullProgress
 from edgewise.quantize.recipes import RECIPES
 from edgewise.quantize.report import Report
+from edgewise.quantize.run_folder import read_report
 
 __all__ = [
     "RECIPES",

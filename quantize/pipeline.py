@@ -1,15 +1,7 @@
 """The way from a checkpoint to a measured bundle: export, build, measure, pick, gate, report.
 
-Owns the order of the stages and the run folder:
-
-    RUN/bundle/                the winner
-    RUN/candidates/ID/         every candidate, each a bundle of its own
-    RUN/predictions/ID.npy     logits on the tuning part, shape (n, classes), in the order of the data
-    RUN/report.json            every figure
-    RUN/run.json               digest of everything that went in
-    RUN/logs/                  what exporter and recipes printed
-
-Nothing appears under RUN before all of it is there. Decides nothing: `select.py` does.
+Owns the order of the stages and what each hands on; `run_folder.py` owns where it lies. Nothing appears under the run
+folder before all of it is there. Decides nothing: `select.py` does.
 """
 
 from __future__ import annotations
@@ -22,13 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from edgewise.bundle import Bundle, attach
 from edgewise.contracts import FloatArray, Progress
-from edgewise.errors import EdgewiseError, OutputExistsError
-from edgewise.files import refuse_existing, staged_directory
+from edgewise.errors import EdgewiseError
+from edgewise.files import refuse_existing
 from edgewise.quantize.candidates import Built, Factory, failed
 from edgewise.quantize.export import Exported, ExportJob
 from edgewise.quantize.items import items_of
@@ -46,23 +37,17 @@ from edgewise.quantize.report import (
     all_lose_too_much,
     headline,
 )
+from edgewise.quantize.run_folder import (
+    CANDIDATES,
+    WINNER,
+    fresh_folder,
+    keep_predictions,
+    link_tree,
+    stored_report,
+    write_report,
+)
 from edgewise.quantize.select import Entry, Gate, Pick, Verdict, judge, pick
 from edgewise.quantize.statistics import Quality, drop_bound, latency, quality
-
-REPORT = "report.json"
-INPUTS = "run.json"
-WINNER = "bundle"
-CANDIDATES = "candidates"
-
-
-class RunInputs(msgspec.Struct, frozen=True):
-    """What `run.json` holds.
-
-    Attributes:
-        inputs_digest: Digest of checkpoint, data, options and tool versions.
-    """
-
-    inputs_digest: str
 
 
 @dataclass(frozen=True)
@@ -107,24 +92,12 @@ def quantize(job: QuantizeJob, progress: Progress | None = None) -> QuantizeResu
     if not job.reuse:
         refuse_existing(job.out)
     plan = make_plan(job)
-    stored = _stored(job, plan)
+    stored = stored_report(job.out, plan.inputs_digest) if job.reuse else None
     if stored is not None:
-        return stored
-    with _output(job.out) as folder:
+        return QuantizeResult(stored, job.out, job.out / WINNER, unchanged=True)
+    with fresh_folder(job.out) as folder:
         report = _Run(job, plan, folder, progress or NullProgress()).execute()
     return QuantizeResult(report, job.out, job.out / WINNER, unchanged=False)
-
-
-def read_report(run: Path) -> Report:
-    """The report of a finished run.
-
-    Raises:
-        EdgewiseError: `run` is not a run folder, or its report cannot be read.
-    """
-    try:
-        return msgspec.json.decode((run / REPORT).read_bytes(), type=Report)
-    except (OSError, msgspec.MsgspecError) as e:
-        raise EdgewiseError(f"{run} holds no readable {REPORT}: {e}.", "Give a folder that quantize wrote.") from e
 
 
 @dataclass
@@ -286,7 +259,7 @@ class _Run:
         for candidate in candidates:
             if candidate.state == "measured":
                 attach(self.folder / CANDIDATES / candidate.id, "measurement", _measurement(report, candidate))
-        _link_tree(self.folder / CANDIDATES / report.winner, self.folder / WINNER)
+        link_tree(self.folder / CANDIDATES / report.winner, self.folder / WINNER)
         if report.gate is not None:
             payload = {
                 "data_digest": report.gate_digest,
@@ -294,10 +267,9 @@ class _Run:
                 "gate": report.gate,
             }
             attach(self.folder / WINNER, "gate", payload)
-        _keep_predictions(self.folder, [candidate.id for candidate in candidates if candidate.state == "measured"])
+        keep_predictions(self.folder, [candidate.id for candidate in candidates if candidate.state == "measured"])
         shutil.rmtree(self.folder / "work")
-        (self.folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
-        (self.folder / INPUTS).write_bytes(msgspec.json.encode(RunInputs(self.plan.inputs_digest)))
+        write_report(self.folder, report, self.plan.inputs_digest)
 
     def _bound(self, answers: Quality) -> float:
         return drop_bound(answers.lost, answers.won, answers.n, 1 - self.job.confidence)
@@ -365,53 +337,3 @@ def _measurement(report: Report, candidate: Candidate) -> dict[str, object]:
 
 def _baseline_digest(report: Report) -> str:
     return report.candidates[0].model_digest
-
-
-def _keep_predictions(folder: Path, names: list[str]) -> None:
-    (folder / "predictions").mkdir()
-    for name in names:
-        (folder / "work" / f"{name}.npy").rename(folder / "predictions" / f"{name}.npy")
-
-
-def _link_tree(source: Path, to: Path) -> None:
-    """Copy a bundle; its files are never written again, so hard links do where the file system has them."""
-    try:
-        shutil.copytree(source, to, copy_function=os.link)
-    except (OSError, shutil.Error):
-        shutil.rmtree(to, ignore_errors=True)
-        shutil.copytree(source, to)
-
-
-def _stored(job: QuantizeJob, plan: Plan) -> QuantizeResult | None:
-    """The finished run at `out`, if it is this very run and its winner is whole."""
-    if not job.reuse or not job.out.exists():
-        return None
-    if not (job.out / INPUTS).is_file():
-        raise OutputExistsError(f"{job.out} exists and is no run folder.", "Name a new one, or remove it first.")
-    try:
-        inputs = msgspec.json.decode((job.out / INPUTS).read_bytes(), type=RunInputs)
-        if inputs.inputs_digest != plan.inputs_digest:
-            return None
-        Bundle.open(job.out / WINNER)
-        return QuantizeResult(read_report(job.out), job.out, job.out / WINNER, unchanged=True)
-    except (EdgewiseError, OSError, msgspec.MsgspecError):
-        # Damaged, hence stale: built anew.
-        return None
-
-
-@contextmanager
-def _output(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out`; an old run there stays whole until then."""
-    if not out.exists():
-        with staged_directory(out) as folder:
-            yield folder
-        return
-    fresh, old = out.with_name(f".{out.name}.next"), out.with_name(f".{out.name}.old")
-    # A killed run may have left these.
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with staged_directory(fresh) as folder:
-        yield folder
-    out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

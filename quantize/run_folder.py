@@ -1,0 +1,114 @@
+"""The folder of a run: how it appears, when it still stands, and what lies where.
+
+    RUN/bundle/                the winner
+    RUN/candidates/ID/         every candidate, each a bundle of its own
+    RUN/predictions/ID.npy     logits on the tuning part, shape (n, classes), in the order of the data
+    RUN/report.json            every figure
+    RUN/run.json               digest of everything that went in
+    RUN/logs/                  what exporter and recipes printed
+
+Owns no figure in it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from edgewise.bundle import Bundle
+from edgewise.errors import EdgewiseError, InputError, OutputExistsError
+from edgewise.files import staged_directory
+from edgewise.quantize.report import Report
+
+REPORT = "report.json"
+INPUTS = "run.json"
+WINNER = "bundle"
+CANDIDATES = "candidates"
+
+
+class RunInputs(msgspec.Struct, frozen=True):
+    """What `run.json` holds.
+
+    Attributes:
+        inputs_digest: Digest of checkpoint, data, options and tool versions.
+    """
+
+    inputs_digest: str
+
+
+def read_report(run: Path) -> Report:
+    """The report of a finished run.
+
+    Raises:
+        InputError: `run` is not a run folder, or its report cannot be read.
+    """
+    try:
+        return msgspec.json.decode((run / REPORT).read_bytes(), type=Report)
+    except (OSError, msgspec.MsgspecError) as e:
+        raise InputError(f"{run} holds no readable {REPORT}: {e}.", "Give a folder that quantize wrote.") from e
+
+
+def write_report(run: Path, report: Report, inputs_digest: str) -> None:
+    """Write the two files that make a folder a finished run."""
+    (run / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    (run / INPUTS).write_bytes(msgspec.json.encode(RunInputs(inputs_digest)))
+
+
+def stored_report(out: Path, inputs_digest: str) -> Report | None:
+    """The report of the finished run at `out`, if it had exactly these inputs and its winner is whole.
+
+    Raises:
+        OutputExistsError: `out` exists and is no run folder.
+    """
+    if not out.exists():
+        return None
+    if not (out / INPUTS).is_file():
+        raise OutputExistsError(f"{out} exists and is no run folder.", "Name a new one, or remove it first.")
+    try:
+        inputs = msgspec.json.decode((out / INPUTS).read_bytes(), type=RunInputs)
+        if inputs.inputs_digest != inputs_digest:
+            return None
+        Bundle.open(out / WINNER)
+        return read_report(out)
+    except (EdgewiseError, OSError, msgspec.MsgspecError):
+        # Damaged, hence stale: built anew.
+        return None
+
+
+@contextmanager
+def fresh_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out`; an old run there stays whole until then."""
+    if not out.exists():
+        with staged_directory(out) as folder:
+            yield folder
+        return
+    fresh, old = out.with_name(f".{out.name}.next"), out.with_name(f".{out.name}.old")
+    # A killed run may have left these.
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with staged_directory(fresh) as folder:
+        yield folder
+    out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def keep_predictions(folder: Path, names: list[str]) -> None:
+    """Move the logits of these candidates out of the work folder."""
+    (folder / "predictions").mkdir()
+    for name in names:
+        (folder / "work" / f"{name}.npy").rename(folder / "predictions" / f"{name}.npy")
+
+
+def link_tree(source: Path, to: Path) -> None:
+    """Copy a bundle; its files are never written again, so hard links do where the file system has them."""
+    try:
+        shutil.copytree(source, to, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(to, ignore_errors=True)
+        shutil.copytree(source, to)
