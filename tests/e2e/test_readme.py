@@ -24,7 +24,9 @@ import pytest
 README = Path(__file__).parents[2] / "README.md"
 PORTS = ("8700", "8701", "8702")
 SIZES = {"tuning": 200, "gate": 700, "certify": 700, "test": 200}
-_BLOCK = re.compile(r"^(?:<!-- not run: ?(?P<reason>.*?) ?-->\n)?```(?P<kind>bash|python)\n(?P<code>.*?)^```", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: ?(?P<reason>.*?) ?-->\n)?```(?P<kind>bash|python)\n(?P<code>.*?)^```", re.M | re.S
+)
 
 
 class Block(NamedTuple):

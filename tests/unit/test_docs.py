@@ -1,4 +1,4 @@
-"""What the documentation names exists: files, commands, options, settings, metrics, errors; and its worked examples run."""
+"""What the documentation names exists: files, commands, options, settings, metrics, errors. Its worked examples run."""
 
 import importlib.util
 import json
@@ -31,7 +31,13 @@ from edgewise.wire.door import front_door
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS, *sorted((ROOT / "docs/adr").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *DOCS,
+    *sorted((ROOT / "docs/adr").glob("*.md")),
+]
 APP = typer.main.get_command(cli.app)
 
 
@@ -66,14 +72,18 @@ def called(text: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """The command and the options of every line that calls edgewise."""
     for line in code_lines(text):
         if line.startswith("edgewise "):
-            words = shlex.split(line.replace("[", " ").replace("]", " ").replace("(", " ").replace(")", " ").replace("|", " "))
+            words = shlex.split(
+                line.replace("[", " ").replace("]", " ").replace("(", " ").replace(")", " ").replace("|", " ")
+            )
             name = next(path for size in (2, 1, 0) if (path := tuple(words[1 : 1 + size])) in commands() or not size)
             yield name, [word.partition("=")[0] for word in words if word.startswith("--")]
 
 
 def anchors(path: Path) -> set[str]:
     """GitHub's anchors of a page's headings."""
-    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    titles = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -106,7 +116,9 @@ def test_the_check_of_options_would_notice():
 def test_every_command_has_a_page_that_names_it_and_its_options(name):
     pages = [page.read_text(encoding="utf-8") for page in DOCS if f"edgewise {' '.join(name)}" in page.read_text()]
     assert pages, "no page in docs/ names it"
-    assert options_of(commands()[name]) - {"--help"} <= {option for page in pages for option in re.findall(r"--[\w-]+", page)}
+    assert options_of(commands()[name]) - {"--help"} <= {
+        option for page in pages for option in re.findall(r"--[\w-]+", page)
+    }
 
 
 def table(text: str, heading: str) -> list[list[str]]:
@@ -186,7 +198,9 @@ def test_every_recipe_is_documented_with_its_options_and_defaults():
 
 def test_the_numbers_told_of_the_certificate_are_its_own():
     page = read("docs/certify.md")
-    sizes = [int(size) for size in re.search(r"\| n at α = 1 %, δ = 5 % \|([\d |]+)", page)[1].split("|") if size.strip()]
+    sizes = [
+        int(size) for size in re.search(r"\| n at α = 1 %, δ = 5 % \|([\d |]+)", page)[1].split("|") if size.strip()
+    ]
     told = [int(k) for k in re.search(r"\| k\\\*[^|]*\|([\d |]+)", page)[1].split("|") if k.strip()]
     assert [allowed_disagreements(n, 0.01, 0.05) for n in sizes] == told
     needed = [items_needed(alpha, 0.05) for alpha in (0.01, 0.005, 0.02)]
@@ -205,7 +219,10 @@ def test_decisions_are_short_and_complete():
 def test_every_dependency_has_its_reason():
     project = tomllib.loads(read("pyproject.toml"))["project"]
     page = read("docs/adr/0002-dependencies-and-pins.md")
-    listed = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    listed = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in listed} - {"edgewise"}
     told = {name for name in re.findall(r"`([\w-]+)`", page)}
     told |= {f"pytest{name}" for name in told if name.startswith("-")}
