@@ -20,7 +20,8 @@ from edgewise.config import BackendSection, Config, load_config
 from edgewise.contracts import Mode
 from edgewise.errors import EdgewiseError
 
-OUT = Console(highlight=False, soft_wrap=True, markup=False)
+# A table that goes to a pipe must not be folded at the width of a terminal that is not there.
+OUT = Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 240)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 app = typer.Typer(
@@ -69,12 +70,12 @@ def _root(
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face checkpoint.")],
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the run; must not exist.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run; must not exist without --cached.")],
     gate: Annotated[
         Path | None, typer.Option("--gate", help="Items no choice has seen, for the accuracy bound.")
     ] = None,
     task: Annotated[str, typer.Option("--task", help="Task, or auto.")] = "auto",
-    recipes: Annotated[str, typer.Option("--recipes", help="Recipes, separated by commas; empty takes all.")] = "",
+    recipes: Annotated[str, typer.Option("--recipes", help="NAME or NAME:option=value, by commas.")] = "",
     max_drop: Annotated[float, typer.Option("--max-drop", help="Largest loss of accuracy, as a share.")] = 0.01,
     confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the gate's bound.")] = 0.95,
     prefer: Annotated[
@@ -134,6 +135,7 @@ def pack(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Model name; the file's unless given.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Longest text, in tokens.")] = None,
+    licence: Annotated[list[str] | None, typer.Option("--licence", help="SPDX identifier; may be repeated.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a bundle of an ONNX file of your own; needs no torch.
@@ -143,7 +145,14 @@ def pack(
     from edgewise.quantize import pack_onnx
 
     digest = pack_onnx(
-        onnx, out, labels=labels, tokenizer=tokenizer, preprocessor=preprocessor, name=name, max_length=max_length
+        onnx,
+        out,
+        labels=labels,
+        tokenizer=tokenizer,
+        preprocessor=preprocessor,
+        name=name,
+        max_length=max_length,
+        licences=tuple(licence or ()),
     )
     _show(f"{out} {digest}", {"bundle": str(out), "model_digest": digest}, as_json)
 
@@ -221,11 +230,15 @@ def evaluate(
     cloud_kind: CloudKind = "oip",
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
+    gateway_key_env: Annotated[
+        str | None, typer.Option("--gateway-key-env", help="Environment variable with the gateway's key.")
+    ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at the same time.")] = 1,
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = 0.0,
     text_field: TextField = "text",
     label_field: LabelField = "label",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a summary that exists.")] = False,
     since: Annotated[float | None, typer.Option("--since", help="Unix time that wall_s counts from.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -248,6 +261,8 @@ def evaluate(
         wait_s=wait,
         text_field=text_field,
         label_field=label_field,
+        api_key=wiring.secret(gateway_key_env),
+        overwrite=overwrite,
         since=since,
     )
     backend = BackendSection(url=cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)

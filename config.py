@@ -91,7 +91,7 @@ class ServerSection(_Section, frozen=True):
     """
 
     host: str = "127.0.0.1"
-    port: int = 8700
+    port: int = 8701
     api_keys_env: str | None = None
     drain_s: float = 10.0
     max_body_bytes: int = 8 << 20

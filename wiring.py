@@ -60,7 +60,7 @@ def connect(backend: BackendSection) -> CloudClient:
         raise ConfigError(
             f"There is no cloud client {backend.kind!r}.", f"Choose one of: {', '.join(sorted(CLIENTS))}."
         )
-    return CLIENTS[backend.kind](backend.url, model=backend.model, api_key=_secret(backend.api_key_env))
+    return CLIENTS[backend.kind](backend.url, model=backend.model, api_key=secret(backend.api_key_env))
 
 
 def build_gateway(config: Config, resources: ExitStack) -> Gateway:
@@ -230,13 +230,18 @@ def _limits(config: Config) -> Limits:
 
 def _api_keys(variable: str | None) -> Mapping[str, str]:
     """Tenants by key, from "tenant:key,tenant:key"."""
-    pairs = [pair.partition(":") for pair in (_secret(variable) or "").split(",") if pair.strip()]
+    pairs = [pair.partition(":") for pair in (secret(variable) or "").split(",") if pair.strip()]
     if any(not (tenant.strip() and key.strip()) for tenant, _, key in pairs):
         raise ConfigError(f"{variable} does not hold API keys.", "Write them as tenant:key,tenant:key.")
     return {key.strip(): tenant.strip() for tenant, _, key in pairs}
 
 
-def _secret(variable: str | None) -> str | None:
+def secret(variable: str | None) -> str | None:
+    """The value of an environment variable that holds a key; None where none is named.
+
+    Raises:
+        ConfigError: It is named and not set.
+    """
     if variable is None:
         return None
     value = os.environ.get(variable)

@@ -60,7 +60,8 @@ class BundleEngine:
         Raises:
             BundleError: It cannot be read, or is not what its manifest promises.
         """
-        return cls(EdgeModel.load(bundle, threads=threads), name or bundle.resolve().name)
+        model = EdgeModel.load(bundle, threads=threads)
+        return cls(model, name or model.bundle.core.name)
 
     @property
     def info(self) -> ServiceInfo:
@@ -83,7 +84,7 @@ def load_engine(path: Path, *, threads: int | None = None, task: str | None = No
         path: The folder.
         threads: Threads it computes with; None takes every core this process may use.
         task: The task it must be for; None takes any.
-        name: Model name; None takes the folder's.
+        name: Model name; None takes the bundle's own, or the checkpoint folder's.
 
     Raises:
         CheckpointError: There is no model, a broken one, or one for another task.

@@ -18,7 +18,7 @@ from edgewise.edge.device import Device
 _EXTRAS = {
     "quantize": "edgewise quantize and pack",
     "cloud": "edgewise cloud serve over a checkpoint (over a bundle the base install is enough)",
-    "aws": "cloud clients for SageMaker and Bedrock, and the bundle registry in S3",
+    "aws": "cloud backends on AWS",
 }
 _FAST_INT8 = ("amx", "vnni", "dotprod", "i8mm")
 

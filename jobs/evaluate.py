@@ -21,13 +21,16 @@ from edgewise.contracts import Answer, Certificate, CloudClient, CloudReply, Exa
 from edgewise.dataset import load_examples, require_labels
 from edgewise.edge import EdgeModel
 from edgewise.errors import CloudResponseError, CloudTimeoutError, CloudUnreachableError, ConfigError
-from edgewise.files import write_atomically
+from edgewise.files import refuse_existing, write_atomically
 from edgewise.jobs.asking import ask_all, reference_of, until_ready
 from edgewise.jobs.certify import certificate_beside, edge_scores, load_certificate
-from edgewise.jobs.plots import plot_operating_curve
+from edgewise.jobs.plots import plot_operating_curve, require_plotting
 from edgewise.router.certificate import check_model
 from edgewise.router.evaluation import CurvePoint, Routed, evaluate, operating_curve
 from edgewise.wire import native
+
+SUMMARY = "summary.json"
+PLOT = "operating_curve.png"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class EvaluateJob:
         text_field: Field of the text in the data file.
         label_field: Field of the label in the data file.
         api_key: Key of the gateway, or None.
+        overwrite: Replace a summary that exists.
         since: Unix time that `wall_s` counts from; None counts from the start of this job.
     """
 
@@ -60,6 +64,7 @@ class EvaluateJob:
     text_field: str = "text"
     label_field: str = "label"
     api_key: str | None = None
+    overwrite: bool = False
     since: float | None = None
 
 
@@ -104,8 +109,12 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
         CloudError: The gateway or the cloud did not answer.
         BundleError, DataError, ConfigError: The input cannot be used.
         MissingExtraError: Plots are not installed.
+        OutputExistsError: There is a summary and it may not be replaced.
     """
     started = time.time() if job.since is None else job.since
+    require_plotting()
+    if not job.overwrite:
+        refuse_existing(job.out / SUMMARY)
     examples = load_examples(job.data, text_field=job.text_field, label_field=job.label_field)
     labels = require_labels(examples, job.data)
     model = EdgeModel.load(job.bundle)
@@ -204,7 +213,7 @@ def _write(
     n: int,
     started: float,
 ) -> Evaluated:
-    summary_path, plot_path = job.out / "summary.json", job.out / "operating_curve.png"
+    summary_path, plot_path = job.out / SUMMARY, job.out / PLOT
     certified = CurvePoint(routed.local_share, routed.routed_accuracy)
     write_atomically(plot_path, plot_operating_curve(curve, certified, certificate.bound))
     threshold = certificate.bound.threshold

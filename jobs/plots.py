@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from edgewise.contracts import Bound
 from edgewise.errors import MissingExtraError
 from edgewise.router.evaluation import CurvePoint
+
+
+def require_plotting() -> None:
+    """Tell early, before any work is done, that a plot cannot be drawn.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("Plotting", "quantize")
 
 
 def plot_operating_curve(curve: Sequence[CurvePoint], certified: CurvePoint, bound: Bound) -> bytes:
@@ -16,11 +27,10 @@ def plot_operating_curve(curve: Sequence[CurvePoint], certified: CurvePoint, bou
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Plotting", "quantize") from error
+    require_plotting()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

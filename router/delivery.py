@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -42,6 +43,7 @@ class Deliveries:
         background: Where late calls and the caretaker run.
         instruments: Where provisional answers are counted.
         retry_s: Seconds between attempts while the cloud fails without its breaker opening.
+        on_final: Told of each late final answer once it is stored.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Deliveries:
         instruments: Instruments,
         *,
         retry_s: float,
+        on_final: Callable[[Request, Answer], None],
     ) -> None:
         self._cloud = cloud
         self._outbox = outbox
@@ -60,6 +63,7 @@ class Deliveries:
         self._background = background
         self._instruments = instruments
         self._retry_s = retry_s
+        self._on_final = on_final
         self._under_way: set[tuple[str, str]] = set()
         self._caretaker: asyncio.Task[None] | None = None
         self._show_open()
@@ -136,6 +140,7 @@ class Deliveries:
             self._outbox.done(request.tenant, request.id)
         self._instruments.provisional.inc("corrected")
         self._show_open()
+        self._on_final(request, final)
         return final
 
     def _show_open(self) -> None:

@@ -32,7 +32,7 @@ class Routed(msgspec.Struct, frozen=True, kw_only=True):
             bounds this one.
         disagreement_given_local: The same over the items answered locally.
         provisional_share: Items whose answer was provisional.
-        cloud_calls_saved: Items answered without a call to the cloud.
+        cloud_calls_saved: Items answered finally without a call to the cloud; calls of audits are not counted.
         latency_ms: Percentiles of the client's waiting time, for "local" and "escalated" answers.
     """
 
@@ -76,7 +76,7 @@ def evaluate(
         local_disagreement=float((local & differs).mean()),
         disagreement_given_local=float(differs[local].mean()) if local.any() else 0.0,
         provisional_share=float(np.mean([answer.status is Status.PROVISIONAL for answer in answers])),
-        cloud_calls_saved=sum(answer.source is not Source.CLOUD for answer in answers),
+        cloud_calls_saved=sum(_saved_a_call(answer) for answer in answers),
         latency_ms={
             "local": percentiles(waited[local & computed]),
             "escalated": percentiles(waited[~local & computed]),
@@ -87,6 +87,10 @@ def evaluate(
 def is_local(answer: Answer) -> bool:
     """Whether an answer was decided at the edge as final; a cached one counts as what it was when it was computed."""
     return answer.status is Status.FINAL and answer.decision.action is Action.LOCAL
+
+
+def _saved_a_call(answer: Answer) -> bool:
+    return answer.status is Status.FINAL and answer.source is not Source.CLOUD
 
 
 def operating_curve(

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -202,7 +202,7 @@ class Router:
             decision = decision or turn.policy.after(turn.request, self._score_of(prediction))
         if prediction is not None and decision.action is Action.LOCAL:
             final = self._edge_answer(turn, prediction, decision, Status.FINAL)
-            self._remember(turn, final)
+            self._remember(turn.request, turn.mode, final)
             self._audit(turn, final)
             yield Answered(final)
             yield Done(turn.request.id)
@@ -220,7 +220,7 @@ class Router:
             reply = await self._reply_in_time(turn, call)
             if isinstance(reply, CloudReply):
                 final = self._cloud_answer(turn, reply, decision)
-                self._remember(turn, final)
+                self._remember(turn.request, turn.mode, final)
                 yield Answered(final)
                 yield Done(turn.request.id)
                 return
@@ -313,9 +313,9 @@ class Router:
 
     def _recall(self, turn: _Turn) -> Answer | None:
         """The cached answer to the same request, in this request's name; audited requests do not ask."""
-        if turn.draw is not None or not self._may_cache(turn):
+        if self._plugs.cache is None or turn.draw is not None or not _may_be_cached(turn.request):
             return None
-        cached = self._plugs.cache.get(self._cache_key(turn)) if self._plugs.cache is not None else None
+        cached = self._plugs.cache.get(self._cache_key(turn.request, turn.mode))
         if cached is None:
             return None
         return msgspec.structs.replace(
@@ -326,16 +326,17 @@ class Router:
             timings_ms=self._timings(turn),
         )
 
-    def _remember(self, turn: _Turn, final: Answer) -> None:
-        if self._plugs.cache is not None and self._may_cache(turn):
-            self._plugs.cache.put(self._cache_key(turn), final)
+    def _remember(self, request: Request, mode: Mode, final: Answer) -> None:
+        if self._plugs.cache is not None and _may_be_cached(request):
+            self._plugs.cache.put(self._cache_key(request, mode), final)
 
-    def _may_cache(self, turn: _Turn) -> bool:
-        return turn.request.data_policy is not DataPolicy.LOCAL_ONLY
+    def _remember_late(self, request: Request, final: Answer) -> None:
+        with suppress(RequestError):  # an owed request of an earlier run may name a profile that is gone
+            self._remember(request, self._settings.promise(request)[0], final)
 
-    def _cache_key(self, turn: _Turn) -> bytes:
+    def _cache_key(self, request: Request, mode: Mode) -> bytes:
         return cache_key(
-            msgspec.structs.replace(turn.request, mode=turn.mode),
+            msgspec.structs.replace(request, mode=mode),
             certificate_id=self._certificate.id if self._certificate else None,
             model_digest=self._edge.digest,
             cloud_version=self._reference.version if self._reference else None,
@@ -396,6 +397,7 @@ class Router:
             self._background,
             self._instruments,
             retry_s=self._settings.cool_down_s,
+            on_final=self._remember_late,
         )
 
     @property
@@ -419,3 +421,7 @@ class Router:
         self._certificate = None
         self._routed = CertifiedThreshold(None)
         self._instruments.certificate_valid.set(0.0)
+
+
+def _may_be_cached(request: Request) -> bool:
+    return request.data_policy is not DataPolicy.LOCAL_ONLY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -11,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -78,3 +81,29 @@ def edgewise() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+CACHE = Path(__file__).parents[2] / "build" / "tests"
+
+
+@pytest.fixture(scope="session")
+def workloads() -> ModuleType:
+    """The module tests/e2e/workloads.py, which pytest's importlib mode lets no test import by name."""
+    path = Path(__file__).parent / "workloads.py"
+    spec = importlib.util.spec_from_file_location("edgewise_workloads", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def digits(workloads: ModuleType) -> Any:
+    """Handwritten digits: data parts, a cloud checkpoint and an edge checkpoint."""
+    return workloads.digits(CACHE)
+
+
+@pytest.fixture(scope="session")
+def newsgroups(workloads: ModuleType) -> Any:
+    """Newsgroup texts: data parts, a cloud checkpoint and an edge checkpoint."""
+    return workloads.newsgroups(CACHE)

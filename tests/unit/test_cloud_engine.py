@@ -16,7 +16,7 @@ def test_a_bundle_is_served_through_the_edge_runtime(tiny_text_bundle):
     model = EdgeModel.load(tiny_text_bundle)
     assert isinstance(engine, BundleEngine)
     assert engine.info.version == model.digest
-    assert (engine.info.name, engine.info.input, engine.info.role) == (tiny_text_bundle.name, "text", "cloud")
+    assert (engine.info.name, engine.info.input, engine.info.role) == ("tiny-text", "text", "cloud")
     assert engine.info.labels == model.labels
     texts = ["wheat harvest rose", "vessel in port"]
     for got, expected in zip(engine.predict(texts), model.predict(texts), strict=True):

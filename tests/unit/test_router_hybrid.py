@@ -381,6 +381,17 @@ async def test_provisional_answers_are_never_cached():
     assert cache == {}
 
 
+async def test_a_late_answer_fills_the_cache():
+    cloud, store = ScriptedCloud(), DictStore()
+    cloud.release.clear()
+    flow = router(cloud, outbox=store, answers=store, cache=DictCache())
+    await flow.answer(Request(inputs=DOUBTFUL, id="late", budget_ms=5))
+    cloud.release.set()
+    await store.wait_final("public", "late", timeout_s=10)
+    again = await flow.answer(Request(inputs=DOUBTFUL, budget_ms=5))
+    assert (again.source, again.status, again.output) == (Source.CACHE, Status.FINAL, "b")
+
+
 async def test_tenants_do_not_share_the_cache():
     edge = ScriptedEdge()
     flow = router(ScriptedCloud(), edge=edge, cache=DictCache())
