@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet
 # The environment is rebuilt when what it is made from changes, not when a folder is older than a file.
+# Threads that spin while others compute slow everything down on a machine with few cores.
+export OMP_WAIT_POLICY := PASSIVE
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .PHONY: setup demo check lint types unit test torture clean

@@ -140,8 +140,15 @@ def summary_view(summary: Summary) -> RenderableType:
         ("accuracy, edge alone", _percent(summary.edge_accuracy)),
         ("accuracy, routed", _percent(summary.routed_accuracy)),
         ("answered locally", _percent(summary.local_share)),
-        ("local and different from the cloud", f"{_percent(summary.local_disagreement)} of all requests"),
-        ("promised", f"at most {_percent(summary.alpha)}, with {_percent(1 - summary.delta)} confidence"),
+        (
+            "local and different from the cloud",
+            f"{_percent(summary.local_disagreement)} of all requests, {summary.local_disagreements} of {summary.n_test}",
+        ),
+        (
+            "promised",
+            f"at most {_percent(summary.alpha)} expected, with {_percent(1 - summary.delta)} confidence; "
+            f"up to {summary.unsurprising_up_to} of {summary.n_test} would be no surprise",
+        ),
         ("different, given local", _percent(summary.disagreement_given_local)),
         ("answered provisionally", _percent(summary.provisional_share)),
         ("cloud calls saved", f"{summary.cloud_calls_saved} of {summary.n_test}"),

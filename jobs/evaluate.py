@@ -25,7 +25,7 @@ from edgewise.files import refuse_existing, write_atomically
 from edgewise.jobs.asking import ask_all, reference_of, until_ready
 from edgewise.jobs.certify import certificate_beside, edge_scores, load_certificate
 from edgewise.jobs.plots import plot_operating_curve, require_plotting
-from edgewise.router.certificate import check_model
+from edgewise.router.certificate import check_model, unsurprising_violations
 from edgewise.router.evaluation import CurvePoint, Routed, evaluate, operating_curve
 from edgewise.wire import native
 
@@ -77,6 +77,8 @@ class Summary(Routed, frozen=True, kw_only=True):
         threshold: The certified threshold, as text where it is infinite.
         n_certify: Items the certificate rests on.
         n_test: Items evaluated.
+        local_disagreements: Items behind `local_disagreement`.
+        unsurprising_up_to: As many would be no surprise (5 %) at a risk of exactly alpha: a count scatters.
         bundle_bytes: Size of the bundle's core.
         checkpoint_bytes: Size of the fp32 weights it was made from; None where the bundle does not say.
         wall_s: Seconds, see `EvaluateJob.since`.
@@ -87,6 +89,8 @@ class Summary(Routed, frozen=True, kw_only=True):
     threshold: float | str
     n_certify: int
     n_test: int
+    local_disagreements: int
+    unsurprising_up_to: int
     bundle_bytes: int
     checkpoint_bytes: int | None
     wall_s: float
@@ -224,6 +228,8 @@ def _write(
         threshold=threshold if np.isfinite(threshold) else str(threshold),
         n_certify=certificate.bound.n,
         n_test=n,
+        local_disagreements=round(routed.local_disagreement * n),
+        unsurprising_up_to=unsurprising_violations(n, certificate.bound.alpha),
         bundle_bytes=bundle.size_bytes,
         checkpoint_bytes=_checkpoint_bytes(bundle),
         wall_s=time.time() - started,

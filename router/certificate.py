@@ -84,6 +84,14 @@ def allowed_disagreements(n: int, alpha: float, delta: float) -> int:
     return k
 
 
+def unsurprising_violations(n: int, alpha: float) -> int:
+    """Violations among `n` requests that a risk of exactly alpha exceeds with at most 5 % probability.
+
+    A certificate bounds the expected share of violations; what is counted on `n` requests scatters around it.
+    """
+    return int(np.searchsorted(_binomial_cdf(n, alpha), 0.95))
+
+
 def _threshold(disagreeing_scores: NDArray[np.float64], k: int) -> float:
     """The (k+1)-th largest of the disagreeing items' scores, NaN left out."""
     comparable = disagreeing_scores[~np.isnan(disagreeing_scores)]

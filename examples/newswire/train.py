@@ -65,7 +65,7 @@ class Plan:
 
 
 CLOUD = Plan(layers=(0, 1, 2, 3, 4, 5), frozen=3, max_length=48, epochs=1.5)
-EDGE = Plan(layers=(0, 5), frozen=1, max_length=48, epochs=1.3, encoder_rate=5e-4, head_rate=1e-3, warm_up=0.1)
+EDGE = Plan(layers=(0, 5), frozen=1, max_length=16, epochs=1.3, encoder_rate=5e-4, head_rate=1e-3, warm_up=0.1)
 
 _PAD_TO = 16
 _SAY_EVERY_S = 5.0

@@ -76,7 +76,7 @@ class VisionPlan:
 
 
 _DIGITS_CLOUD = VisionPlan(width=64, layers=3, epochs=80, rate=2e-3)
-_DIGITS_EDGE = VisionPlan(width=32, layers=1, epochs=100, rate=5e-3)
+_DIGITS_EDGE = VisionPlan(width=64, layers=1, epochs=40, rate=5e-3)
 
 
 def newsgroups(cache: Path) -> Workload:

@@ -127,6 +127,12 @@ def test_the_promise_holds_over_many_calibration_sets():
     assert violations > 0, "a bound that never fails would be wasting local answers"
 
 
+@given(n=st.integers(1, 3000), alpha=st.floats(0.001, 0.5))
+def test_unsurprising_violations_are_the_95_percent_quantile(n, alpha):
+    assert abs(certificates.unsurprising_violations(n, alpha) - binom.ppf(0.95, n, alpha)) <= 1
+    assert binom.cdf(certificates.unsurprising_violations(n, alpha), n, alpha) >= 0.95 - 1e-9
+
+
 def issued(bound):
     return certificates.issue(
         bound,
