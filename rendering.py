@@ -135,6 +135,7 @@ def certified_view(found: Certified) -> RenderableType:
 def summary_view(summary: Summary) -> RenderableType:
     """An evaluation as a table."""
     table = _facts()
+    lost, n = summary.local_disagreements, summary.n_test
     rows = [
         ("accuracy, cloud alone", _percent(summary.cloud_accuracy)),
         ("accuracy, edge alone", _percent(summary.edge_accuracy)),
@@ -142,21 +143,21 @@ def summary_view(summary: Summary) -> RenderableType:
         ("answered locally", _percent(summary.local_share)),
         (
             "local and different from the cloud",
-            f"{_percent(summary.local_disagreement)} of all requests, {summary.local_disagreements} of {summary.n_test}",
+            f"{_percent(summary.local_disagreement)} of all requests: {lost} of {n}",
         ),
         (
             "promised",
             f"at most {_percent(summary.alpha)} expected, with {_percent(1 - summary.delta)} confidence; "
-            f"up to {summary.unsurprising_up_to} of {summary.n_test} would be no surprise",
+            f"up to {summary.unsurprising_up_to} of {n} would be no surprise",
         ),
         ("different, given local", _percent(summary.disagreement_given_local)),
         ("answered provisionally", _percent(summary.provisional_share)),
-        ("cloud calls saved", f"{summary.cloud_calls_saved} of {summary.n_test}"),
+        ("cloud calls saved", f"{summary.cloud_calls_saved} of {n}"),
         ("latency local, ms", _latency(summary.latency_ms["local"])),
         ("latency escalated, ms", _latency(summary.latency_ms["escalated"])),
         ("bundle", _megabytes(summary.bundle_bytes)),
         ("fp32 checkpoint", _megabytes(summary.checkpoint_bytes)),
-        ("certified on, tested on", f"{summary.n_certify}, {summary.n_test} items"),
+        ("certified on, tested on", f"{summary.n_certify}, {n} items"),
         ("wall time", f"{summary.wall_s:.1f} s"),
     ]
     for name, value in rows:

@@ -52,7 +52,7 @@ def plot_operating_curve(curve: Sequence[CurvePoint], certified: CurvePoint, bou
     axes.set_ylabel("accuracy (%)")
     axes.set_xlim(0, 100)
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="center left", framealpha=0.9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     return picture.getvalue()
