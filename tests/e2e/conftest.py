@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -107,3 +108,12 @@ def digits(workloads: ModuleType) -> Any:
 def newsgroups(workloads: ModuleType) -> Any:
     """Newsgroup texts: data parts, a cloud checkpoint and an edge checkpoint."""
     return workloads.newsgroups(CACHE)
+
+
+@pytest.fixture
+def free_ports() -> tuple[int, int]:
+    """Two ports that were free a moment ago."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
