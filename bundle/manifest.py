@@ -92,26 +92,54 @@ class TextPreprocessing(msgspec.Struct, frozen=True, tag="text", forbid_unknown_
     pad_multiple: Positive = 1
 
 
+class FixedSize(msgspec.Struct, frozen=True, tag="fixed", forbid_unknown_fields=True):
+    """Resize to this size, whatever the picture's proportions.
+
+    Attributes:
+        height: Rows.
+        width: Columns.
+    """
+
+    height: Positive
+    width: Positive
+
+
+class ShortestEdge(msgspec.Struct, frozen=True, tag="shortest_edge", forbid_unknown_fields=True):
+    """Resize so that the shorter side has this many pixels; the longer one keeps the proportions, rounded down.
+
+    Attributes:
+        edge: Pixels of the shorter side.
+    """
+
+    edge: Positive
+
+
 class ImagePreprocessing(msgspec.Struct, frozen=True, tag="image", forbid_unknown_fields=True, kw_only=True):
     """How an image becomes a tensor of shape (1, channels, height, width), float32: (pixel * rescale - mean) / std.
 
     Attributes:
-        height: Rows after resizing.
-        width: Columns after resizing.
-        channels: 1 (grey) or 3 (RGB).
+        height: Rows of the tensor.
+        width: Columns of the tensor.
+        channels: 1 (grey) or 3 (colour).
+        bgr: Whether the three channels are blue, green, red; otherwise red, green, blue.
         rescale: Factor on the raw pixel values, such as 1/255.
-        mean: One value a channel, subtracted after rescaling.
-        std: One value a channel, divided by; never zero.
+        mean: One value a channel of the tensor, subtracted after rescaling.
+        std: One value a channel of the tensor, divided by; never zero.
         resample: Filter used where the size differs.
+        crop_from: What the picture is resized to before height x width pixels are cut out around its centre. The cut
+            begins at row floor((rows - height) / 2) of the resized picture, columns likewise; beyond its borders a
+            pixel is 0. None resizes straight to height x width and cuts nothing.
     """
 
     height: Positive
     width: Positive
     channels: Literal[1, 3]
+    bgr: bool = False
     rescale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    crop_from: FixedSize | ShortestEdge | None = None
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -335,6 +363,8 @@ def _preprocessing_problem(core: Core) -> str | None:
         return f"{image.channels} channels need as many means and standard deviations"
     if 0.0 in image.std or image.rescale == 0.0:
         return "rescale and standard deviations must not be zero"
+    if image.bgr and image.channels == 1:
+        return "a grey image has no order of colours"
     return None
 
 

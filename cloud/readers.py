@@ -95,7 +95,8 @@ class TextReader:
 class ImageReader:
     """Images through a checkpoint's own image processor, in its Pillow form: torchvision is not needed.
 
-    Raw pixels, whole or not, are on the scale the model was trained on before rescaling: 0 to 255 as a rule.
+    Raw pixels are on the scale the model was trained on before rescaling, 0 to 255 as a rule; fractions only where the
+    processor resizes to a fixed size or not at all. Where it crops, pixels are whole numbers of 0 to 255.
 
     Attributes:
         processor: A transformers image processor.
@@ -107,7 +108,7 @@ class ImageReader:
     kind: str = "image"
 
     def read(self, item: Input) -> NDArray[np.float32]:
-        """Decode, resize and normalize one image.
+        """Decode, resize, crop and normalize one image.
 
         Returns:
             Shape (channels, height, width), float32.
@@ -117,7 +118,7 @@ class ImageReader:
         """
         pixels = self._resized(self._decoded(item))
         # At the right size there is nothing to resize; asked to, the processor would round fractions or refuse them.
-        options = {"do_resize": False} if pixels.shape[:2] == self._size() else {}
+        options = {"do_resize": False} if pixels.shape[:2] == self._fixed_size() else {}
         try:
             prepared = self.processor(pixels, input_data_format="channels_last", return_tensors="np", **options)
         except (ValueError, TypeError, OverflowError) as error:
@@ -137,26 +138,57 @@ class ImageReader:
 
         return {"pixel_values": torch.from_numpy(np.stack(read))}
 
-    def _size(self) -> tuple[int, int] | None:
+    def _fixed_size(self) -> tuple[int, int] | None:
+        """Height and width that every image is resized to; None where it is cropped, or left in its proportions."""
         size = self.processor.size
-        if "height" not in size or "width" not in size or getattr(self.processor, "do_center_crop", False):
+        crop = getattr(self.processor, "crop_size", None)
+        crops = getattr(self.processor, "do_center_crop", False) and crop not in (None, size)
+        if crops or not self.processor.do_resize:
             return None
-        return int(size["height"]), int(size["width"])
+        if getattr(self.processor, "crop_pct", None) is not None:
+            # ConvNext and PoolFormer enlarge before they cut, but from 384 on ConvNext takes an edge for a square
+            # (transformers 4.57, image_processing_convnext.py and image_processing_poolformer.py).
+            edge = size.get("shortest_edge", 0)
+            return (edge, edge) if type(self.processor).__name__.startswith("ConvNext") and edge >= 384 else None
+        return (int(size["height"]), int(size["width"])) if {"height", "width"} <= set(size) else None
 
     def _decoded(self, item: Input) -> NDArray[Any]:
-        """Pixels of shape (height, width, channels)."""
+        """Pixels of shape (height, width, channels), in the model's colours."""
         if isinstance(item, bytes):
             from edgewise.edge import decode
 
-            pixels = np.asarray(decode(item).convert("L" if self.channels == 1 else "RGB"))
-            return pixels.reshape(*pixels.shape[:2], self.channels)
-        if isinstance(item, np.ndarray):
-            return _recoloured(_checked_pixels(item), self.channels)
-        raise InputError(f"This model reads images, and got {_kind(item)}.", "Send an image file or raw pixels.")
+            return self._from_picture(decode(item))
+        if not isinstance(item, np.ndarray):
+            raise InputError(f"This model reads images, and got {_kind(item)}.", "Send an image file or raw pixels.")
+        return self._from_pixels(_checked_pixels(item))
+
+    def _from_pixels(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """As the edge runtime recolours: 8-bit pixels through Pillow where they are resized, others in floats."""
+        from PIL import Image
+
+        from edgewise.edge.image import whole_pixels
+
+        fixed = self._fixed_size()
+        if self.processor.do_resize and fixed is None:
+            pixels = whole_pixels(pixels)
+        if pixels.dtype == np.uint8 and pixels.shape[:2] != fixed:
+            return self._from_picture(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+        return _recoloured(pixels, self.channels)
+
+    def _from_picture(self, picture: Any) -> NDArray[Any]:
+        from edgewise.edge.image import size_with_shortest_edge
+
+        size = self.processor.size
+        edge = size.get("shortest_edge", size.get("height") if hasattr(self.processor, "crop_pct") else None)
+        if edge is not None and self._fixed_size() is None:
+            # Refuses a picture that would grow beyond all memory.
+            size_with_shortest_edge(picture.width, picture.height, edge)
+        pixels = np.asarray(picture.convert("L" if self.channels == 1 else "RGB"))
+        return pixels.reshape(*pixels.shape[:2], self.channels)
 
     def _resized(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Resize floats as the edge runtime does, plane by plane; the processor resizes only what fits 8 bits."""
-        size = self._size()
+        size = self._fixed_size()
         if pixels.dtype == np.uint8 or size is None or pixels.shape[:2] == size:
             return pixels
         from PIL import Image

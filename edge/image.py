@@ -1,7 +1,8 @@
 """Turns an image into the tensor that a graph declares.
 
-Owns decoding, colour, resizing and normalising. Loads Pillow only when an image needs decoding or resizing. An image
-file may be a decompression bomb, so its header is checked before a pixel is decoded, and only common formats are read.
+Owns decoding, colour, resizing, cropping and normalising. Loads Pillow only when an image needs decoding, resizing or
+cropping. An image file may be a decompression bomb, so its header is checked before a pixel is decoded, and only common
+formats are read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.bundle import ImagePreprocessing, Png
+from edgewise.bundle import FixedSize, ImagePreprocessing, Png
 from edgewise.contracts import Input
 from edgewise.edge.text import describe
 from edgewise.errors import InputError
@@ -31,7 +32,7 @@ class ImageEncoder:
     """Encodes one image at a time, batch of one. Safe to share between threads.
 
     Args:
-        preprocessing: Size, channels, rescaling and normalisation.
+        preprocessing: Size, crop, channels, rescaling and normalisation.
         name: The graph's input.
     """
 
@@ -48,17 +49,20 @@ class ImageEncoder:
 
         Args:
             item: An encoded file, or pixels of shape (height, width), (height, width, 1) or (height, width, 3) on the
-                scale that the model was trained on before rescaling (0 to 255 as a rule).
+                scale that the model was trained on before rescaling (0 to 255 as a rule). A model that crops takes
+                whole numbers of 0 to 255 only.
 
         Raises:
             InputError: Not an image, too large, or of another shape.
         """
         pixels = self._pixels(item)
-        scaled = (pixels * np.float32(self._to.rescale) - self._mean) / self._std
+        # Rounded to float32 after each step, as transformers does, so that both feed their model the same numbers.
+        rescaled = (pixels.astype(np.float64) * self._to.rescale).astype(np.float32)
+        scaled = ((rescaled[:, :, ::-1] if self._to.bgr else rescaled) - self._mean) / self._std
         return {self._name: np.ascontiguousarray(scaled.transpose(2, 0, 1)[np.newaxis], dtype=np.float32)}
 
     def _pixels(self, item: Input) -> NDArray[np.float32]:
-        """Float32 pixels, shape (height, width, channels), in the graph's size and colours."""
+        """Float32 pixels, shape (height, width, channels), in the graph's size; colours are red, green, blue."""
         if isinstance(item, bytes):
             return self._from_picture(decode(item))
         if not isinstance(item, np.ndarray):
@@ -67,15 +71,27 @@ class ImageEncoder:
                 "Read the file's bytes: Path(name).read_bytes().",
             )
         _check_array(item)
+        if self._to.crop_from is not None:
+            return self._from_picture(_picture(whole_pixels(item)))
         if item.dtype == np.uint8 and item.shape[:2] != (self._to.height, self._to.width):
             return self._from_picture(_picture(item))
         return self._resize_floats(_recolour(item.astype(np.float32), self._to.channels))
 
     def _from_picture(self, picture: Image) -> NDArray[np.float32]:
         coloured = picture.convert("RGB" if self._to.channels == 3 else "L")
-        if coloured.size != (self._to.width, self._to.height):
-            coloured = coloured.resize((self._to.width, self._to.height), self._filter())
-        return np.asarray(coloured, dtype=np.float32).reshape(self._to.height, self._to.width, self._to.channels)
+        size = self._resized_size(*coloured.size)
+        resized = coloured if coloured.size == size else coloured.resize(size, self._filter())
+        cropped = _crop_centre(resized, self._to.width, self._to.height)
+        return np.asarray(cropped, dtype=np.float32).reshape(self._to.height, self._to.width, self._to.channels)
+
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height before the crop, of a picture of this width and height."""
+        target = self._to.crop_from
+        if target is None:
+            return self._to.width, self._to.height
+        if isinstance(target, FixedSize):
+            return target.width, target.height
+        return size_with_shortest_edge(width, height, target.edge)
 
     def _resize_floats(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         if pixels.shape[:2] == (self._to.height, self._to.width):
@@ -137,6 +153,49 @@ def encode_png(item: Input) -> Png:
     stream = io.BytesIO()
     picture.convert("L" if picture.mode in ("1", "L") else "RGB").save(stream, format="PNG")
     return Png(stream.getvalue())
+
+
+def size_with_shortest_edge(width: int, height: int, edge: int) -> tuple[int, int]:
+    """Width and height of a picture whose shorter side becomes `edge` pixels, and whose proportions stay.
+
+    The longer side is rounded down, computed in the order of transformers 4.57 (`get_resize_output_image_size`).
+
+    Raises:
+        InputError: The picture is so elongated that the result would exceed 40 million pixels.
+    """
+    longer = int(edge * max(width, height) / min(width, height))
+    if edge * longer > MAX_PIXELS:
+        raise InputError(
+            f"The image of {width} x {height} pixels is too elongated: its shorter side resized to {edge} pixels, "
+            f"the longer one has {longer}, and {MAX_PIXELS} pixels are allowed.",
+            "Cut it to its subject first.",
+        )
+    return (edge, longer) if width <= height else (longer, edge)
+
+
+def whole_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels as 8 bits, which is what resizing before a crop is defined on.
+
+    Raises:
+        InputError: Fractions, or values outside 0 to 255.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 255 or (pixels != np.floor(pixels)).any():
+        raise InputError(
+            f"This model crops, so its pixels are whole numbers of 0 to 255; given {pixels.dtype} from {pixels.min()} "
+            f"to {pixels.max()}.",
+            "Send 8-bit pixels, or an image file.",
+        )
+    return pixels.astype(np.uint8)
+
+
+def _crop_centre(picture: Image, width: int, height: int) -> Image:
+    """The middle of a picture; Pillow fills what lies beyond its borders with zeros."""
+    if picture.size == (width, height):
+        return picture
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _check_array(pixels: NDArray[Any]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgewise.bundle
-from edgewise.bundle import Manifest, manifest_schema
+from edgewise.bundle import FixedSize, Manifest, ShortestEdge, manifest_schema
 from edgewise.bundle.manifest import (
     FORMAT_VERSION,
     MAX_MANIFEST_BYTES,
@@ -185,11 +185,36 @@ def test_a_core_that_contradicts_itself_is_refused(text_manifest, name):
         ("height", 0, "not a manifest"),
         ("width", 10**9, "not a manifest"),
         ("resample", "lanczos", "not a manifest"),
+        ("bgr", True, "a grey image has no order"),
+        ("bgr", None, "not a manifest"),
+        ("crop_from", {"type": "shortest_edge", "edge": 0}, "not a manifest"),
+        ("crop_from", {"type": "shortest_edge", "height": 8, "width": 8}, "not a manifest"),
+        ("crop_from", {"type": "fixed", "height": 8}, "not a manifest"),
+        ("crop_from", {"height": 8, "width": 8}, "not a manifest"),
+        ("crop_from", {"type": "longest_edge", "edge": 8}, "not a manifest"),
+        ("crop_from", 8, "not a manifest"),
     ],
 )
 def test_senseless_image_preprocessing_is_refused(image_manifest, field, value, message):
     with pytest.raises(BundleError, match=message):
         decode_manifest(forged(image_manifest, lambda core: core["preprocessing"].update({field: value})))
+
+
+@pytest.mark.parametrize(
+    ("crop_from", "written"),
+    [
+        (None, b'"crop_from":null'),
+        (ShortestEdge(256), b'"crop_from":{"edge":256,"type":"shortest_edge"}'),
+        (FixedSize(256, 320), b'"crop_from":{"height":256,"type":"fixed","width":320}'),
+    ],
+)
+def test_a_crop_survives_writing_and_reading(image_manifest, crop_from, written):
+    core = decode_manifest(image_manifest).core
+    cropped = msgspec.structs.replace(core.preprocessing, crop_from=crop_from)
+    data = encode_manifest(msgspec.structs.replace(core, preprocessing=cropped))
+    assert written in data
+    assert decode_manifest(data).core.preprocessing == cropped
+    jsonschema.validate(json.loads(data), manifest_schema())
 
 
 def test_number_beyond_floats_is_refused(image_manifest):

@@ -254,6 +254,97 @@ def test_what_is_no_image_is_refused(tmp_path, item):
         engine.predict([item])
 
 
+# Small models of families that crop, each with the processor that its checkpoints carry.
+FAMILIES = {
+    "resnet": ("ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+               "ConvNext", {"size": {"shortest_edge": 28}, "crop_pct": 0.875}),
+    "convnext": ("ConvNext", {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
+                 "ConvNext", {"size": {"shortest_edge": 32}}),
+    "mobilenet_v2": ("MobileNetV2", {"depth_multiplier": 0.1, "image_size": 32},
+                     "MobileNetV2", {"size": {"shortest_edge": 37}, "crop_size": 32}),
+    "deit": ("DeiT", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+                      "image_size": 28, "patch_size": 7},
+             "DeiT", {"size": 32, "crop_size": 28}),
+    "swin": ("Swin", {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2],
+                      "window_size": 4},
+             "ViT", {"size": 16, "resample": 3}),
+    "mobilevit": ("MobileViT", {"image_size": 32, "hidden_sizes": [16, 20, 24], "num_attention_heads": 2,
+                                "neck_hidden_sizes": [4, 8, 8, 16, 20, 24, 32]},
+                  "MobileViT", {"size": 36, "crop_size": 32}),
+    "efficientnet": ("EfficientNet", {"image_size": 32, "width_coefficient": 0.1, "depth_coefficient": 0.1,
+                                      "hidden_dim": 128},
+                     "EfficientNet", {"size": 32}),
+    "levit": ("Levit", {"image_size": 32, "hidden_sizes": [16, 16, 16], "num_attention_heads": [2, 2, 2],
+                        "depths": [1, 1, 1], "key_dim": [4, 4, 4], "drop_path_rate": 0},
+              "Levit", {"size": 28, "crop_size": 32}),
+}  # fmt: skip
+
+
+def family_checkpoint(folder: Path, name: str) -> Path:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    family, config, processor, settings = FAMILIES[name]
+    labels = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    model = getattr(transformers, f"{family}ForImageClassification")(
+        getattr(transformers, f"{family}Config")(**config, **labels)
+    )
+    _let_signals_through(model)
+    model.eval().save_pretrained(folder)
+    getattr(transformers, f"{processor}ImageProcessor")(**settings).save_pretrained(folder)
+    return folder
+
+
+def _let_signals_through(model) -> None:
+    """Fresh weights of 0.02 let a deep network forget its picture, and then any two preprocessings would agree."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+
+
+def photos() -> list:
+    """Files of several modes and shapes, and raw pixels."""
+    from PIL import Image
+
+    random = np.random.default_rng(3)
+    items = []
+    for mode, size in [("RGB", (61, 40)), ("L", (33, 70)), ("RGBA", (32, 32)), ("P", (5, 9)), ("CMYK", (90, 31))]:
+        pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        picture.save(stream, format="JPEG" if mode == "CMYK" else "PNG")
+        items.append(stream.getvalue())
+    return [*items, random.integers(0, 256, (40, 50, 3), dtype=np.uint8), random.integers(0, 256, (32, 32))]
+
+
+@pytest.mark.filterwarnings("ignore")  # the tracer warns of each branch in a model's code
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_checkpoint_and_its_bundle_answer_alike(name, tmp_path):
+    from optimum.exporters.onnx import onnx_export_from_model
+    from transformers import AutoModelForImageClassification
+
+    from edgewise.quantize.pack import pack_onnx
+
+    folder = family_checkpoint(tmp_path / name, name)
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    onnx_export_from_model(
+        model, tmp_path / "onnx", task="image-classification", do_validation=False, no_post_process=True
+    )
+    pack_onnx(tmp_path / "onnx" / "model.onnx", tmp_path / "bundle", labels=list(LABELS.values()), preprocessor=folder)
+    cloud = load_engine(folder, threads=1).predict(photos())
+    edge = load_engine(tmp_path / "bundle", threads=1).predict(photos())
+    logits = np.stack([one.logits for one in cloud])
+    scale = logits.std()
+    assert np.ptp(logits, axis=0).max() > 1e-3 * scale > 0, "these pictures must differ for the model"
+    np.testing.assert_allclose(np.stack([one.logits for one in edge]), logits, rtol=0, atol=1e-4 * scale)
+    assert [one.output for one in edge] == [one.output for one in cloud]
+
+
 LOADS_QUIETLY_OFFLINE = """
 import socket, sys
 def refuse(*args, **kwargs):

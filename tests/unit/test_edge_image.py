@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgewise.bundle import ImagePreprocessing
+from edgewise.bundle import FixedSize, ImagePreprocessing, ShortestEdge
 from edgewise.edge import decode, encode_png, image
-from edgewise.edge.image import ImageEncoder
+from edgewise.edge.image import ImageEncoder, size_with_shortest_edge, whole_pixels
 from edgewise.errors import InputError
 
 
@@ -117,6 +117,72 @@ def test_orientation_of_a_photo():
     exif[0x0112] = 3  # taken upside down
     got = encoded(as_file(picture, "PNG", exif=exif), size=(2, 2), resample="nearest")
     assert got[0, 0, 0, 0] > 0.9 > 0.1 > got[0, 0, 1, 0]
+
+
+def test_the_middle_is_cut_out():
+    rows = np.arange(9, dtype=np.uint8)[:, np.newaxis] * 10 + np.arange(7, dtype=np.uint8)
+    got = encoded(rows, size=(4, 4), rescale=1.0, crop_from=FixedSize(9, 7))
+    # Rows 9 - 4 = 5 leave two above and three below, columns 7 - 4 = 3 leave one left and two right.
+    np.testing.assert_array_equal(got[0, 0], rows[2:6, 1:5])
+
+
+def test_a_small_picture_gets_a_black_border():
+    pixels = np.full((3, 6), 255, dtype=np.uint8)
+    got = encoded(pixels, size=(6, 4), mean=(0.5,), std=(0.5,), crop_from=FixedSize(3, 6))[0, 0]
+    # Three rows are missing: two above, one below. Black is normalised like any other pixel.
+    np.testing.assert_allclose(got[2:5], 1.0)
+    np.testing.assert_allclose(got[[0, 1, 5]], -1.0)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "edge", "expected"),
+    [
+        (640, 480, 256, (341, 256)),
+        (480, 640, 256, (256, 341)),
+        (100, 100, 33, (33, 33)),
+        (1, 1, 7, (7, 7)),
+        (3, 1000, 10, (10, 3333)),
+        (256, 300, 256, (256, 300)),
+    ],
+)
+def test_the_longer_side_keeps_the_proportions(width, height, edge, expected):
+    assert size_with_shortest_edge(width, height, edge) == expected
+
+
+def test_an_edge_is_resized_before_the_crop():
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 47, 3), dtype=np.uint8)
+    resized = np.asarray(Image.fromarray(pixels).resize((31, 20), Image.Resampling.BICUBIC))
+    got = encoded(
+        as_file(pixels), size=(16, 16), channels=3, rescale=1.0, resample="bicubic", crop_from=ShortestEdge(20)
+    )
+    np.testing.assert_array_equal(got[0].transpose(1, 2, 0), resized[2:18, 7:23])
+
+
+def test_a_picture_too_elongated_for_its_edge_is_refused():
+    with pytest.raises(InputError, match=r"30000 x 1 pixels is too elongated.*the longer one has 7680000,"):
+        encoded(np.zeros((1, 30_000), dtype=np.uint8), crop_from=ShortestEdge(256))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64])
+def test_a_model_that_crops_takes_whole_numbers_of_any_type(kind):
+    options = {"channels": 3, "crop_from": ShortestEdge(6)}
+    np.testing.assert_array_equal(encoded(COLOUR.astype(kind), **options), encoded(as_file(COLOUR), **options))
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0])
+def test_a_model_that_crops_refuses_other_numbers(value):
+    with pytest.raises(InputError, match=f"whole numbers of 0 to 255; given float64 from .*{value}"):
+        encoded(np.full((4, 4), value), crop_from=FixedSize(6, 6))
+    with pytest.raises(InputError, match="8-bit pixels"):
+        whole_pixels(np.full((4, 4), value))
+
+
+@pytest.mark.parametrize("item", [COLOUR, COLOUR.astype(np.float32), as_file(COLOUR)], ids=["bytes", "floats", "file"])
+def test_blue_comes_first_where_the_model_wants_it(item):
+    options = {"channels": 3, "mean": (0.0, 0.1, 0.2), "std": (1.0, 2.0, 4.0)}
+    got = encoded(item, bgr=True, **options)[0]
+    for channel, (colour, mean, std) in enumerate([(2, 0.0, 1), (1, 0.1, 2), (0, 0.2, 4)]):
+        np.testing.assert_allclose(got[channel], (COLOUR[:, :, colour] / 255 - mean) / std, atol=1e-6)
 
 
 def bomb(width, height):
