@@ -19,7 +19,12 @@ from edgewise.files import sha256_file
 TEXT_TASK = "text-classification"
 IMAGE_TASK = "image-classification"
 
-_TASK_OF_HEAD = {"ForSequenceClassification": TEXT_TASK, "ForImageClassification": IMAGE_TASK}
+_TASK_OF_HEAD = {
+    "ForSequenceClassification": TEXT_TASK,
+    "ForImageClassification": IMAGE_TASK,
+    # Distilled models (DeiT, LeViT): the mean of two heads.
+    "ForImageClassificationWithTeacher": IMAGE_TASK,
+}
 
 # Transformers' own order of preference: the first of these that exists is what it loads.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

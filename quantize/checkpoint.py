@@ -24,6 +24,8 @@ Task: TypeAlias = Literal["text-classification", "image-classification"]
 TASKS: Mapping[str, Task] = {
     "ForSequenceClassification": "text-classification",
     "ForImageClassification": "image-classification",
+    # Distilled models (DeiT, LeViT): the mean of two heads.
+    "ForImageClassificationWithTeacher": "image-classification",
 }
 """Supported tasks by the ending of the architecture's name."""
 

@@ -244,7 +244,7 @@ def _export_optimum(job: ExportJob, model: Any, out: Path) -> None:
 def _export_torch(job: ExportJob, model: Any, out: Path) -> None:
     import torch
 
-    names, arguments, shapes = _torch_text(job, model) if job.max_length else _torch_image(model)
+    names, arguments, shapes = _torch_text(job, model) if job.max_length else _torch_image(job, model)
 
     class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
         """Takes inputs by position and gives the logits alone."""
@@ -279,12 +279,12 @@ def _torch_text(job: ExportJob, model: Any) -> tuple[list[str], tuple[Any, ...],
     return names, arguments, tuple(sizes for _ in names)
 
 
-def _torch_image(model: Any) -> tuple[list[str], tuple[Any, ...], Sequence[Any]]:
+def _torch_image(job: ExportJob, model: Any) -> tuple[list[str], tuple[Any, ...], Sequence[Any]]:
+    """The size is the image processor's: a model without a size of its own is traced at the one it will be given."""
     import torch
 
-    size = model.config.image_size if hasattr(model.config, "image_size") else 224
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    arguments = (torch.zeros((2, getattr(model.config, "num_channels", 3), height, width)),)
+    pixels = _image_encoder(job, model)(next(iter(inputs_of(job.samples))))["pixel_values"]
+    arguments = (torch.zeros((2, *pixels.shape[1:])),)
     return ["pixel_values"], arguments, ({0: torch.export.Dim("batch_size")},)
 
 

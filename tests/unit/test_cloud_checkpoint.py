@@ -32,8 +32,9 @@ def config(folder: Path, **changes) -> None:
 def test_task_and_labels_are_read_in_the_order_of_the_logits(folder):
     found = Checkpoint.open(folder)
     assert (found.task, found.labels, found.safetensors) == ("text-classification", ("a", "b", "c"), True)
-    config(folder, architectures=["ViTForImageClassification"])
-    assert Checkpoint.open(folder).task == "image-classification"
+    for architecture in ("ViTForImageClassification", "DeiTForImageClassificationWithTeacher"):
+        config(folder, architectures=[architecture])
+        assert Checkpoint.open(folder).task == "image-classification"
 
 
 def test_the_names_transformers_leaves_out_are_its_two_defaults(folder):

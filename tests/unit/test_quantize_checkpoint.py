@@ -54,6 +54,11 @@ def refused(folder, match, **options):
     assert caught.value.remedy
 
 
+def test_a_distilled_image_model_is_an_image_classifier(tmp_path):
+    distilled = {**IMAGE, "architectures": ["DeiTForImageClassificationWithTeacher"]}
+    assert inspect_checkpoint(make(tmp_path, distilled, processor=VIT)).task == "image-classification"
+
+
 def test_a_text_checkpoint_tells_task_labels_size_and_length(tmp_path):
     folder = make(tmp_path, TEXT, tokenizer={"model_max_length": 256})
     found = inspect_checkpoint(folder)
