@@ -69,6 +69,8 @@ class Reason(StrEnum):
     BREAKER_OPEN = "breaker_open"
     BUDGET_SPENT = "budget_spent"
     CLOUD_FAILED = "cloud_failed"
+    CLOUD_REFUSED = "cloud_refused"
+    """The cloud is well and refuses this very item: no update will follow."""
     CERTIFICATE_VOID = "certificate_void"
     CACHE_HIT = "cache_hit"
     NO_ROUTER = "no_router"
@@ -80,7 +82,7 @@ class Status(StrEnum):
 
     FINAL = "final"
     PROVISIONAL = "provisional"
-    """The cloud's answer will follow under the same id."""
+    """Not covered by a certificate. The cloud's answer follows under the same id, unless the reason rules it out."""
 
 
 class Source(StrEnum):
@@ -373,6 +375,7 @@ class CloudClient(Protocol):
         """Ask for the final answer to one request; cancelling cancels the call.
 
         Raises:
+            CloudRefusedError: It will refuse this very request every time.
             CloudError: No answer within `timeout_s`, or not an answer.
         """
         ...
@@ -458,8 +461,8 @@ class ResponseCache(Protocol):
 class Outbox(Protocol):
     """Requests owed a final answer, durable once `put` returned."""
 
-    def put(self, request: Request) -> None:
-        """Owe an answer; a second put of the same (tenant, id) changes nothing.
+    def put(self, request: Request) -> bool:
+        """Owe an answer; False, and nothing changes, where one is owed under the same (tenant, id) already.
 
         Raises:
             OutboxFullError: Its limit is reached.

@@ -17,6 +17,7 @@
     │   ├── CloudUnreachableError
     │   ├── CloudTimeoutError
     │   └── CloudResponseError
+    │       └── CloudRefusedError     it will refuse this very request every time
     ├── OutboxFullError         no room to owe one more answer          (exit code 2)
     ├── StoreError              the durable store cannot be read or written (exit code 2)
     └── GoalMissedError         the work is done, its goal is not reached    (exit code 1)
@@ -142,6 +143,10 @@ class CloudTimeoutError(CloudError):
 
 class CloudResponseError(CloudError):
     """The cloud service answered with an error or with something that is not an answer."""
+
+
+class CloudRefusedError(CloudResponseError):
+    """The cloud service is well and refuses this very request; asking again would give the same."""
 
 
 class OutboxFullError(EdgewiseError):
