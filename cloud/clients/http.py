@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 import httpx
 
-from edgewise.errors import CloudResponseError, CloudTimeoutError, CloudUnreachableError, ConfigError
+from edgewise.errors import (
+    CloudRefusedError,
+    CloudResponseError,
+    CloudTimeoutError,
+    CloudUnreachableError,
+    ConfigError,
+)
 
 MAX_RESPONSE_BYTES = 8 << 20
 MAX_CONNECTIONS = 256
@@ -24,6 +30,13 @@ _IDLE_S = 4.0
 """Idle connections go before a server drops them (uvicorn: 5 s), so that no request is written into a closing one."""
 
 _EXCERPT_CHARACTERS = 200
+
+_NOT_THE_ITEMS_FAULT = frozenset({401, 402, 403, 404, 405, 407, 408, 421, 423, 425, 426, 429})
+"""Refusals (4xx) that a key, another address or a later moment mends; every other speaks of what was sent."""
+
+
+class NotServedError(CloudResponseError):
+    """The server knows no such path, hence no such model (404)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class HttpBackend:
         connect_timeout_s: float = 2.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.base = _checked_url(url)
+        self.base = checked_url(url, whose="cloud", key="`api_key`")
         self._secret = secret
         self._connect_timeout_s = connect_timeout_s
         self._client = httpx.AsyncClient(
@@ -104,6 +117,8 @@ class HttpBackend:
 
         Raises:
             CloudUnreachableError: There is no connection.
+            CloudRefusedError: It refuses this very content, and would again.
+            NotServedError: It knows no such path.
             CloudResponseError: The connection broke, the response is no HTTP or too large, or its status is not 200.
         """
         url = self.base + path
@@ -121,8 +136,11 @@ class HttpBackend:
                 f"{url} broke off its answer: {error or type(error).__name__}.",
                 "Check that this address speaks HTTP, and the service's log.",
             ) from error
+        except UnicodeError as error:
+            # A label of the host name that is empty or too long passes every check of a URL.
+            raise CloudUnreachableError(f"No connection to {url}: {error}.", "Check the address.") from error
         if response.status != 200:
-            raise self._refused(response)
+            raise self._refusal(response, of_content=content is not None)
         return response
 
     def excerpt(self, text: str) -> str:
@@ -132,24 +150,37 @@ class HttpBackend:
         line = " ".join(text.split())
         return line if len(line) <= _EXCERPT_CHARACTERS else line[:_EXCERPT_CHARACTERS] + "…"
 
-    def _refused(self, response: Response) -> CloudResponseError:
+    def _refusal(self, response: Response, *, of_content: bool) -> CloudResponseError:
         said = self.excerpt(response.body.decode("utf-8", "replace")) or "nothing more"
-        return CloudResponseError(
-            f"{response.url} answered with status {response.status}: {said}", _remedy(response.status)
-        )
+        problem = f"{response.url} answered with status {response.status}: {said}"
+        if response.status == 404:
+            return NotServedError(problem, _remedy(404))
+        if of_content and 400 <= response.status < 500 and response.status not in _NOT_THE_ITEMS_FAULT:
+            return CloudRefusedError(problem, _remedy(response.status))
+        return CloudResponseError(problem, _remedy(response.status))
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str, *, whose: str, key: str) -> str:
+    """The URL without a slash at its end.
+
+    Args:
+        url: http:// or https://, with or without a path.
+        whose: Who answers there, for messages.
+        key: Where a key is given instead of in the URL, for messages.
+
+    Raises:
+        ConfigError: It is not one of HTTP, or carries a password, a query or a fragment.
+    """
     if "@" in url:
         # Not shown: it may be a password.
-        raise ConfigError("The cloud URL carries a user name or a password.", "Give the key as `api_key` instead.")
+        raise ConfigError(f"The {whose} URL carries a user name or a password.", f"Give the key as {key} instead.")
     try:
         parsed = httpx.URL(url.strip())
     except httpx.InvalidURL as error:
-        raise ConfigError(f"The cloud URL {url!r} is not a URL: {error}.", _URL_REMEDY) from error
+        raise ConfigError(f"The {whose} URL {url!r} is not a URL: {error}.", _URL_REMEDY) from error
     usable = parsed.scheme in ("http", "https") and parsed.host and len(url.split()) == 1
     if not usable or parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 1 << 16:
-        raise ConfigError(f"The cloud URL {url!r} cannot be used.", _URL_REMEDY)
+        raise ConfigError(f"The {whose} URL {url!r} cannot be used.", _URL_REMEDY)
     return str(parsed).rstrip("/")
 
 
@@ -163,6 +194,8 @@ def _remedy(status: int) -> str:
         return "Check the URL and the model name."
     if status in (429, 503):
         return "It has more work than it takes; try again later."
+    if status == 413:
+        return "Send a smaller item, or allow larger ones there."
     return "See the service's log." if status >= 500 else "Check that this address speaks the protocol asked of it."
 
 

@@ -6,16 +6,16 @@ Owns which calls are made and what counts as a reference answer. Bytes are `wire
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from edgewise.cloud.clients.http import HttpBackend, Response
-from edgewise.contracts import CloudReply, Reference, Request, Status
-from edgewise.errors import CloudResponseError, CloudTimeoutError, ConfigError
+from edgewise.cloud.clients.http import HttpBackend, NotServedError, Response
+from edgewise.contracts import CloudReply, Reason, Reference, Request, Status
+from edgewise.errors import CloudRefusedError, CloudResponseError, CloudTimeoutError, ConfigError, InputError
 from edgewise.wire import oip
 
 T = TypeVar("T")
@@ -53,6 +53,7 @@ class OipClient:
         if not connect_timeout_s > 0:
             raise ConfigError(f"connect_timeout_s is {connect_timeout_s}.", "Give seconds above 0.")
         self._model = model
+        self._discovered: str | None = None
         self._http = HttpBackend(
             url,
             headers=_authorization(api_key),
@@ -70,7 +71,7 @@ class OipClient:
             CloudResponseError: It knows no such model, or does not say which one version it serves.
         """
         async with self._http.within(timeout_s):
-            response = await self._http.exchange("GET", _path(await self._model_name()))
+            response = await self._of_model(lambda path: self._http.exchange("GET", path))
         metadata = self._decoded(response, oip.decode_model_metadata)
         if len(metadata.versions) != 1:
             listed = ", ".join(metadata.versions) or "none"
@@ -84,16 +85,19 @@ class OipClient:
         """Ask for the final answer to one request; cancelling closes the connection, which the server notices.
 
         Raises:
-            InputError: The item cannot be written in this protocol.
+            CloudRefusedError: The item cannot be written in this protocol, or the server refuses it as it is.
             CloudUnreachableError: There is no connection.
             CloudTimeoutError: No answer within `timeout_s`, which the server is told as the budget.
             CloudResponseError: An error, or something that is not a final answer of a named version.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
+
+        async def infer(path: str) -> Response:
+            content = _encoded(request, self._left_ms(deadline, timeout_s))
+            return await self._http.exchange("POST", f"{path}/infer", content)
+
         async with self._http.within(timeout_s):
-            path = _path(await self._model_name()) + "/infer"
-            content = oip.encode_infer_request(request, budget_ms=self._left_ms(deadline, timeout_s))
-            response = await self._http.exchange("POST", path, content)
+            response = await self._of_model(infer)
         return self._decoded(response, _cloud_reply)
 
     async def aclose(self) -> None:
@@ -108,11 +112,21 @@ class OipClient:
             )
         return min(left_ms, _MAX_BUDGET_MS)
 
-    async def _model_name(self) -> str:
-        if self._model is None:
-            response = await self._http.exchange("GET", "/")
-            self._model = self._decoded(response, _served_model)
-        return self._model
+    async def _of_model(self, ask: Callable[[str], Awaitable[Response]]) -> Response:
+        """What `ask` brings from the model's path; a name the server once gave is asked for anew where it is gone."""
+        if self._model is not None:
+            return await ask(_path(self._model))
+        if self._discovered is not None:
+            try:
+                return await ask(_path(self._discovered))
+            except NotServedError:
+                # Deployed again under another name: the new one, and its version, come with the reply.
+                self._discovered = None
+        response = await self._http.exchange("GET", "/")
+        name = self._decoded(response, _served_model)
+        response = await ask(_path(name))
+        self._discovered = name
+        return response
 
     def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
         """Decode a body; what is wrong with it is told with its URL and its start."""
@@ -120,9 +134,8 @@ class OipClient:
             return decode(response.body)
         except CloudResponseError as error:
             said = self._http.excerpt(response.body.decode("utf-8", "replace"))
-            raise CloudResponseError(
-                f"{response.url}: {self._http.excerpt(error.problem)} It sent: {said}", error.remedy
-            ) from error
+            kind = CloudRefusedError if isinstance(error, CloudRefusedError) else CloudResponseError
+            raise kind(f"{response.url}: {self._http.excerpt(error.problem)} It sent: {said}", error.remedy) from error
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:
@@ -131,6 +144,15 @@ def _authorization(api_key: str | None) -> dict[str, str]:
     if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key:
         raise ConfigError("The API key is empty or holds characters that no HTTP header takes.", "Check the key.")
     return {"authorization": f"Bearer {api_key}"}
+
+
+def _encoded(request: Request, budget_ms: float) -> bytes:
+    try:
+        return oip.encode_infer_request(request, budget_ms=budget_ms)
+    except InputError as error:
+        raise CloudRefusedError(error.problem, error.remedy) from error
+    except UnicodeEncodeError as error:
+        raise CloudRefusedError(f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode.") from error
 
 
 def _path(model: str) -> str:
@@ -161,9 +183,19 @@ def _cloud_reply(body: bytes) -> CloudReply:
             f"The model {reply.model_name} does not say which version answered.",
             "Serve it with a version; a certificate speaks of one version only.",
         )
+    if reply.status() is not Status.FINAL and _says_refused(reply):
+        raise CloudRefusedError(
+            f"The model {reply.model_name} answered provisionally: its own cloud refuses this item.",
+            "Change the item; asking again gives the same.",
+        )
     if reply.status() is not Status.FINAL:
         raise CloudResponseError(
             f"The model {reply.model_name} answered provisionally: its own cloud did not answer.",
             "Check the service behind that gateway.",
         )
     return CloudReply(reply.output(), Reference(reply.model_name, reply.model_version))
+
+
+def _says_refused(reply: oip.InferReply) -> bool:
+    """Whether a gateway gives as its reason that the cloud behind it refuses this very item."""
+    return any(tensor.name == "reason" and tensor.data == [Reason.CLOUD_REFUSED] for tensor in reply.outputs)

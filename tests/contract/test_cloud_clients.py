@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgewise.cloud.clients import CLIENTS
@@ -37,7 +38,13 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.errors import CloudError, CloudResponseError, CloudTimeoutError, CloudUnreachableError
+from edgewise.errors import (
+    CloudError,
+    CloudRefusedError,
+    CloudResponseError,
+    CloudTimeoutError,
+    CloudUnreachableError,
+)
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import Limits, front_door
 from edgewise.wire.serve import BackgroundServer
@@ -286,6 +293,44 @@ async def test_a_refusal_is_named_by_its_status_and_not_retried(client, server, 
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("status", [400, 409, 413, 415, 422])
+async def test_a_server_that_is_well_and_refuses_this_request_is_told_from_one_that_is_not(client, server, status):
+    server.status, server.garbage = status, b'{"error": "not this item"}'
+    with pytest.raises(CloudRefusedError, match=f"status {status}.*not this item"):
+        await asked(client, "predict", LONG_S)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 407, 408, 425, 429, 500, 502, 503, 302])
+async def test_a_key_an_address_or_a_load_speaks_of_no_single_request(client, server, status):
+    server.status, server.garbage = status, b"{}"
+    with pytest.raises(CloudResponseError) as caught:
+        await asked(client, "predict", LONG_S)
+    assert not isinstance(caught.value, CloudRefusedError)
+
+
+async def test_a_question_without_an_item_is_never_a_refusal_of_one(client, server):
+    server.status, server.garbage = 400, b"{}"
+    with pytest.raises(CloudResponseError) as caught:
+        await asked(client, "describe", LONG_S)
+    assert not isinstance(caught.value, CloudRefusedError)
+
+
+@pytest.mark.parametrize("item", [np.array(["a"]), np.array([[np.nan]]), np.zeros((2, 2), complex), "\ud800"])
+async def test_an_item_that_the_protocol_cannot_carry_is_refused_and_not_sent(client, server, item):
+    with pytest.raises(CloudRefusedError):
+        await client.predict(Request(id="r1", inputs=item), timeout_s=LONG_S)
+    assert server.asked == []
+
+
+@HOW
+@pytest.mark.parametrize("host", ["a..b.invalid", "a" * 70 + ".invalid"])
+async def test_a_host_name_that_is_none_is_unreachable(case, how, host):
+    client = case.client(f"http://{host}:80")
+    with pytest.raises(CloudUnreachableError, match=host):
+        await asked(client, how, LONG_S)
+    await client.aclose()
+
+
 async def test_an_upstream_that_speaks_no_http_is_no_answer(case):
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -444,14 +489,28 @@ async def test_a_service_with_enough_to_do_is_told_as_such(engine):
 
 
 async def test_an_item_the_service_does_not_read_is_told_as_such(own):
-    with pytest.raises(CloudResponseError, match=r"status 400.*text"):
+    with pytest.raises(CloudRefusedError, match=r"status 400.*text"):
         await own.predict(Request(id="r1", inputs=b"png"), timeout_s=LONG_S)
 
 
-async def test_a_gateway_that_answers_provisionally_is_no_reference(engine):
+async def test_an_item_larger_than_the_service_takes_is_told_as_such(engine):
+    service = EngineService(engine, clock=time)
+    with front(service, engine, service.lifespan, limits=Limits(max_body_bytes=1000)) as url:
+        client = CLIENTS["oip"](url)
+        with pytest.raises(CloudRefusedError, match="status 413") as caught:
+            await client.predict(Request(id="r1", inputs="corn " * 1000), timeout_s=LONG_S)
+        assert "smaller" in caught.value.remedy
+        assert (await asked(client, "predict", LONG_S)).reference == REFERENCE
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"), [(Reason.BREAKER_OPEN, CloudResponseError), (Reason.CLOUD_REFUSED, CloudRefusedError)]
+)
+async def test_a_gateway_that_answers_provisionally_is_no_reference(engine, reason, kind):
     class Gateway:
         async def events(self, request):
-            decision = Decision(action=Action.ESCALATE, reason=Reason.BREAKER_OPEN, policy="certified")
+            decision = Decision(action=Action.ESCALATE, reason=reason, policy="certified")
             yield Answered(
                 Answer(
                     id=request.id,
@@ -467,6 +526,7 @@ async def test_a_gateway_that_answers_provisionally_is_no_reference(engine):
 
     with front(Gateway(), engine) as url:
         client = CLIENTS["oip"](url)
-        with pytest.raises(CloudResponseError, match="provisionally"):
+        with pytest.raises(CloudResponseError, match="provisionally") as caught:
             await asked(client, "predict", LONG_S)
+        assert type(caught.value) is kind
         await client.aclose()

@@ -74,6 +74,57 @@ async def test_it_asks_for_the_model_once_where_none_was_given():
     assert "authorization" not in server.seen[0].headers
 
 
+class Redeployed(Server):
+    """Serves one model under a name that changes."""
+
+    name = "news"
+
+    def handle(self, request):
+        self.answers = {
+            "/": {"service": {"name": self.name}},
+            f"/v2/models/{self.name}": {"name": self.name, "versions": ["sha256:2"]},
+            f"/v2/models/{self.name}/infer": REPLY | {"model_name": self.name, "model_version": "sha256:2"},
+        }
+        return super().handle(request)
+
+
+@pytest.mark.parametrize("how", ["describe", "predict"])
+async def test_a_model_deployed_again_under_another_name_is_found_again(how):
+    server = Redeployed()
+    asked = client(server, model=None)
+    await asked.describe(timeout_s=5)
+    server.name, server.seen = "news-2", []
+    if how == "describe":
+        assert await asked.describe(timeout_s=5) == Reference("news-2", "sha256:2")
+    else:
+        assert (await asked.predict(REQUEST, timeout_s=5)).reference == Reference("news-2", "sha256:2")
+    ending = "/infer" if how == "predict" else ""
+    paths = [f"/v2/models/news{ending}", "/", f"/v2/models/news-2{ending}"]
+    assert [seen.url.path for seen in server.seen] == paths
+    await asked.describe(timeout_s=5)
+    assert len(server.seen) == 4, "the new name is remembered"
+
+
+async def test_a_name_that_was_given_is_never_exchanged_for_another():
+    server = Redeployed()
+    asked = client(server)
+    server.name = "news-2"
+    with pytest.raises(CloudResponseError, match="status 404"):
+        await asked.predict(REQUEST, timeout_s=5)
+    assert len(server.seen) == 1
+
+
+async def test_a_model_that_stays_away_is_looked_up_once_a_call():
+    server = Server()
+    asked = client(server, model=None)
+    await asked.describe(timeout_s=5)
+    server.answers["/v2/models/news"] = httpx.Response(404, json={"error": "no such model"})
+    server.seen = []
+    with pytest.raises(CloudResponseError, match="status 404"):
+        await asked.describe(timeout_s=5)
+    assert [seen.url.path for seen in server.seen] == ["/v2/models/news", "/", "/v2/models/news"]
+
+
 async def test_it_sends_the_item_with_what_is_left_of_its_time():
     server = Server()
     request = Request(id="r1", inputs="corn rose", session="s", data_policy=DataPolicy.ANY, budget_ms=9e9)
