@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from edgewise.contracts import Answer, Clock, Status
+from edgewise.contracts import Answer, Clock, Reason, Status
 from edgewise.store.database import Database
 from edgewise.store.records import decode_answer, encode_answer
 
@@ -56,6 +56,10 @@ class Waiters:
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+
+def _is_settled(answer: Answer) -> bool:
+    return answer.status is Status.FINAL or answer.decision.reason is Reason.CLOUD_REFUSED
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -107,7 +111,7 @@ class SqliteAnswers:
             self._count = count - removed
         if removed:
             self._database.reclaim()
-        if final:
+        if _is_settled(answer):
             self._waiters.wake(key)
 
     def _prune(self, connection: sqlite3.Connection, count: int, now: float, kept: Key) -> int:
@@ -135,7 +139,9 @@ class SqliteAnswers:
         return decode_answer(rows[0][0]) if rows else None
 
     async def wait_final(self, tenant: str, request_id: str, *, timeout_s: float) -> Answer | None:
-        """Wait until the answer is final or time is up; then the newest answer, or None.
+        """Wait until the answer is settled or time is up; then the newest answer, or None.
+
+        Settled is a final answer, and a provisional one whose reason says that no update will follow.
 
         Raises:
             StoreError: The file cannot be read.
@@ -143,7 +149,7 @@ class SqliteAnswers:
         # Waiting starts before looking, so that an answer stored in between still wakes us.
         with self._waiters.waiting((tenant, request_id)) as future:
             answer = self.get(tenant, request_id)
-            if (answer is not None and answer.status is Status.FINAL) or timeout_s <= 0:
+            if (answer is not None and _is_settled(answer)) or timeout_s <= 0:
                 return answer
             await asyncio.wait([future], timeout=timeout_s)
         return self.get(tenant, request_id)

@@ -14,9 +14,13 @@ from typing import Any
 
 from edgewise.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _APPLICATION_ID = 0x65646777  # "edgw": tells our file from somebody else's
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+"""The head of every SQLite file; its numbers stand at the places that "Database File Format", section 1.3, gives."""
+
 _LOCK_WAIT_S = 2.0
 """How long to wait for another process to let go of the file: a predecessor may still be draining."""
 
@@ -50,8 +54,29 @@ CREATE TABLE audits (
     violation INTEGER,
     missing INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX audits_by_certificate ON audits (certificate_id);
+CREATE TABLE audit_totals (
+    certificate_id TEXT PRIMARY KEY,
+    drawn INTEGER NOT NULL,
+    violations INTEGER NOT NULL,
+    missing INTEGER NOT NULL,
+    open INTEGER NOT NULL
+);
 """
+
+_FROM_VERSION_1 = """
+DROP INDEX audits_by_certificate;
+CREATE TABLE audit_totals (
+    certificate_id TEXT PRIMARY KEY,
+    drawn INTEGER NOT NULL,
+    violations INTEGER NOT NULL,
+    missing INTEGER NOT NULL,
+    open INTEGER NOT NULL
+);
+INSERT INTO audit_totals
+SELECT certificate_id, count(*), coalesce(sum(violation), 0), sum(missing), count(*) - count(violation)
+FROM audits GROUP BY certificate_id;
+"""
+"""Version 1 counted the rows of `audits` each time, so it could not forget any."""
 
 
 class Database:
@@ -69,6 +94,7 @@ class Database:
         self._lock = threading.RLock()
         if self._name != ":memory:":
             self._make_folder(Path(self._name).parent)
+            self._check_header(Path(self._name))
         with self._translated():
             self._connection = sqlite3.connect(
                 self._name, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
@@ -127,30 +153,53 @@ class Database:
         except OSError as error:
             raise StoreError(f"The folder {folder} cannot be made: {error.strerror}.", "Name another path.") from error
 
-    def _open(self) -> None:
-        run = self._connection.execute
-        # Exclusive: a draw left open by a dead process can be told from one that a living process still works on.
-        run("PRAGMA locking_mode = EXCLUSIVE")
-        run("PRAGMA auto_vacuum = INCREMENTAL")
-        run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")
-        run(f"PRAGMA journal_size_limit = {_MAX_JOURNAL_BYTES}")
-        version, owner = run("PRAGMA user_version").fetchone()[0], run("PRAGMA application_id").fetchone()[0]
-        if version == 0 and owner == 0 and run("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-            self._create()
-        elif owner != _APPLICATION_ID:
+    def _check_header(self, path: Path) -> None:
+        """Refuse a file that is not ours before SQLite opens it: even a reader may write back another's journal."""
+        try:
+            with path.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+        except OSError:  # not there yet, or not to be read: SQLite says which
+            return
+        if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC) or header[18] not in (1, 2):
+            return  # empty, or not a database: SQLite finds out without writing
+        version, owner = (int.from_bytes(header[start : start + 4], "big") for start in (60, 68))
+        # Ours has its mark from its first commit on, and is put into write-ahead mode (2) only then.
+        is_blank = version == 0 and owner == 0 and header[18] != 2
+        if not is_blank:
+            self._check_owner(version, owner)
+
+    def _check_owner(self, version: int, owner: int) -> None:
+        if owner != _APPLICATION_ID:
             raise StoreError(f"{self._name} is a database of another program.", "Name another path.")
-        elif version > SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise StoreError(
                 f"{self._name} has schema version {version}; this edgewise reads up to {SCHEMA_VERSION}.",
                 "Upgrade edgewise, or name another path.",
             )
-        elif (verdict := run("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise StoreError(f"{self._name} is damaged: {verdict}.", _DAMAGED)
 
-    def _create(self) -> None:
+    def _open(self) -> None:
+        """Look first, and write only to a file that is known to be ours."""
+        run = self._connection.execute
+        # Exclusive: a draw left open by a dead process can be told from one that a living process still works on.
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        version, owner = run("PRAGMA user_version").fetchone()[0], run("PRAGMA application_id").fetchone()[0]
+        is_new = version == 0 and owner == 0 and run("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if not is_new:
+            self._check_owner(version, owner)
+            if (verdict := run("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise StoreError(f"{self._name} is damaged: {verdict}.", _DAMAGED)
+        run("PRAGMA auto_vacuum = INCREMENTAL")
+        run("PRAGMA synchronous = FULL")
+        if is_new:
+            self._apply(_SCHEMA)
+        elif version < SCHEMA_VERSION:
+            self._apply(_FROM_VERSION_1)
+        run("PRAGMA journal_mode = WAL")
+        run(f"PRAGMA journal_size_limit = {_MAX_JOURNAL_BYTES}")
+
+    def _apply(self, statements: str) -> None:
         with self.transaction() as connection:
-            for statement in _SCHEMA.split(";"):
+            for statement in statements.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

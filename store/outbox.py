@@ -27,8 +27,8 @@ class SqliteOutbox:
         self._count: int = database.query("SELECT count(*) FROM outbox")[0][0]
         self._lock = threading.Lock()
 
-    def put(self, request: Request) -> None:
-        """Owe an answer; durable when it returns. A second put of the same (tenant, id) changes nothing.
+    def put(self, request: Request) -> bool:
+        """Owe an answer; durable when it returns. False, and nothing changes, where (tenant, id) is owed already.
 
         Raises:
             OutboxFullError: Its limit is reached.
@@ -46,6 +46,7 @@ class SqliteOutbox:
                     "INSERT INTO outbox (tenant, id, created, request) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", row
                 ).rowcount
             self._count += added
+        return added == 1
 
     def pending(self, limit: int) -> list[Request]:
         """The oldest owed requests, at most `limit`.

@@ -22,6 +22,7 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
         max_pending: Requests owed a final answer; one more is refused.
         max_answers: Answers; the oldest are forgotten first.
         max_answer_age_s: Seconds an answer is kept.
+        max_audits: Audit draws; older ones are forgotten once they are settled, and stay counted.
 
     Raises:
         ValueError: A limit is not above 0.
@@ -30,9 +31,10 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_pending: int = 10_000
     max_answers: int = 100_000
     max_answer_age_s: float = 7 * 24 * 3600.0
+    max_audits: int = 100_000
 
     def __post_init__(self) -> None:
-        if not (self.max_pending > 0 and self.max_answers > 0 and self.max_answer_age_s > 0):
+        if not all(limit > 0 for limit in msgspec.structs.astuple(self)):
             raise ValueError(f"Every limit of a store is above 0, not {self}.")
 
 
@@ -61,7 +63,7 @@ class SqliteStore:
         try:
             self.outbox = SqliteOutbox(self._database, clock, limits.max_pending)
             self.answers = SqliteAnswers(self._database, clock, limits.max_answers, limits.max_answer_age_s)
-            self.audits = SqliteAudits(self._database, clock)
+            self.audits = SqliteAudits(self._database, clock, limits.max_audits)
         except BaseException:
             self._database.close()
             raise

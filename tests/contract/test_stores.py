@@ -40,13 +40,18 @@ class StoppedClock:
         return self.now
 
 
-def answer(request_id: str, output: str | tuple[float, ...] = "a", status: Status = Status.FINAL) -> Answer:
+def answer(
+    request_id: str,
+    output: str | tuple[float, ...] = "a",
+    status: Status = Status.FINAL,
+    reason: Reason = Reason.CONFIDENT,
+) -> Answer:
     return Answer(
         id=request_id,
         output=output,
         status=status,
         source=Source.EDGE,
-        decision=Decision(action=Action.LOCAL, reason=Reason.CONFIDENT, policy="certified", threshold=float("-inf")),
+        decision=Decision(action=Action.LOCAL, reason=reason, policy="certified", threshold=float("-inf")),
         timings_ms={"total": 1.25},
         model_digest="sha256:1",
     )
@@ -112,13 +117,14 @@ class TestOutbox:
         assert getattr(kept, "dtype", None) == getattr(item, "dtype", None)
 
     def test_a_second_put_changes_nothing(self, outbox: Outbox) -> None:
-        outbox.put(Request(id="1", inputs="first"))
-        outbox.put(Request(id="1", inputs="second"))
+        assert outbox.put(Request(id="1", inputs="first")) is True
+        assert outbox.put(Request(id="1", inputs="second")) is False
+        assert len(outbox) == 1
         assert [request.inputs for request in outbox.pending(9)] == ["first"]
 
     def test_an_id_belongs_to_its_tenant(self, outbox: Outbox) -> None:
-        outbox.put(Request(id="1", inputs="x", tenant="a"))
-        outbox.put(Request(id="1", inputs="y", tenant="b"))
+        assert outbox.put(Request(id="1", inputs="x", tenant="a"))
+        assert outbox.put(Request(id="1", inputs="y", tenant="b"))
         outbox.done("a", "1")
         assert [(request.tenant, request.inputs) for request in outbox.pending(9)] == [("b", "y")]
 
@@ -131,9 +137,9 @@ class TestOutbox:
             outbox.put(Request(id=name, inputs="x"))
         with pytest.raises(OutboxFullError, match="3 requests"):
             outbox.put(Request(id="d", inputs="x"))
-        outbox.put(Request(id="a", inputs="x"))
+        assert not outbox.put(Request(id="a", inputs="x"))
         outbox.done("public", "a")
-        outbox.put(Request(id="d", inputs="x"))
+        assert outbox.put(Request(id="d", inputs="x"))
         assert [request.id for request in outbox.pending(9)] == ["b", "c", "d"]
 
 
@@ -180,6 +186,17 @@ class TestAnswerStore:
         assert await asyncio.gather(*waiting) == [answer("1", "truth")] * 3
         assert not other.done()
         other.cancel()
+
+    async def test_an_answer_that_the_cloud_refused_is_not_waited_for(self, answers: AnswerStore) -> None:
+        waiting = asyncio.create_task(answers.wait_final("public", "1", timeout_s=60))
+        await asyncio.sleep(0)
+        answers.put("public", answer("1", "guess", Status.PROVISIONAL))
+        refused = answer("1", "guess", Status.PROVISIONAL, Reason.CLOUD_REFUSED)
+        answers.put("public", refused)
+        assert await waiting == refused
+        assert await answers.wait_final("public", "1", timeout_s=60) == refused
+        answers.put("public", answer("1", "truth"))
+        assert answers.get("public", "1") == answer("1", "truth")
 
     async def test_a_put_from_another_thread_wakes(self, answers: AnswerStore) -> None:
         waiting = asyncio.create_task(answers.wait_final("public", "1", timeout_s=60))

@@ -1,5 +1,8 @@
 import asyncio
 import sqlite3
+import subprocess
+import sys
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,49 @@ def test_a_draw_left_open_by_a_former_process_is_missing(tmp_path: Path) -> None
         assert store.audits.totals("c") == AuditTotals(drawn=1, violations=1, missing=1)
         store.audits.verdict(position, violation=False)
         assert store.audits.totals("c") == AuditTotals(drawn=1, violations=1, missing=1)
+
+
+def test_settled_draws_are_forgotten_and_stay_counted(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "s.db", limits=StoreLimits(max_audits=5)) as store:
+        waiting = store.audits.drawn("open", "c")
+        positions = [store.audits.drawn(f"{index}", "c") for index in range(3)]
+        for index in range(40):
+            store.audits.verdict(store.audits.drawn(f"{index}", "d" if index % 4 else "c"), violation=index % 2 == 0)
+        for position in positions:
+            store.audits.verdict(position, violation=True, missing=True)
+        assert store.audits.totals("d") == AuditTotals(drawn=30, violations=10)
+        store.audits.drawn("last", "e")
+        rows = store._database.query("SELECT position FROM audits")  # what is forgotten shows nowhere else
+        assert [row[0] for row in rows] == [waiting, *range(41, 46)]
+        store.audits.verdict(waiting, violation=False)
+        store.audits.verdict(positions[0], violation=False)  # forgotten; its first verdict stands
+        assert store.audits.totals("c") == AuditTotals(drawn=14, violations=13, missing=3)
+    with SqliteStore(tmp_path / "s.db") as store:
+        assert store.audits.totals("c") == AuditTotals(drawn=14, violations=13, missing=3)
+        assert store.audits.totals("e") == AuditTotals(drawn=1, violations=1, missing=1)
+        with pytest.raises(ValueError, match="position 46"):
+            store.audits.verdict(46, violation=False)
+
+
+def test_a_file_of_version_1_keeps_its_counts(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with SqliteStore(path) as store:
+        store.outbox.put(Request(id="1", inputs="x"))
+        for violation in (False, True, True):
+            store.audits.verdict(store.audits.drawn("r", "c"), violation=violation, missing=violation)
+        store.audits.drawn("open", "c")
+        store.audits.verdict(store.audits.drawn("r", "d"), violation=True)
+    connection = sqlite3.connect(path)  # back to what version 1 had
+    connection.executescript(
+        "DROP TABLE audit_totals; CREATE INDEX audits_by_certificate ON audits (certificate_id);"
+        "PRAGMA user_version = 1;"
+    )
+    connection.close()
+    for _ in range(2):
+        with SqliteStore(path) as store:
+            assert store.audits.totals("c") == AuditTotals(drawn=4, violations=3, missing=3)
+            assert store.audits.totals("d") == AuditTotals(drawn=1, violations=1)
+            assert [request.id for request in store.outbox.pending(9)] == ["1"]
 
 
 def test_positions_are_never_given_twice(tmp_path: Path) -> None:
@@ -148,7 +194,10 @@ def test_the_outbox_counts_its_own_after_a_refusal() -> None:
         assert len(store.outbox) == 0
 
 
-@pytest.mark.parametrize("limits", [{"max_pending": 0}, {"max_answers": -1}, {"max_answer_age_s": 0.0}])
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_pending": 0}, {"max_answers": -1}, {"max_answer_age_s": 0.0}, {"max_answer_age_s": nan}, {"max_audits": 0}],
+)
 def test_limits_that_keep_nothing_are_refused(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         StoreLimits(**limits)
@@ -168,9 +217,9 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(StoreError, match=r"schema version 2.*reads up to 1.*Upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 3.*reads up to 2.*Upgrade"):
         SqliteStore(path)
 
 
@@ -184,6 +233,52 @@ def test_somebody_elses_database_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
     connection.close()
+
+
+_THEIRS = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in sys.argv[2:]:
+    connection.execute(statement)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        [],
+        ["PRAGMA journal_mode = WAL"],
+        ["PRAGMA application_id = 7"],
+        ["PRAGMA user_version = 1"],
+        ["PRAGMA application_id = 7", "PRAGMA journal_mode = WAL"],
+    ],
+)
+def test_not_a_byte_of_somebody_elses_database_changes(tmp_path: Path, marks: list[str]) -> None:
+    path = tmp_path / "s.db"
+    # In a process that dies, so that a write-ahead log is left behind for the next reader.
+    theirs = [*marks, "CREATE TABLE theirs (x)", "INSERT INTO theirs VALUES (1)"]
+    subprocess.run([sys.executable, "-c", _THEIRS, str(path), *theirs], check=True)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(StoreError, match="another program"):
+        SqliteStore(path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+_OURS = """
+import os, sys
+from edgewise.contracts import Request
+from edgewise.store import SqliteStore
+SqliteStore(sys.argv[1]).outbox.put(Request(id="1", inputs="x"))
+os._exit(0)
+"""
+
+
+def test_a_store_whose_first_process_died_is_still_ours(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    subprocess.run([sys.executable, "-c", _OURS, str(path)], check=True)
+    with SqliteStore(path) as store:
+        assert [request.id for request in store.outbox.pending(9)] == ["1"]
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
