@@ -35,10 +35,12 @@ REQUESTS = Metric("edgewise_requests_total", "Answers sent, by where and why.", 
 REQUEST_SECONDS = Metric("edgewise_request_seconds", "Seconds the service took for an answer, by where.", ("source",))
 REQUEST_ERRORS = Metric("edgewise_request_errors_total", "Requests answered with an error, by its code.", ("code",))
 IN_FLIGHT = Metric("edgewise_requests_in_flight", "Requests being answered now.")
-CLOUD_CALLS = Metric("edgewise_cloud_calls_total", "Calls to the cloud by outcome: ok, failed or late.", ("outcome",))
+CLOUD_CALLS = Metric(
+    "edgewise_cloud_calls_total", "Calls to the cloud by outcome: ok, failed, late or refused.", ("outcome",)
+)
 AUDITS = Metric("edgewise_audits_total", "Audited requests by outcome: kept, violated or missing.", ("outcome",))
 PROVISIONAL = Metric(
-    "edgewise_provisional_total", "Provisional answers by what became of them: sent or corrected.", ("event",)
+    "edgewise_provisional_total", "Provisional answers by their fate: sent, corrected or abandoned.", ("event",)
 )
 PROVISIONAL_OPEN = Metric("edgewise_provisional_open", "Provisional answers whose final answer is still owed.")
 BREAKER_OPEN = Metric("edgewise_breaker_open", "1 while no request waits for the cloud.")

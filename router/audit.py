@@ -7,18 +7,24 @@ one too, so that nothing that goes wrong after the draw can make the promise loo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
-from edgewise.contracts import AuditLog
+from edgewise.contracts import Answer, AuditLog, Certificate, Reference, Request
+from edgewise.errors import CloudError
+from edgewise.router.escalation import Escalation
 from edgewise.router.instruments import Instruments
+
+_log = logging.getLogger("edgewise.router")
 
 
 class Draw:
     """One audited request; settled once, and missing if it never is."""
 
-    def __init__(self, log: AuditLog, position: int, instruments: Instruments) -> None:
+    def __init__(self, log: AuditLog, position: int, reference: Reference, instruments: Instruments) -> None:
         self._log = log
         self._position = position
+        self._reference = reference
         self._instruments = instruments
         self._settled = False
 
@@ -29,6 +35,17 @@ class Draw:
         self._settled = True
         self._log.verdict(self._position, violation=violation, missing=missing)
         self._instruments.audits.inc("missing" if missing else "violated" if violation else "kept")
+
+    async def judge(self, cloud: Escalation, request: Request, final: Answer) -> None:
+        """Compare a final local answer with the cloud's; only the certified reference can judge."""
+        try:
+            reply = await cloud.ask(request)
+            if reply.reference == self._reference:
+                self.settle(violation=reply.output != final.output)
+        except CloudError as error:
+            _log.warning("The audit of request %s has no verdict: %s", request.id, error)
+        finally:
+            self.missed()
 
     def missed(self) -> None:
         """Record that no verdict came, unless one did."""
@@ -51,8 +68,9 @@ class Auditor:
         self._uniform = uniform
         self._instruments = instruments
 
-    def draw(self, request_id: str, certificate_id: str) -> Draw | None:
+    def draw(self, request_id: str, certificate: Certificate) -> Draw | None:
         """Draw a request with the share's probability; the draw is on record before the request is answered."""
         if self._uniform() >= self._share:
             return None
-        return Draw(self._log, self._log.drawn(request_id, certificate_id), self._instruments)
+        position = self._log.drawn(request_id, certificate.id)
+        return Draw(self._log, position, certificate.reference, self._instruments)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from edgewise.contracts import Input, Request
+from edgewise.contracts import Input, Reference, Request
 
 _KEY_BYTES = 32
 _LENGTH_BYTES = 8
 
 
-def cache_key(request: Request, *, certificate_id: str | None, model_digest: str, cloud_version: str | None) -> bytes:
+def cache_key(request: Request, *, certificate_id: str | None, model_digest: str, reference: Reference | None) -> bytes:
     """Digest of everything that may change the answer, and of whose it is; budget, session and id may not.
 
     Each field is preceded by its length, so that no two different requests concatenate to the same bytes.
@@ -19,7 +19,7 @@ def cache_key(request: Request, *, certificate_id: str | None, model_digest: str
         request: The request, its mode filled in.
         certificate_id: The certificate in force, or None.
         model_digest: The edge bundle.
-        cloud_version: The cloud's version, or None.
+        reference: The cloud that answers escalations, or None.
 
     Returns:
         32 bytes, BLAKE2b.
@@ -32,7 +32,8 @@ def cache_key(request: Request, *, certificate_id: str | None, model_digest: str
         None if request.mode is None else request.mode.value,
         certificate_id,
         model_digest,
-        cloud_version,
+        None if reference is None else reference.name,
+        None if reference is None else reference.version,
     )
     for word in words:
         _add(digest, None if word is None else word.encode("utf-8", "surrogatepass"))

@@ -10,6 +10,7 @@ Owns the mathematics and the certificate's text form. Reads no file and asks no 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -24,6 +25,9 @@ from edgewise.errors import CertificateError, ConfigError, TooFewItemsError
 TARGET_AGREEMENT = "agreement"
 _ROUNDING = 1e-9
 """Relative distance from delta under which a floating-point binomial sum is settled by exact fractions."""
+
+_LARGEST_EXACT = 10_000
+_SMALLEST = 1e-9
 
 
 def certify(scores: ArrayLike, disagree: ArrayLike, *, alpha: float, delta: float) -> Bound:
@@ -50,6 +54,7 @@ def certify(scores: ArrayLike, disagree: ArrayLike, *, alpha: float, delta: floa
         TooFewItemsError: n is too small to certify anything; names the n needed.
     """
     score_vector, disagreement = _checked_vectors(scores, disagree)
+    alpha, delta = float(alpha), float(delta)
     n = len(score_vector)
     needed = items_needed(alpha, delta)
     if n < needed:
@@ -70,7 +75,7 @@ def items_needed(alpha: float, delta: float) -> int:
     _check_open_unit("alpha", alpha)
     _check_open_unit("delta", delta)
     guess = math.ceil(math.log(delta) / math.log1p(-alpha))
-    return next(n for n in (max(guess - 1, 1), guess, guess + 1) if _binomial_cdf_at_most(0, n, alpha, delta))
+    return next(n for n in itertools.count(max(guess - 1, 1)) if _none_lost_is_enough(n, alpha, delta))
 
 
 def allowed_disagreements(n: int, alpha: float, delta: float) -> int:
@@ -108,11 +113,12 @@ def _binomial_cdf(n: int, alpha: float) -> NDArray[np.float64]:
     return np.cumsum(np.exp(log_pmf))
 
 
-def _binomial_cdf_at_most(k: int, n: int, alpha: float, delta: float) -> bool:
-    cdf = _binomial_cdf(n, alpha)[k]
-    if _near(cdf, delta):
-        return _exact_cdf(k, n, alpha) <= Fraction(delta)
-    return bool(cdf <= delta)
+def _none_lost_is_enough(n: int, alpha: float, delta: float) -> bool:
+    """(1-alpha)^n <= delta; where rounding could decide and n is too large for fractions, the safe side."""
+    needed, reached = -math.log(delta), -n * math.log1p(-alpha)
+    if abs(reached - needed) > _ROUNDING * needed:
+        return reached > needed
+    return n <= _LARGEST_EXACT and _exact_cdf(0, n, alpha) <= Fraction(delta)
 
 
 def _exact_cdf(k: int, n: int, alpha: float) -> Fraction:
@@ -125,7 +131,7 @@ def _near(cdf: float, delta: float) -> bool:
 
 
 def _check_open_unit(name: str, value: float) -> None:
-    if not 0 < value < 1:
+    if not _SMALLEST <= value <= 1 - _SMALLEST:
         raise ConfigError(f"{name} is {value!r}.", f"Give a {name} between 0 and 1, both excluded, such as 0.01.")
 
 
@@ -185,7 +191,8 @@ def decode(data: bytes) -> Certificate:
         raw = msgspec.json.decode(data)
         raw["bound"]["threshold"] = float(raw["bound"]["threshold"])
         certificate = msgspec.convert(raw, Certificate)
-    except (msgspec.DecodeError, msgspec.ValidationError, TypeError, KeyError, ValueError) as error:
+        _check_plausible(certificate.bound)
+    except (ConfigError, msgspec.MsgspecError, TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
         raise CertificateError(f"This is not a certificate: {error}.", "Issue one: edgewise certify.") from error
     if certificate.id != _digest(certificate):
         raise CertificateError(
@@ -194,12 +201,25 @@ def decode(data: bytes) -> Certificate:
     return certificate
 
 
+def _check_plausible(bound: Bound) -> None:
+    """Raise where a bound cannot have come from `certify`."""
+    _check_open_unit("alpha", bound.alpha)
+    _check_open_unit("delta", bound.delta)
+    if math.isnan(bound.threshold) or not (0 <= bound.k <= bound.n and 0 <= bound.local_share <= 1):
+        raise ValueError("its bound is impossible")
+
+
 def check_model(certificate: Certificate, model_digest: str) -> None:
-    """Refuse a certificate of another model.
+    """Refuse a certificate of another model, or of something else than agreement.
 
     Raises:
-        CertificateError: It was issued for another bundle.
+        CertificateError: It does not speak of what this bundle will be used for.
     """
+    if certificate.target != TARGET_AGREEMENT:
+        raise CertificateError(
+            f"Certificate {certificate.id} bounds {certificate.target!r}, which this edgewise does not know.",
+            f"Use one that bounds {TARGET_AGREEMENT!r}.",
+        )
     if certificate.model_digest != model_digest:
         raise CertificateError(
             f"Certificate {certificate.id} was issued for {certificate.model_digest}, the bundle is {model_digest}.",

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from edgewise.contracts import Clock, CloudClient, CloudReply, Reference, Request
-from edgewise.errors import CloudError, CloudTimeoutError
+from edgewise.errors import CloudError, CloudRefusedError, CloudResponseError, CloudTimeoutError, InputError
 from edgewise.router.breaker import Breaker
 from edgewise.router.instruments import Instruments
 
@@ -28,6 +28,7 @@ class Escalation:
         instruments: Where calls are counted.
         timeout_s: Longest a call may take.
         on_reference: Told which model and version answered, at every reply and probe.
+        on_open: Told when the breaker is open after a failure: somebody has to probe.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Escalation:
         *,
         timeout_s: float,
         on_reference: Callable[[Reference], None],
+        on_open: Callable[[], None],
     ) -> None:
         self._cloud = cloud
         self._breaker = breaker
         self._clock = clock
         self._instruments = instruments
         self._on_reference = on_reference
+        self._on_open = on_open
         self.timeout_s = timeout_s
 
     @property
@@ -60,6 +63,7 @@ class Escalation:
         """The cloud's answer.
 
         Raises:
+            CloudRefusedError: It is well and will refuse this very request every time; the breaker does not count that.
             CloudError: It failed or took longer than the time-out.
         """
         try:
@@ -68,9 +72,17 @@ class Escalation:
         except TimeoutError as error:
             self._failed("late")
             raise CloudTimeoutError(f"The cloud did not answer within {self.timeout_s:g} s.") from error
+        except (CloudRefusedError, InputError) as error:
+            self._breaker.succeeded()
+            self._show_breaker()
+            self._instruments.cloud_calls.inc("refused")
+            raise CloudRefusedError(error.problem, error.remedy) from error
         except CloudError as error:
             self._failed("late" if isinstance(error, CloudTimeoutError) else "failed")
             raise
+        except Exception as error:  # whatever a client of somebody else's raises must not end what waits for it
+            self._failed("failed")
+            raise CloudResponseError(f"The cloud client failed: {type(error).__name__}.") from error
         self._succeeded(reply.reference)
         self._instruments.cloud_calls.inc("ok")
         return reply
@@ -81,8 +93,7 @@ class Escalation:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 reference = await self._cloud.describe(timeout_s=_PROBE_TIMEOUT_S)
         except (CloudError, TimeoutError) as error:
-            self._breaker.failed(self._clock.monotonic())
-            self._show_breaker()
+            self._note_failure()
             _log.warning("The cloud cannot be reached: %s", error)
             return False
         self._succeeded(reference)
@@ -98,9 +109,14 @@ class Escalation:
         self._on_reference(reference)
 
     def _failed(self, outcome: str) -> None:
+        self._instruments.cloud_calls.inc(outcome)
+        self._note_failure()
+
+    def _note_failure(self) -> None:
         self._breaker.failed(self._clock.monotonic())
         self._show_breaker()
-        self._instruments.cloud_calls.inc(outcome)
+        if self._breaker.is_open:
+            self._on_open()
 
     def _show_breaker(self) -> None:
         self._instruments.breaker_open.set(float(self._breaker.is_open))

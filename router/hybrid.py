@@ -43,20 +43,22 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.errors import CloudError, ConfigError, InputError, RequestError
+from edgewise.errors import CloudError, CloudRefusedError, ConfigError, InputError, RequestError
 from edgewise.router import certificate as certificates
 from edgewise.router.audit import Auditor, Draw
 from edgewise.router.background import Background, LoopThread
 from edgewise.router.breaker import Breaker
-from edgewise.router.cachekey import cache_key
 from edgewise.router.delivery import Deliveries
 from edgewise.router.escalation import Escalation
 from edgewise.router.instruments import Instruments
 from edgewise.router.policy import CertifiedThreshold, policy_for
+from edgewise.router.recall import Recall
 from edgewise.router.settings import Plugs, RouterSettings
 from edgewise.router.signals import signal_named
 
 _log = logging.getLogger("edgewise.router")
+_FIRST_CHECK_S = 1.0
+_VERDICT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,11 @@ class Router:
         self._cloud = None if cloud is None else self._escalation(cloud)
         self._deliveries = None if self._cloud is None else self._owing(self._cloud)
         self._reference = certificate.reference if certificate else None
+        self._cache = Recall(self._plugs.cache, edge.digest)
         self._auditor = self._make_auditor()
         self._executor = ThreadPoolExecutor(self._settings.inference_threads, thread_name_prefix="edgewise-edge")
+        self._verdicts = Background()
+        self._home: asyncio.AbstractEventLoop | None = None
         self._loop_thread = LoopThread()
 
     @property
@@ -130,7 +135,9 @@ class Router:
             RequestError: The request cannot be answered as asked.
             CloudError: Never alone: a failed cloud gives a provisional answer.
             OutboxFullError: A provisional answer's update could not be owed.
+            RuntimeError: It is asked from another event loop than before, or was closed.
         """
+        self._stay_home()
         turn = self._begin(request)
         cached = self._recall(turn)
         if cached is not None:
@@ -168,8 +175,12 @@ class Router:
         self._loop_thread.stop()
 
     async def aclose(self) -> None:
-        """Cancel background work and close the cloud's connections. What is owed stays in the outbox."""
-        await self._background.cancel()
+        """End background work and close the cloud's connections. What is owed stays in the outbox.
+
+        Audit verdicts that are under way get a few seconds: one that does not come counts as a violation.
+        """
+        await self._verdicts.close(finish_s=_VERDICT_S)
+        await self._background.close()
         if self._cloud is not None:
             await self._cloud.aclose()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -177,8 +188,13 @@ class Router:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve until the block ends: checks the reference cloud, and delivers what an earlier run still owes."""
+        self._stay_home()
         if self._cloud is not None and self._deliveries is not None:
-            self._background.start(self._cloud.probe())
+            confirmed = asyncio.Event()
+            self._background.start(self._watch(self._cloud, confirmed))
+            # A cloud that is up is checked before the first answer; one that is not holds nobody up for long.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(confirmed.wait(), _FIRST_CHECK_S)
             self._deliveries.tend()
         try:
             yield
@@ -199,10 +215,12 @@ class Router:
         prediction = None
         if decision is None or decision.action is Action.LOCAL:
             prediction = await self._predict(turn)
-            decision = decision or turn.policy.after(turn.request, self._score_of(prediction))
+            # The certificate may have been voided while the edge computed: the policy of now decides.
+            policy = policy_for(turn.request, turn.mode, self._routed)
+            decision = decision or policy.after(turn.request, self._score_of(prediction))
         if prediction is not None and decision.action is Action.LOCAL:
             final = self._edge_answer(turn, prediction, decision, Status.FINAL)
-            self._remember(turn.request, turn.mode, final)
+            self._keep(turn.request, turn.mode, final, self._reference)
             self._audit(turn, final)
             yield Answered(final)
             yield Done(turn.request.id)
@@ -220,23 +238,24 @@ class Router:
             reply = await self._reply_in_time(turn, call)
             if isinstance(reply, CloudReply):
                 final = self._cloud_answer(turn, reply, decision)
-                self._remember(turn.request, turn.mode, final)
+                self._keep(turn.request, turn.mode, final, reply.reference)
                 yield Answered(final)
                 yield Done(turn.request.id)
                 return
             prediction = prediction or await self._predict(turn)
             decision = msgspec.structs.replace(decision, reason=reply, certificate_id=None)
             provisional = self._edge_answer(turn, prediction, decision, Status.PROVISIONAL)
-            update = self._deliveries.owe(turn.request, provisional, call) if self._deliveries else None
+            owing = self._deliveries if reply is not Reason.CLOUD_REFUSED else None
+            update = owing.owe(turn.request, provisional, call) if owing else None
             call = None
         finally:
             if call is not None:
                 call.cancel()
         yield Answered(provisional)
-        final_or_none = await asyncio.shield(update) if update is not None else None
-        if final_or_none is not None:
-            yield Revised(final_or_none)
-        yield Done(turn.request.id, pending=final_or_none is None and self._owes_durably)
+        settled = await asyncio.shield(update) if update is not None else None
+        if settled is not None and settled.status is Status.FINAL:
+            yield Revised(settled)
+        yield Done(turn.request.id, pending=settled is None and owing is not None and owing.durable)
 
     def _start_call(self, request: Request) -> asyncio.Task[CloudReply] | None:
         """The cloud call of an escalated request, or None behind an open breaker."""
@@ -258,6 +277,9 @@ class Router:
             return Reason.BUDGET_SPENT
         try:
             return call.result()
+        except CloudRefusedError as error:
+            _log.error("Request %s: %s", turn.request.id, error)
+            return Reason.CLOUD_REFUSED
         except CloudError as error:
             _log.warning("Request %s: %s", turn.request.id, error)
             return Reason.CLOUD_FAILED
@@ -312,35 +334,18 @@ class Router:
         return {**turn.timings_ms, "total": 1000 * (self._plugs.clock.monotonic() - turn.started)}
 
     def _recall(self, turn: _Turn) -> Answer | None:
-        """The cached answer to the same request, in this request's name; audited requests do not ask."""
-        if self._plugs.cache is None or turn.draw is not None or not _may_be_cached(turn.request):
+        """The cached answer to the same request; audited requests do not ask."""
+        if turn.draw is not None:
             return None
-        cached = self._plugs.cache.get(self._cache_key(turn.request, turn.mode))
-        if cached is None:
-            return None
-        return msgspec.structs.replace(
-            cached,
-            id=turn.request.id,
-            source=Source.CACHE,
-            decision=msgspec.structs.replace(cached.decision, reason=Reason.CACHE_HIT),
-            timings_ms=self._timings(turn),
-        )
+        found = self._cache.find(turn.request, turn.mode, self._certificate, self._reference)
+        return None if found is None else msgspec.structs.replace(found, timings_ms=self._timings(turn))
 
-    def _remember(self, request: Request, mode: Mode, final: Answer) -> None:
-        if self._plugs.cache is not None and _may_be_cached(request):
-            self._plugs.cache.put(self._cache_key(request, mode), final)
+    def _keep(self, request: Request, mode: Mode, final: Answer, reference: Reference | None) -> None:
+        self._cache.keep(request, mode, self._certificate, reference, final)
 
-    def _remember_late(self, request: Request, final: Answer) -> None:
+    def _keep_late(self, request: Request, final: Answer, reference: Reference) -> None:
         with suppress(RequestError):  # an owed request of an earlier run may name a profile that is gone
-            self._remember(request, self._settings.promise(request)[0], final)
-
-    def _cache_key(self, request: Request, mode: Mode) -> bytes:
-        return cache_key(
-            msgspec.structs.replace(request, mode=mode),
-            certificate_id=self._certificate.id if self._certificate else None,
-            model_digest=self._edge.digest,
-            cloud_version=self._reference.version if self._reference else None,
-        )
+            self._keep(request, self._settings.promise(request)[0], final, reference)
 
     def _make_auditor(self) -> Auditor | None:
         if self._plugs.audits is None:
@@ -353,7 +358,7 @@ class Router:
         reachable = self._cloud is not None and not self._cloud.is_open
         if self._auditor is None or self._certificate is None or not (covered and reachable):
             return None
-        return self._auditor.draw(request.id, self._certificate.id)
+        return self._auditor.draw(request.id, self._certificate)
 
     def _audit(self, turn: _Turn, final: Answer | None) -> None:
         """Settle a drawn request: nothing local is nothing lost, a local answer is compared with the cloud's."""
@@ -362,21 +367,12 @@ class Router:
         if final is None:
             turn.draw.settle(violation=False)
         else:
-            self._background.start(self._verdict(self._cloud, turn.request, turn.draw, final))
+            self._verdicts.start(turn.draw.judge(self._cloud, turn.request, final))
 
     def _audit_missed(self, turn: _Turn) -> None:
         """What ends a drawn request before its answer counts against the promise, unless it was settled."""
         if turn.draw is not None:
             turn.draw.missed()
-
-    async def _verdict(self, cloud: Escalation, request: Request, draw: Draw, final: Answer) -> None:
-        try:
-            reply = await cloud.ask(request)
-            draw.settle(violation=reply.output != final.output)
-        except CloudError as error:
-            _log.warning("The audit of request %s has no verdict: %s", request.id, error)
-        finally:
-            draw.missed()
 
     def _escalation(self, cloud: CloudClient) -> Escalation:
         breaker = Breaker(failures_to_open=self._settings.failures_to_open, cool_down_s=self._settings.cool_down_s)
@@ -387,7 +383,27 @@ class Router:
             self._instruments,
             timeout_s=self._settings.cloud_timeout_s,
             on_reference=self._check_reference,
+            on_open=self._tend,
         )
+
+    def _tend(self) -> None:
+        if self._deliveries is not None:
+            self._deliveries.tend()
+
+    async def _watch(self, cloud: Escalation, confirmed: asyncio.Event) -> None:
+        """Check again and again that the cloud still is the certified one; sooner while it does not answer."""
+        while True:
+            answered = await cloud.probe()
+            confirmed.set()
+            await asyncio.sleep(self._settings.reference_check_s if answered else self._settings.cool_down_s)
+
+    def _stay_home(self) -> None:
+        """Refuse a second event loop: connections and tasks belong to the first."""
+        loop = asyncio.get_running_loop()
+        if self._home is None:
+            self._home = loop
+        elif self._home is not loop:
+            raise RuntimeError("This router belongs to another event loop; make one a loop, or use answer_blocking.")
 
     def _owing(self, cloud: Escalation) -> Deliveries:
         return Deliveries(
@@ -396,13 +412,10 @@ class Router:
             self._plugs.answers,
             self._background,
             self._instruments,
+            clock=self._plugs.clock,
             retry_s=self._settings.cool_down_s,
-            on_final=self._remember_late,
+            on_final=self._keep_late,
         )
-
-    @property
-    def _owes_durably(self) -> bool:
-        return self._deliveries is not None and self._deliveries.durable
 
     def _check_reference(self, reference: Reference) -> None:
         """Void the certificate, for good and loudly, when another cloud than the certified one answers."""
@@ -421,7 +434,3 @@ class Router:
         self._certificate = None
         self._routed = CertifiedThreshold(None)
         self._instruments.certificate_valid.set(0.0)
-
-
-def _may_be_cached(request: Request) -> bool:
-    return request.data_policy is not DataPolicy.LOCAL_ONLY

@@ -36,7 +36,8 @@ class RouterSettings:
         cloud_timeout_s: Longest a cloud call may take, also in the background.
         audit_share: Probability with which a request is audited.
         failures_to_open: Consecutive cloud failures that open the breaker.
-        cool_down_s: Seconds between probes of a cloud behind an open breaker.
+        cool_down_s: Seconds between probes of a cloud that fails.
+        reference_check_s: Seconds between checks that the cloud still is the certified one, while `running`.
         inference_threads: Edge predictions that run at the same time.
         profiles: Named latency promises.
     """
@@ -47,6 +48,7 @@ class RouterSettings:
     audit_share: float = 0.01
     failures_to_open: int = 3
     cool_down_s: float = 5.0
+    reference_check_s: float = 60.0
     inference_threads: int = os.cpu_count() or 1
     profiles: Mapping[str, Profile] = field(default_factory=dict)
 

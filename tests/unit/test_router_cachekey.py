@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edgewise.contracts import DataPolicy, Mode, Request
+from edgewise.contracts import DataPolicy, Mode, Reference, Request
 from edgewise.router.cachekey import cache_key
 
 texts = st.text(max_size=8)
@@ -26,7 +26,7 @@ identities = st.fixed_dictionaries(
         "inputs": items,
         "certificate_id": st.none() | texts,
         "model_digest": texts,
-        "cloud_version": st.none() | texts,
+        "reference": st.none() | st.builds(Reference, texts, texts),
     }
 )
 _REQUEST_FIELDS = ("tenant", "data_policy", "task", "mode", "inputs")
@@ -53,9 +53,7 @@ def test_keys_are_equal_iff_all_fields_are(one: dict[str, object], other: dict[s
 @given(
     identities,
     identities,
-    st.sampled_from(
-        ["tenant", "task", "mode", "data_policy", "inputs", "certificate_id", "model_digest", "cloud_version"]
-    ),
+    st.sampled_from(["tenant", "task", "mode", "data_policy", "inputs", "certificate_id", "model_digest", "reference"]),
 )
 def test_a_change_in_any_one_field_changes_the_key(
     one: dict[str, object], other: dict[str, object], field: str
@@ -71,7 +69,7 @@ def test_fields_do_not_run_into_each_other(first: str, second: str, third: str) 
         "data_policy": DataPolicy.ANY,
         "mode": None,
         "certificate_id": None,
-        "cloud_version": None,
+        "reference": None,
     }
     one = {**identity, "tenant": first + second, "task": third, "model_digest": ""}
     other = {**identity, "tenant": first, "task": second + third, "model_digest": ""}
@@ -92,6 +90,6 @@ def test_a_view_has_the_key_of_its_copy() -> None:
         "mode": None,
         "certificate_id": None,
         "model_digest": "",
-        "cloud_version": None,
+        "reference": None,
     }
     assert key_of({**identity, "inputs": pixels.T}) == key_of({**identity, "inputs": pixels.T.copy()})

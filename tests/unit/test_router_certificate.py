@@ -177,3 +177,43 @@ def test_every_field_is_covered_by_the_id():
     other = msgspec.structs.replace(certificate, reference=Reference("cloud", "sha256:dd"))
     with pytest.raises(CertificateError):
         certificates.decode(certificates.encode(other))
+
+
+def test_tiny_bounds_are_answered_at_once():
+    with pytest.raises(TooFewItemsError) as error:
+        certify(np.ones(10), np.zeros(10), alpha=1e-9, delta=0.05)
+    assert error.value.needed == pytest.approx(2.9957e9, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [1e-320, 1 - 1e-16])
+def test_bounds_beyond_arithmetic_are_refused(value):
+    with pytest.raises(ConfigError, match="alpha"):
+        certify(np.ones(10), np.zeros(10), alpha=value, delta=0.05)
+
+
+def test_numpy_numbers_are_plain_numbers_in_the_bound():
+    bound = certify(np.ones(400), np.zeros(400), alpha=np.float32(0.05), delta=np.float64(0.05))
+    assert type(bound.alpha) is float
+    assert certificates.decode(certificates.encode(issued(bound))).bound == bound
+
+
+@pytest.mark.parametrize("field", ["alpha", "delta", "n", "k", "local_share", "threshold"])
+def test_an_impossible_bound_is_no_certificate(field):
+    bound = certify(np.ones(400), np.zeros(400), alpha=0.05, delta=0.05)
+    impossible = {"alpha": 5.0, "delta": -1.0, "n": -1, "k": 401, "local_share": 2.0, "threshold": math.nan}
+    forged = issued(msgspec.structs.replace(bound, **{field: impossible[field]}))
+    with pytest.raises(CertificateError, match="edgewise certify"):
+        certificates.decode(certificates.encode(forged))
+
+
+def test_nesting_and_numbers_without_end_are_no_certificate():
+    for text in (b"[" * 100_000, b'{"bound": {"threshold": ' + b"9" * 5000 + b"}}"):
+        with pytest.raises(CertificateError, match="edgewise certify"):
+            certificates.decode(text)
+
+
+def test_a_certificate_of_another_target_is_refused():
+    bound = certify(np.ones(400), np.zeros(400), alpha=0.05, delta=0.05)
+    other = msgspec.structs.replace(issued(bound), target="accuracy")
+    with pytest.raises(CertificateError, match="accuracy"):
+        certificates.check_model(other, "sha256:aa")

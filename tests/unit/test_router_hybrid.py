@@ -99,11 +99,14 @@ class DictStore:
 
     # Outbox
     def put(self, *args):
-        if len(args) == 1:
-            self.owed.setdefault((args[0].tenant, args[0].id), args[0])
-        else:
+        if len(args) == 2:
             self.stored[args[0], args[1].id] = args[1]
             self.changed.set()
+            return None
+        key = (args[0].tenant, args[0].id)
+        added = key not in self.owed
+        self.owed.setdefault(key, args[0])
+        return added
 
     def __len__(self):
         return len(self.owed)
