@@ -63,7 +63,10 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("edgewise").setLevel(os.environ.get("EDGEWISE_LOG", "WARNING").upper())
+    level = os.environ.get("EDGEWISE_LOG", "WARNING").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(f"EDGEWISE_LOG is {level!r}: give DEBUG, INFO, WARNING or ERROR.")
+    logging.getLogger("edgewise").setLevel(level)
 
 
 @app.command()
@@ -95,6 +98,7 @@ def quantize(
     Example: edgewise quantize checkpoint --data tuning.jsonl --gate gate.jsonl --out run
     """
     from edgewise.quantize import QuantizeJob
+    from edgewise.quantize.plan import DEFAULT_RECIPES
     from edgewise.quantize import quantize as run
 
     job = QuantizeJob(
@@ -113,7 +117,7 @@ def quantize(
         exporter=exporter,
         seed=seed,
         reuse=cached,
-        **({"recipes": tuple(recipes.split(","))} if recipes else {}),
+        recipes=tuple(recipes.split(",")) if recipes else DEFAULT_RECIPES,
     )
     with rendering.progress_on(ERR) as progress:
         result = run(job, progress)
@@ -348,6 +352,9 @@ def edge_serve(
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
     ] = None,
+    other_machine: Annotated[
+        bool | None, typer.Option("--other-machine", help="Accept a certificate of another kind of machine.")
+    ] = None,
     mode: Annotated[Mode | None, typer.Option("--mode", help="Mode of requests that name none.")] = None,
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="Budget of requests that name none.")] = None,
     audit_share: Annotated[float | None, typer.Option("--audit-share", help="Probability of an audit.")] = None,
@@ -364,7 +371,13 @@ def edge_serve(
 
     settings = _overridden(
         load_config(config) if config else Config(),
-        edge={"bundle": bundle, "certificate": certificate, "mode": mode, "budget_ms": budget_ms},
+        edge={
+            "bundle": bundle,
+            "certificate": certificate,
+            "other_machine": other_machine,
+            "mode": mode,
+            "budget_ms": budget_ms,
+        },
         audit={"share": audit_share},
         state={"path": state},
         server={"host": host, "port": port, "api_keys_env": api_keys_env},

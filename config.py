@@ -6,6 +6,7 @@ Owns the file's shape and its defaults. Secrets are named by environment variabl
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class EdgeSection(_Section, frozen=True):
         certificate: Path of its certificate; None takes the file beside the bundle.
         mode: Mode of requests that name none.
         budget_ms: Budget of requests that name none.
-        model_threads: Threads inside one prediction.
+        other_machine: Serve under a certificate that was issued on another kind of machine or runtime.
+        model_threads: Threads inside one prediction; certificates are issued with one.
         inference_threads: Predictions at the same time; None takes one per core.
     """
 
@@ -40,6 +42,7 @@ class EdgeSection(_Section, frozen=True):
     certificate: str | None = None
     mode: Mode = Mode.GUARDED
     budget_ms: float | None = None
+    other_machine: bool = False
     model_threads: int = 1
     inference_threads: int | None = None
 
@@ -233,10 +236,10 @@ def _check_ranges(config: Config) -> None:
         **{f"profiles.{name}.budget_ms": profile.budget_ms for name, profile in config.profiles.items()},
     }
     for name, value in positive.items():
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} is {value!r}.", "Give a number above 0.")
     for name, value in not_negative.items():
-        if value is not None and not value >= 0:
+        if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value!r}.", "Give 0 or more.")
     if not 0 <= config.audit.share <= 1:
         raise ConfigError(f"audit.share is {config.audit.share!r}.", "Give a probability between 0 and 1.")

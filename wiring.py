@@ -191,10 +191,15 @@ def _certificate_for(model: EdgeModel, config: Config) -> tuple[Certificate | No
     here = (f"onnxruntime {device.onnxruntime}", device.isa)
     if here == (certificate.runtime, certificate.isa):
         return certificate, ()
-    return certificate, (
-        f"The certificate was issued with {certificate.runtime} on {certificate.isa}; here is {here[0]} on {here[1]}. "
-        "The golden items agree, but scores may differ: certify on this machine.",
+    problem = (
+        f"Certificate {certificate.id} was issued with {certificate.runtime} on {certificate.isa}; "
+        f"here is {here[0]} on {here[1]}."
     )
+    if not config.edge.other_machine:
+        raise CertificateError(
+            problem, "Scores may differ: certify on this machine, or accept that with --other-machine."
+        )
+    return certificate, (f"{problem} The golden items agree, but other scores may differ.",)
 
 
 def _cloud_of(config: Config) -> CloudClient | None:
@@ -233,7 +238,10 @@ def _api_keys(variable: str | None) -> Mapping[str, str]:
     pairs = [pair.partition(":") for pair in (secret(variable) or "").split(",") if pair.strip()]
     if any(not (tenant.strip() and key.strip()) for tenant, _, key in pairs):
         raise ConfigError(f"{variable} does not hold API keys.", "Write them as tenant:key,tenant:key.")
-    return {key.strip(): tenant.strip() for tenant, _, key in pairs}
+    keys = {key.strip(): tenant.strip() for tenant, _, key in pairs}
+    if len(keys) < len(pairs):
+        raise ConfigError(f"{variable} gives one key to several tenants.", "Give each tenant a key of its own.")
+    return keys
 
 
 def secret(variable: str | None) -> str | None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from edgewise import cli
+from edgewise.router import certificate as certificates
 
 
 @pytest.fixture
@@ -203,6 +204,30 @@ def test_a_gateway_without_a_certificate_or_with_anothers(edgewise, bundle, tmp_
     certificate = tmp_path / "bundle.certificate.json"
     certificate.write_bytes(certificate.read_bytes().replace(b'"signal": "margin"', b'"signal": "margim"'))
     refused(edgewise("edge", "serve", bundle, "--cloud", "http://127.0.0.1:9"), "changed after it was issued")
+
+
+def test_a_certificate_of_another_kind_of_machine(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    assert edgewise("certify", bundle, "--predictions", predictions, "--data", data)[0] == 0
+    path = tmp_path / "bundle.certificate.json"
+    certificate = certificates.decode(path.read_bytes())
+    elsewhere = {name: getattr(certificate, name) for name in certificate.__struct_fields__ if name != "id"}
+    path.write_bytes(certificates.encode(certificates.issue(**{**elsewhere, "isa": "aarch64-dotprod"})))
+    serve = ("edge", "serve", bundle, "--cloud", "http://127.0.0.1:9")
+    refused(edgewise(*serve), "aarch64-dotprod", "--other-machine")
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # it gets as far as binding, and no further
+        refused(edgewise(*serve, "--other-machine", "--port", taken.getsockname()[1]), "port")
+
+
+def test_two_tenants_with_one_key(edgewise, bundle, monkeypatch):
+    monkeypatch.setenv("SHARED_KEYS", "a:k,b:k")
+    result = edgewise("edge", "serve", bundle, "--mode", "edge_only", "--api-keys-env", "SHARED_KEYS")
+    refused(result, "several tenants")
+
+
+def test_a_log_level_that_is_none(edgewise, bundle, monkeypatch):
+    monkeypatch.setenv("EDGEWISE_LOG", "loud")
+    refused(edgewise("verify", bundle), "EDGEWISE_LOG")
 
 
 def test_a_gateway_without_a_cloud(edgewise, bundle, tmp_path):

@@ -53,6 +53,7 @@ def test_every_section_is_read(tmp_path):
         ("[server]\nport = 70000", "server.port is 70000"),
         ("[cloud]\ntimeout_s = 0", "cloud.timeout_s is 0"),
         ("[cloud]\ntimeout_s = nan", "cloud.timeout_s is nan"),
+        ("[server]\ndrain_s = inf", "server.drain_s is inf"),
         ("edge = ", "is not TOML"),
         ("[cloud.backends.a]\nkind = 'oip'", "url"),
     ],
