@@ -1,7 +1,7 @@
 # One command each: `make demo` runs the main job, `make test` runs every test. Both set up what they need.
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip install --quiet
+PIP := $(VENV)/bin/python -m pip install -qq
 # The environment is rebuilt when what it is made from changes, not when a folder is older than a file.
 # Threads that spin while others compute slow everything down on a machine with few cores.
 export OMP_WAIT_POLICY := PASSIVE

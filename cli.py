@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +21,10 @@ from edgewise.config import BackendSection, Config, load_config
 from edgewise.contracts import Mode
 from edgewise.errors import EdgewiseError
 
-# A table that goes to a pipe must not be folded at the width of a terminal that is not there.
-OUT = Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 240)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+TERMINAL = sys.stdout.isatty()
+# What goes to a pipe must not be folded at the width of a terminal that is not there.
+OUT = Console(highlight=False, markup=False, soft_wrap=not TERMINAL, width=None if TERMINAL else 240)
+ERR = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 app = typer.Typer(
     name="edgewise",
@@ -98,8 +100,8 @@ def quantize(
     Example: edgewise quantize checkpoint --data tuning.jsonl --gate gate.jsonl --out run
     """
     from edgewise.quantize import QuantizeJob
-    from edgewise.quantize.plan import DEFAULT_RECIPES
     from edgewise.quantize import quantize as run
+    from edgewise.quantize.plan import DEFAULT_RECIPES
 
     job = QuantizeJob(
         checkpoint=model,
@@ -390,7 +392,7 @@ def edge_serve(
         for warning in gateway.warnings:
             ERR.print(f"warning: {warning}")
         certified = gateway.router.certificate
-        if certified is not None:
+        if certified is not None and settings.edge.mode in (Mode.GUARDED, Mode.SPECULATIVE):
             ERR.print(rendering.certificate_sentence(certified))
         OUT.print(f"Gateway for {gateway.info.name} ready on http://{_address(bound_host, bound_port)}")
 
@@ -452,8 +454,14 @@ def _show(view: Any, value: Any, as_json: bool) -> None:
         OUT.print(view)
 
 
+def _terminated(*_: object) -> None:
+    sys.exit(143)
+
+
 def main() -> None:
     """Run the command line; every error raised on purpose becomes two lines and an exit code."""
+    # As Ctrl-C does, SIGTERM unwinds: what was half-written is removed, what was started is ended.
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except EdgewiseError as error:
@@ -467,6 +475,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        ERR.print(
+            f"error: {error.strerror or error}{where}.\n       Check the path, its permissions and the free space."
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def _measured(candidate: Candidate) -> list[str]:
         f"{cost.size_bytes / 1e6:.1f}",
         f"{answers.accuracy:.4f}",
         f"{answers.drop:+.4f}",
-        _percent(answers.flips),
+        f"{100 * answers.flips:.1f} %",
         f"{cost.latency.p50_ms:.2f}",
         f"{cost.latency.p95_ms:.2f}",
         f"{cost.load_ms:.0f}",
@@ -185,8 +185,7 @@ def bundle_view(bundle: Bundle) -> RenderableType:
     for name, value in rows:
         table.add_row(name, value)
     for attestation in bundle.attestations():
-        flat = {key: value for key, value in attestation.payload.items() if isinstance(value, str | int | float)}
-        table.add_row(f"attested: {attestation.kind}", _options(flat) or "see --json")
+        table.add_row(f"attested: {attestation.kind}", _figures(attestation.payload) or "see --json")
     return table
 
 
@@ -214,6 +213,17 @@ def predictions_view(rows: Sequence[Predicted]) -> RenderableType:
     for row in rows:
         table.add_row(row.output, f"{row.score:.4f}", row.input)
     return table
+
+
+def _figures(payload: Mapping[str, Any], prefix: str = "") -> str:
+    """Every number of an attestation with the path that leads to it, device and digests left out."""
+    found = []
+    for key, value in payload.items():
+        if isinstance(value, Mapping) and key != "device":
+            found.append(_figures(value, f"{prefix}{key}."))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append(f"{prefix}{key} {value:.6g}" if isinstance(value, float) else f"{prefix}{key} {value}")
+    return ", ".join(part for part in found if part)
 
 
 def _facts() -> Table:

@@ -114,7 +114,7 @@ def decode(data: bytes) -> Image:
     Raises:
         InputError: Not an image of a known format, damaged, larger than 40 million pixels, or deeper than 8 bits.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -124,7 +124,8 @@ def decode(data: bytes) -> Image:
         raise
     except Exception as e:  # a hostile file makes Pillow's decoders raise nearly anything
         known = ", ".join(FORMATS)
-        raise InputError(f"The image of {len(data)} bytes cannot be decoded: {_line(e)}.", f"Known: {known}.") from e
+        reason = "its format is not known" if isinstance(e, UnidentifiedImageError) else _line(e)
+        raise InputError(f"The image of {len(data)} bytes cannot be decoded: {reason}.", f"Known: {known}.") from e
 
 
 def _check_header(picture: Image) -> None:

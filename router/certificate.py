@@ -132,7 +132,7 @@ def _near(cdf: float, delta: float) -> bool:
 
 def _check_open_unit(name: str, value: float) -> None:
     if not _SMALLEST <= value <= 1 - _SMALLEST:
-        raise ConfigError(f"{name} is {value!r}.", f"Give a {name} between 0 and 1, both excluded, such as 0.01.")
+        raise ConfigError(f"{name} is {value!r}.", f"Give {name} between 0 and 1, both excluded, such as 0.01.")
 
 
 def _checked_vectors(scores: ArrayLike, disagree: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -94,7 +94,7 @@ class Escalation:
                 reference = await self._cloud.describe(timeout_s=_PROBE_TIMEOUT_S)
         except (CloudError, TimeoutError) as error:
             self._note_failure()
-            _log.warning("The cloud cannot be reached: %s", error)
+            _log.warning("The cloud cannot be reached: %s", str(error) or f"no answer within {_PROBE_TIMEOUT_S:g} s")
             return False
         self._succeeded(reference)
         return True

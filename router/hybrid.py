@@ -202,6 +202,8 @@ class Router:
             await self.aclose()
 
     def _begin(self, request: Request) -> _Turn:
+        if request.task and request.task != self._edge.task:
+            raise RequestError("task", f"This gateway does {self._edge.task}, not {request.task}.", "Leave task out.")
         mode, budget_ms = self._settings.promise(request)
         if self._cloud is None and mode is not Mode.EDGE_ONLY and request.data_policy is not DataPolicy.LOCAL_ONLY:
             raise RequestError("mode", f"mode is {mode.value!r} and this gateway has no cloud.", "Ask for edge_only.")

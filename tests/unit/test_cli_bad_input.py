@@ -243,6 +243,13 @@ def test_a_gateway_with_a_bad_configuration(edgewise, tmp_path):
     refused(edgewise("edge", "serve"), "No bundle is given")
 
 
+def test_an_output_that_cannot_be_written(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    certify = ("certify", bundle, "--predictions", predictions, "--data", data)
+    refused(edgewise(*certify, "--out", data / "x" / "c.json"), "data.jsonl")
+    refused(edgewise(*certify, "--out", tmp_path, "--overwrite"), str(tmp_path)[:10])
+
+
 def test_a_port_that_is_taken(edgewise, bundle):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -529,3 +529,10 @@ def test_an_unknown_profile_is_refused_with_the_known_ones():
     settings = RouterSettings(profiles={"fast": Profile(5.0)})
     with pytest.raises(RequestError, match="fast"):
         settings.promise(Request(inputs="x", profile="fsat"))
+
+
+async def test_a_task_that_is_not_the_models_is_refused():
+    flow = router(ScriptedCloud())
+    with pytest.raises(RequestError, match="image-classification"):
+        await flow.answer(Request(inputs=CONFIDENT, task="image-classification"))
+    assert (await flow.answer(Request(inputs=CONFIDENT, task="text-classification"))).output == "a"
