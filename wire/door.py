@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
 from edgewise import telemetry
 from edgewise.contracts import Answer, AnswerService, AnswerStore, Request, ServiceInfo, answer, new_id
+from edgewise.errors import ConfigError
 from edgewise.telemetry import Metrics
 from edgewise.wire import native, oip
+from edgewise.wire.admission import Places, Room
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import (
     AsgiApp,
@@ -41,20 +44,32 @@ _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/r
 """Paths that need no key; `/v2/models/…/ready` is the other kind."""
 
 
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+"""What stands in a URL as it is, with no meaning of its own."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one client may ask of one process.
 
     Attributes:
         max_body_bytes: The largest body.
+        max_buffered_bytes: Bytes that the bodies of all requests take together while they are read and answered; at
+            least one largest body. One more is told to come back.
+        body_timeout_s: Seconds until a body must be here, from the moment its headers are.
         max_items: The most items in one infer request.
-        max_concurrency: The most requests answered at once; one more is told to come back.
+        max_concurrency: The most requests answered at once; one more is told to come back. A request counts once
+            its body is here, so that those who send slowly keep nobody else out.
+        max_polls: The most polls that wait for an answer at once; one more is told to come back.
         max_budget_ms: The largest budget, in milliseconds.
         max_wait_ms: The longest poll for an answer, in milliseconds.
     """
 
     max_body_bytes: int = 8 * 1024 * 1024
+    max_buffered_bytes: int = 256 * 1024 * 1024
+    body_timeout_s: float = 10.0
     max_items: int = oip.DEFAULT_MAX_ITEMS
     max_concurrency: int = 256
+    max_polls: int = 1024
     max_budget_ms: float = DEFAULT_MAX_BUDGET_MS
     max_wait_ms: float = 60_000.0
 
@@ -87,7 +102,11 @@ def front_door(
         ready: Gives None when the service is ready, else the reason why not.
         lifespan: Entered when the server starts and left when it stops.
         new_id: Makes the id of a request that brings none.
+
+    Raises:
+        ConfigError: The service's name cannot stand in a URL.
     """
+    _check_name(info.name)
     return FrontDoor(
         service,
         info,
@@ -124,7 +143,8 @@ class FrontDoor:
         self._limits = limits
         self._lifespan = lifespan
         self._new_id = new_id
-        self._in_flight = 0
+        self._slots = Places(limits.max_concurrency, "requests are being answered")
+        self._room = Room(max(limits.max_buffered_bytes, limits.max_body_bytes))
         self._requests = metrics.counter(*telemetry.REQUESTS)
         self._seconds = metrics.histogram(*telemetry.REQUEST_SECONDS)
         self._errors = metrics.counter(*telemetry.REQUEST_ERRORS)
@@ -141,6 +161,7 @@ class FrontDoor:
             render_metrics=self._render_metrics,
             ready=ready,
             max_wait_ms=limits.max_wait_ms,
+            polls=Places(limits.max_polls, "clients wait for an answer"),
             on_fault=self._count_fault,
         ).app()
 
@@ -166,9 +187,11 @@ class FrontDoor:
                 await self._serve_page(scope, receive, send, tenant)
             else:
                 _check_post(scope["method"])
-                with self._slot():
-                    body = await read_body(receive, headers, self._limits.max_body_bytes)
-                    await hot(body, tenant, headers, receive, send)
+                self._slots.check()  # nobody sends a body in vain
+                with self._room.share() as hold:
+                    body = await self._read(receive, headers, hold)
+                    with self._slots.take():
+                        await hot(body, tenant, headers, receive, send)
         except ClientGoneError as gone:
             self._count_fault(gone)
         except asyncio.CancelledError:
@@ -178,20 +201,11 @@ class FrontDoor:
         except Exception as error:
             await self._send_fault(fault_of(error), path, headers, send)
 
-    @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
-        if self._in_flight >= self._limits.max_concurrency:
-            raise Fault(
-                429,
-                "too_many_requests",
-                f"{self._in_flight} requests are being answered already.",
-                remedy="Try again after the seconds in retry-after.",
-            )
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
+    async def _read(self, receive: Receive, headers: dict[bytes, bytes], hold: Callable[[int], None]) -> bytes:
+        limits = self._limits
+        return await read_body(
+            receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s, hold=hold
+        )
 
     async def _predict(
         self, body: bytes, tenant: str, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -257,7 +271,7 @@ class FrontDoor:
         self._errors.inc(fault.code)
 
     def _render_metrics(self) -> bytes:
-        self._in_flight_gauge.set(self._in_flight)
+        self._in_flight_gauge.set(self._slots.taken)
         return self._metrics.render()
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -274,6 +288,14 @@ class FrontDoor:
             await send({"type": f"lifespan.{stage}.failed", "message": str(error)})
             raise
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _check_name(name: str) -> None:
+    if _MODEL_NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"The model's name {name!r} cannot stand in a URL.",
+            "Give it a name of A-Z, a-z, 0-9, '.', '_' and '-' that starts with a letter or a digit.",
+        )
 
 
 def _check_post(method: str) -> None:

@@ -35,11 +35,25 @@ class ClientGoneError(Fault):
         super().__init__(499, "client_gone", "The client left before its answer.")
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], max_bytes: int) -> bytes:
+async def read_body(
+    receive: Receive,
+    headers: dict[bytes, bytes],
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    hold: Callable[[int], None],
+) -> bytes:
     """Read a whole body, stopping as soon as it is too large, whether or not its length was announced.
 
+    Args:
+        receive: Gives the next message.
+        headers: The request's.
+        max_bytes: The largest body.
+        timeout_s: Seconds until all of it must be here.
+        hold: Told of each piece's size before the piece is kept; raises where there is no room for it.
+
     Raises:
-        Fault: It is larger than `max_bytes`, or encoded in a way that is not read here.
+        Fault: It is larger than `max_bytes`, late, one too many, or encoded in a way that is not read here.
         ClientGoneError: The client left in the middle.
     """
     encoding = headers.get(b"content-encoding", b"identity")
@@ -48,6 +62,20 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], max_bytes: in
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read_pieces(receive, max_bytes, hold)
+    except TimeoutError:
+        raise Fault(
+            408,
+            "request_timeout",
+            f"The body was not here after {timeout_s:g} s.",
+            remedy="Send it at once, or a smaller one.",
+            headers={"connection": "close"},
+        ) from None
+
+
+async def _read_pieces(receive: Receive, max_bytes: int, hold: Callable[[int], None]) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -58,6 +86,7 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], max_bytes: in
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
+        hold(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

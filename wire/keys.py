@@ -1,4 +1,9 @@
-"""API keys: whose request is this?"""
+"""API keys: whose request is this?
+
+Where no keys are configured, everybody who reaches the port may ask, save web pages: a browser lets any page of the
+internet send requests to services on its user's machine. Browsers put `origin` on every POST, also on those that DNS
+rebinding makes look like a page's own; other clients do not send it.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +36,10 @@ class ApiKeys:
         """The tenant of a request, from `authorization: Bearer KEY` or `x-api-key: KEY`.
 
         Raises:
-            Fault: Keys are configured and the request carries none of them.
+            Fault: Keys are configured and the request carries none of them, or none are and a web page asks.
         """
         if not self._tenants:
+            _check_no_page(headers)
             return PUBLIC_TENANT
         presented = _presented(headers)
         digest = _digest(presented)
@@ -50,6 +56,16 @@ class ApiKeys:
                 headers={"www-authenticate": "Bearer"},
             )
         return found
+
+
+def _check_no_page(headers: Mapping[bytes, bytes]) -> None:
+    if b"origin" in headers:
+        raise Fault(
+            403,
+            "foreign_origin",
+            "The request comes from a web page, and no API keys are configured.",
+            remedy="Send it without 'origin', or configure API keys.",
+        )
 
 
 def _presented(headers: Mapping[bytes, bytes]) -> bytes:

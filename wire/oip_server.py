@@ -34,13 +34,15 @@ from edgewise.wire.parsing import (
     checked_text,
     decode_base64,
     decode_json,
+    flat_numbers,
+    float32_of,
     shown,
 )
 
 DEFAULT_MAX_ITEMS = 64
 
 _EMBEDDING_TASK = "feature-extraction"
-_PIXEL_TYPES: dict[str, type[np.generic]] = {"UINT8": np.uint8, "FP32": np.float32}
+_PIXEL_TYPES = ("UINT8", "FP32")
 _REQUEST_FIELDS = ("id", "parameters", "inputs", "outputs")
 
 _encoder = msgspec.json.Encoder()
@@ -194,7 +196,7 @@ def _decode_strings(tensor: InputTensor, data: list[Any], field: str) -> list[st
 
 
 def _decode_pixels(tensor: InputTensor, data: list[Any], field: str) -> NDArray[Any]:
-    _check_datatype(tensor, field, tuple(_PIXEL_TYPES))
+    _check_datatype(tensor, field, _PIXEL_TYPES)
     shape = tensor.shape
     if len(shape) not in (3, 4):
         raise RequestError(
@@ -202,32 +204,25 @@ def _decode_pixels(tensor: InputTensor, data: list[Any], field: str) -> NDArray[
             f"{field}.shape: {shown(shape)} does not hold images.",
             "Send [N, height, width] or [N, height, width, channels].",
         )
-    try:
-        array = np.array(data)
-    except (ValueError, OverflowError, TypeError) as error:
+    remedy = f"Send numbers of {tensor.datatype}, flat or nested as the shape says."
+    numbers, found = flat_numbers(data, f"{field}.data", max_dimensions=len(shape), remedy=remedy)
+    if len(numbers) != math.prod(shape) or (len(found) > 1 and found != shape):
+        raise _size_error(field, shape, len(numbers))
+    return _narrowed(numbers, tensor.datatype, f"{field}.data").reshape(shape)
+
+
+def _narrowed(numbers: list[int | float], datatype: str, field: str) -> NDArray[Any]:
+    array: NDArray[Any] | None
+    if datatype == "FP32":
+        array = float32_of(numbers)
+    else:
+        whole = all(type(number) is int and 0 <= number <= 255 for number in numbers)
+        array = np.array(numbers, np.uint8) if whole else None
+    if array is None:
         raise RequestError(
-            f"{field}.data",
-            f"{field}.data: rows differ in length or depth.",
-            "Send it flat, or nested as the shape says.",
-        ) from error
-    if array.size != math.prod(shape) or (array.ndim > 1 and list(array.shape) != shape):
-        raise _size_error(field, shape, array.size)
-    return _narrowed(array, tensor.datatype, f"{field}.data").reshape(shape)
-
-
-def _narrowed(array: NDArray[Any], datatype: str, field: str) -> NDArray[Any]:
-    whole = array.dtype.kind in "iu"
-    with np.errstate(over="ignore"):
-        fits = (
-            whole and int(array.min()) >= 0 and int(array.max()) <= 255
-            if datatype == "UINT8"
-            else (whole or array.dtype.kind == "f") and bool(np.isfinite(array.astype(np.float32)).all())
+            field, f"{field}: holds something that is not {datatype}.", "Send numbers within the range of the datatype."
         )
-        if fits:
-            return array.astype(_PIXEL_TYPES[datatype])
-    raise RequestError(
-        field, f"{field}: holds something that is not {datatype}.", "Send numbers within the range of the datatype."
-    )
+    return array
 
 
 def _check_datatype(tensor: InputTensor, field: str, allowed: tuple[str, ...]) -> None:

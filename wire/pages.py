@@ -18,6 +18,7 @@ from edgewise import __version__
 from edgewise.contracts import Answer, AnswerStore, ServiceInfo
 from edgewise.telemetry import CONTENT_TYPE
 from edgewise.wire import native, oip
+from edgewise.wire.admission import Places
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import header, unless_client_leaves
 
@@ -36,6 +37,7 @@ class Pages:
         render_metrics: Gives the metrics as text.
         ready: Gives None when the service is ready, else the reason why not.
         max_wait_ms: The longest poll, in milliseconds.
+        polls: Places for polls that wait.
         on_fault: Told of each fault before it is sent.
     """
 
@@ -47,6 +49,7 @@ class Pages:
         render_metrics: Callable[[], bytes],
         ready: Callable[[], str | None],
         max_wait_ms: float,
+        polls: Places,
         on_fault: Callable[[Fault], None],
     ) -> None:
         self._info = info
@@ -54,6 +57,7 @@ class Pages:
         self._render_metrics = render_metrics
         self._ready = ready
         self._max_wait_ms = max_wait_ms
+        self._polls = polls
         self._on_fault = on_fault
 
     def app(self) -> Starlette:
@@ -106,9 +110,10 @@ class Pages:
                 remedy="Ask with the API key that sent the request; answers are kept for a limited time only.",
             )
         if wait_ms > 0:
-            newer = await unless_client_leaves(
-                request.receive, self._answers.wait_final(tenant, request_id, timeout_s=wait_ms / 1000)
-            )
+            with self._polls.take():
+                newer = await unless_client_leaves(
+                    request.receive, self._answers.wait_final(tenant, request_id, timeout_s=wait_ms / 1000)
+                )
             answer = newer or answer
         headers = {name.decode(): value.decode() for name, value in answer_headers(answer)}
         return Response(native.encode_answer(answer), media_type="application/json", headers=headers)

@@ -10,8 +10,10 @@ import base64
 import binascii
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +32,10 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _NAME_AT_FAULT = re.compile(r"field `([^`]*)`")
 _PATH = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
 _SHOWN_CHARACTERS = 80
+
+_short = reprlib.Repr()
+_short.maxlevel = 3
+_short.maxstring = _short.maxother = _SHOWN_CHARACTERS
 
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[T], known: Sequence[str]) -> T:
@@ -148,19 +154,47 @@ def pixels_from_nested(nested: list[Any], field: str) -> NDArray[Any]:
     Raises:
         RequestError: They are ragged, empty, not numbers, or out of range.
     """
-    try:
-        array = np.array(nested)
-    except (ValueError, OverflowError, TypeError) as error:
-        raise RequestError(field, f"{field}: the rows differ in length or depth.", _PIXELS_REMEDY) from error
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise RequestError(field, f"{field}: the shape {shown(list(array.shape))} is not an image's.", _PIXELS_REMEDY)
-    if array.dtype.kind == "f":
-        return _finite_float32(array, field)
-    if array.dtype.kind not in "iu":
-        raise RequestError(field, f"{field}: holds something that is not a number.", _PIXELS_REMEDY)
-    if int(array.min()) < 0 or int(array.max()) > 255:
+    numbers, shape = flat_numbers(nested, field, max_dimensions=3, remedy=_PIXELS_REMEDY)
+    if len(shape) < 2 or not numbers:
+        raise RequestError(field, f"{field}: the shape {shown(shape)} is not an image's.", _PIXELS_REMEDY)
+    if any(type(number) is float for number in numbers):
+        return _finite_float32(numbers, field).reshape(shape)
+    if min(numbers) < 0 or max(numbers) > 255:
         raise RequestError(field, f"{field}: a whole number is outside 0 to 255.", _PIXELS_REMEDY)
-    return array.astype(np.uint8)
+    return np.array(numbers, np.uint8).reshape(shape)
+
+
+def flat_numbers(
+    nested: list[Any], field: str, *, max_dimensions: int, remedy: str
+) -> tuple[list[int | float], list[int]]:
+    """Unfold nested lists of numbers, and give their shape; the work and the memory are linear in their elements.
+
+    Nothing is handed to numpy before every element is known to be a number: an array over lists with one long text in
+    them has that text's width in every element.
+
+    Returns:
+        The numbers in C order, and as many sizes as the lists are deep, at most `max_dimensions`.
+
+    Raises:
+        RequestError: They differ in length or depth, are nested too deeply, or hold something that is not a number.
+    """
+    rows: list[Any] = [nested]
+    shape: list[int] = []
+    while True:
+        sizes = set(map(len, rows))
+        items = list(chain.from_iterable(rows))
+        kinds = set(map(type, items))
+        if len(sizes) > 1 or (list in kinds and len(kinds) > 1):
+            raise RequestError(field, f"{field}: the rows differ in length or depth.", remedy)
+        shape += sizes
+        if kinds != {list}:
+            break
+        if len(shape) == max_dimensions:
+            raise RequestError(field, f"{field}: the shape has more than {max_dimensions} dimensions.", remedy)
+        rows = items
+    if not kinds <= {int, float}:  # exactly these: True and False are no numbers here
+        raise RequestError(field, f"{field}: holds something that is not a number.", remedy)
+    return items, shape
 
 
 _PIXELS_REMEDY = (
@@ -168,15 +202,24 @@ _PIXELS_REMEDY = (
 )
 
 
-def _finite_float32(array: NDArray[Any], field: str) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        narrow = array.astype(np.float32)
-    if not np.isfinite(narrow).all():
+def _finite_float32(numbers: list[int | float], field: str) -> NDArray[np.float32]:
+    narrow = float32_of(numbers)
+    if narrow is None:
         raise RequestError(field, f"{field}: a number does not fit a 32-bit float.", _PIXELS_REMEDY)
     return narrow
 
 
+def float32_of(numbers: list[int | float]) -> NDArray[np.float32] | None:
+    """Numbers as 32-bit floats, shape (n,), or None where one of them does not fit."""
+    try:
+        with np.errstate(over="ignore"):
+            narrow = np.array(numbers, np.float64).astype(np.float32)
+    except OverflowError:  # a whole number beyond any float
+        return None
+    return narrow if np.isfinite(narrow).all() else None
+
+
 def shown(value: object) -> str:
-    """`value` as it may stand in an error: quoted, cut, free of control characters."""
-    text = repr(value)
+    """`value` as it may stand in an error: quoted, cut, free of control characters; however large or deep it is."""
+    text = _short.repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

@@ -5,6 +5,7 @@ Owns sockets, signals and threads. Prints nothing; what goes wrong is raised.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import math
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Literal
 
 import uvicorn
 
@@ -115,6 +117,14 @@ class _Life:
             raise
 
 
+def _http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:
+    try:
+        from edgewise.wire.protocol import GuardedProtocol
+    except ImportError:  # httptools is for CPython only
+        return "h11"
+    return GuardedProtocol
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, told when it is bound, raising instead of exiting, and ending well after a signal."""
 
@@ -123,6 +133,7 @@ class _Server(uvicorn.Server):
             life,
             lifespan="on",
             interface="asgi3",
+            http=_http_protocol(),
             ws="none",
             log_config=None,
             access_log=False,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -143,6 +143,103 @@ def test_a_chunked_body_over_the_limit_is_refused(server: BackgroundServer) -> N
     with httpx.Client(base_url=server.url) as client:
         assert client.post("/v1/predict", content=endless()).status_code == 413
         assert client.get("/healthz").status_code == 200
+
+
+def endless_header() -> Iterator[bytes]:
+    yield b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: "
+    while True:
+        yield b"a" * 10_000
+
+
+def endless_headers() -> Iterator[bytes]:
+    yield b"POST /v1/predict HTTP/1.1\r\nhost: x\r\n"
+    while True:
+        yield b"x-one: " + b"a" * 1000 + b"\r\n"
+
+
+def endless_path() -> Iterator[bytes]:
+    yield b"GET /"
+    while True:
+        yield b"a" * 10_000
+
+
+def endless_trailers() -> Iterator[bytes]:
+    yield b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    while True:
+        yield b"x-one: " + b"a" * 1000 + b"\r\n"
+
+
+@pytest.mark.parametrize("pieces", [endless_header, endless_headers, endless_path, endless_trailers])
+def test_a_head_without_end_is_refused_early(server: BackgroundServer, pieces: Callable[[], Iterator[bytes]]) -> None:
+    sent = 0
+    with (
+        socket.create_connection((server.host, server.port), timeout=30) as connection,
+        contextlib.suppress(ConnectionError),
+    ):
+        for piece in pieces():
+            connection.sendall(piece)
+            sent += len(piece)
+            if sent > 20_000_000:  # far more than the sockets hold between them
+                break
+    assert sent < 20_000_000
+    with httpx.Client(base_url=server.url) as client:
+        assert client.post("/v1/predict", json={"inputs": "x"}).status_code == 200
+
+
+def test_a_head_that_is_too_large_never_reaches_the_service() -> None:
+    service = ThreadedService()
+    with BackgroundServer(door(service)) as server:
+        body = b'{"inputs":"x"}'
+        head = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n" % len(body)
+        many = b"".join(b"x-%d: %s\r\n" % (index, b"a" * 1000) for index in range(70))
+        heard = raw(server, head + many + b"\r\n" + body)
+        assert heard.startswith(b"HTTP/1.1 431 ")
+        assert not service.entered.is_set()
+        assert raw(server, head + many[:50_000] + b"\r\n\r\n" + body).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_head_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.wire.protocol.HEAD_TIMEOUT_S", 0.05)
+    request = b'POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 14\r\n\r\n{"inputs":"x"}'
+    with BackgroundServer(door()) as server:
+        for start in (b"", b"GET /healthz HTTP/1.1\r\nhost:", request + b"GET /healthz HT"):
+            with socket.create_connection((server.host, server.port), timeout=30) as connection:
+                connection.sendall(start)
+                heard = b""
+                while piece := connection.recv(65536):  # ends because the server closes
+                    heard += piece
+            assert heard.startswith(b"HTTP/1.1 200 ") == start.startswith(request)
+            assert heard.count(b"HTTP/1.1") == start.startswith(request)
+
+
+def test_the_head_of_a_pipelined_request_does_not_cut_off_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.wire.protocol.HEAD_TIMEOUT_S", 0.05)
+    service = ThreadedService(held=True)
+    request = b'POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 14\r\n\r\n{"inputs":"x"}'
+    with (
+        BackgroundServer(door(service)) as server,
+        socket.create_connection((server.host, server.port), timeout=0.3) as connection,
+    ):
+        connection.sendall(request + b"GET /healthz HT")
+        assert service.entered.wait(30)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        service.release()
+        connection.settimeout(30)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    with (
+        BackgroundServer(door(limits=Limits(body_timeout_s=0.05))) as server,
+        socket.create_connection((server.host, server.port), timeout=30) as connection,
+    ):
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        heard = b""
+        while piece := connection.recv(65536):
+            heard += piece
+    assert heard.startswith(b"HTTP/1.1 408 ")
+    assert b'"request_timeout"' in heard
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from edgewise.contracts import Reason, Source, Status
 from edgewise.errors import (
     CloudTimeoutError,
     CloudUnreachableError,
+    ConfigError,
     InputError,
     OutboxFullError,
     RequestError,
@@ -26,6 +27,7 @@ from edgewise.store import SqliteStore
 from edgewise.telemetry import Metrics
 from edgewise.wire import native, oip
 from edgewise.wire.door import Limits, front_door
+from edgewise.wire.http import header
 
 
 def _load(path: Path) -> ModuleType:
@@ -270,6 +272,28 @@ async def test_a_poll_without_a_sensible_wait_is_refused(house: House, wait_ms: 
     assert error_of(response).field == "wait_ms"
 
 
+async def test_an_answer_that_the_cloud_refused_ends_a_poll_at_once(house: House) -> None:
+    refused = fakes.make_answer("7", status=Status.PROVISIONAL, reason=Reason.CLOUD_REFUSED)
+    house.answers.put("public", refused)
+    response = await house.client.get("/v1/answers/7", params={"wait_ms": 60_000})
+    assert native.decode_answer(response.content) == refused
+
+
+async def test_one_poll_too_many_is_told_to_come_back() -> None:
+    house = House(limits=Limits(max_polls=1))
+    house.answers.put("public", fakes.make_answer("7", status=Status.PROVISIONAL))
+    first = asyncio.create_task(house.client.get("/v1/answers/7", params={"wait_ms": 60_000}))
+    await until(lambda: len(house.answers._waiters) == 1)
+    second = await house.client.get("/v1/answers/7", params={"wait_ms": 60_000})
+    assert (second.status_code, second.headers["retry-after"]) == (429, "1")
+    assert error_of(second).code == "too_many_requests"
+    assert (await house.client.get("/v1/answers/7")).status_code == 200
+    assert (await house.client.post("/v1/predict", json=HELLO)).status_code == 200
+    house.answers.put("public", fakes.make_answer("7"))
+    assert (await first).status_code == 200
+    assert (await house.client.get("/v1/answers/7", params={"wait_ms": 60_000})).status_code == 200
+
+
 # Keys and tenants
 
 KEYS = {"key-a": "a", "key-b": "b"}
@@ -333,6 +357,47 @@ async def test_an_answer_is_given_to_its_own_tenant_only() -> None:
     house.answers.put("a", fakes.make_answer("7"))
     assert (await house.client.get("/v1/answers/7", headers={"x-api-key": "key-a"})).status_code == 200
     assert (await house.client.get("/v1/answers/7", headers={"x-api-key": "key-b"})).status_code == 404
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://door", "null"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/predict"), ("POST", INFER), ("GET", "/v1/answers/7"), ("GET", "/metrics")]
+)
+async def test_a_web_page_needs_a_key(origin: str, method: str, path: str) -> None:
+    headers = {"origin": origin, "content-type": "text/plain"}
+    house = House()
+    house.answers.put("public", fakes.make_answer("7"))
+    body = json.dumps(TEXT if path == INFER else HELLO).encode() if method == "POST" else None
+    response = await house.client.request(method, path, content=body, headers=headers)
+    assert response.status_code == 403
+    assert "API keys" in response.text
+    assert not house.service.requests
+    assert (await house.client.get("/healthz", headers=headers)).status_code == 200
+    keyed = House(api_keys=KEYS)
+    keyed.answers.put("a", fakes.make_answer("7"))
+    response = await keyed.client.request(method, path, content=body, headers={**headers, "x-api-key": "key-a"})
+    assert response.status_code == 200
+
+
+async def test_a_body_needs_no_content_type(house: House) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what `curl -d` says
+    for headers in (form, {}):
+        response = await house.client.post("/v1/predict", content=json.dumps(HELLO).encode(), headers=headers)
+        assert response.status_code == 200
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "ü", ".", "-a", "a\n", "a?b", "a%2fb", "١"])
+def test_a_name_that_cannot_stand_in_a_url_is_a_setting_to_change(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot stand in a URL") as caught:
+        front_door(fakes.FakeService(), fakes.service_info(name=name), answers=None, metrics=Metrics())
+    assert "letter or a digit" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["a", "7", "news-wire_2.1", "A..b"])
+async def test_a_name_that_can_stand_in_a_url_is_served(name: str) -> None:
+    app = front_door(fakes.FakeService(), fakes.service_info(name=name), answers=None, metrics=Metrics())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client:
+        assert (await client.post(f"/v2/models/{name}/infer", json=TEXT)).status_code == 200
 
 
 @pytest.mark.parametrize("keys", [{"": "a"}, {"key": ""}])
@@ -471,6 +536,13 @@ async def test_one_request_too_many_is_told_to_come_back() -> None:
     assert (await house.client.post("/v1/predict", json=HELLO)).status_code == 200
 
 
+@given(st.text(st.characters()))
+def test_a_header_is_one_line_of_printable_ascii(value: str) -> None:
+    name, sent = header("x-edgewise-model-digest", value)
+    assert name == b"x-edgewise-model-digest"
+    assert all(0x20 <= byte <= 0x7E for byte in sent)
+
+
 @given(st.binary(max_size=200), st.sampled_from(["/v1/predict", INFER]))
 async def test_no_body_is_ever_the_services_fault(body: bytes, path: str) -> None:
     house = House()
@@ -500,6 +572,65 @@ class Wire:
 
     def start(self, app: Callable) -> asyncio.Task:
         return asyncio.create_task(app(self.scope, self.incoming.get, self.send))
+
+
+async def test_bodies_that_come_slowly_keep_nobody_else_out() -> None:
+    house = House(limits=Limits(max_concurrency=1))
+    slow = [Wire() for _ in range(5)]
+    serving = []
+    for wire in slow:
+        wire.body(b'{"inputs":', more=True)
+        serving.append(wire.start(house.app))
+    await until(lambda: all(wire.incoming.empty() for wire in slow))
+    assert (await house.client.post("/v1/predict", json=HELLO)).status_code == 200
+    for wire, served in zip(slow, serving, strict=True):
+        wire.body(b'"x"}')
+        await served
+        assert wire.sent[0]["status"] == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", INFER])
+async def test_a_body_that_does_not_come_is_given_up(path: str) -> None:
+    house = House(limits=Limits(body_timeout_s=0.01, max_body_bytes=20, max_buffered_bytes=20))
+    for _ in range(3):  # what a late body took is given back
+        wire = Wire(path)
+        wire.body(b'{"inputs":', more=True)
+        await wire.start(house.app)
+        assert wire.sent[0]["status"] == 408
+        assert (b"connection", b"close") in wire.sent[0]["headers"]
+        error = json.loads(wire.sent[1]["body"])["error"]
+        assert "0.01 s" in (error if path == INFER else error["message"])
+    assert not house.service.requests
+    assert house.counted('edgewise_request_errors_total{code="request_timeout"} 3.0')
+
+
+async def test_bodies_in_memory_have_a_limit_together() -> None:
+    body = json.dumps(HELLO).encode()
+    house = House(limits=Limits(max_body_bytes=len(body), max_buffered_bytes=2 * len(body)))
+    house.service.hold = asyncio.Event()
+    answered, reading = Wire(), Wire()
+    answered.body(body)
+    reading.body(body[:-1], more=True)
+    serving = [wire.start(house.app) for wire in (answered, reading)]
+    await house.service.entered.wait()
+    await until(reading.incoming.empty)
+    refused = await house.client.post("/v1/predict", content=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    reading.leave()
+    await serving[1]
+    third = Wire()
+    third.body(body)
+    serving.append(third.start(house.app))
+    house.service.hold.set()
+    await serving[0]
+    await serving[2]
+    assert (answered.sent[0]["status"], third.sent[0]["status"]) == (200, 200)
+
+
+async def test_one_largest_body_always_has_room() -> None:
+    body = json.dumps(HELLO).encode()
+    house = House(limits=Limits(max_body_bytes=len(body), max_buffered_bytes=1))
+    assert (await house.client.post("/v1/predict", content=body)).status_code == 200
 
 
 @pytest.mark.parametrize(("path", "body"), [("/v1/predict", HELLO), (INFER, TEXT)])

@@ -1,6 +1,8 @@
+import contextlib
 import importlib.util
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from edgewise.contracts import DataPolicy, Mode, Request, Source, Status
 from edgewise.errors import CloudResponseError, InputError, RequestError
 from edgewise.wire import native
+from edgewise.wire.parsing import flat_numbers, pixels_from_nested, shown
 
 
 def _load(path: Path) -> ModuleType:
@@ -68,6 +71,51 @@ def test_what_a_client_writes_the_server_reads(request: Request) -> None:
 
 def test_the_smallest_request() -> None:
     assert decode(b'{"inputs":"hello"}') == Request(id="new", inputs="hello", tenant="t")
+
+
+def test_one_long_text_among_pixels_costs_no_more_than_itself() -> None:
+    row = ["x" * 100_000, *["y"] * 2000]
+    body = json.dumps({"inputs": {"pixels": [row]}}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match="not a number"):
+            decode(body)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@given(pixels, st.integers(2, 3))
+def test_numbers_unfold_as_numpy_would_have_them(array: np.ndarray, max_dimensions: int) -> None:
+    if array.ndim > max_dimensions:
+        with pytest.raises(RequestError, match="2 dimensions"):
+            flat_numbers(array.tolist(), "f", max_dimensions=max_dimensions, remedy="r")
+    else:
+        numbers, shape = flat_numbers(array.tolist(), "f", max_dimensions=max_dimensions, remedy="r")
+        assert (numbers, shape) == (array.ravel().tolist(), list(array.shape))
+
+
+nested = st.recursive(
+    st.integers() | st.floats() | st.booleans() | st.none() | st.text(max_size=3), st.lists, max_leaves=8
+)
+
+
+@given(st.lists(nested, max_size=3))
+def test_whatever_is_nested_is_pixels_or_refused(value: list) -> None:
+    with contextlib.suppress(RequestError):
+        found = pixels_from_nested(value, "f")
+        assert found.dtype in (np.uint8, np.float32)
+        np.testing.assert_allclose(found, np.array(value, np.float32))
+
+
+def test_an_error_shows_a_little_of_anything() -> None:
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, "x" * 10**6, list(range(10**6)), {"k": deep}, "a\nb"):
+        text = shown(value)
+        assert 0 < len(text) <= 81
+        assert "\n" not in text
 
 
 def test_pixels_may_be_whole_numbers_or_floats() -> None:

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 
@@ -108,6 +109,19 @@ def test_pixels_may_be_flat_or_nested(nested: bool, datatype: str, dtype: type, 
         np.testing.assert_array_equal(request.inputs, expected)
 
 
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+def test_one_long_text_among_pixels_costs_no_more_than_itself(datatype: str) -> None:
+    data = ["x" * 100_000, *["y"] * 2000]
+    body = json.dumps({"inputs": [tensor("pixels", [1, 1, 2001], datatype, data=data)]}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match="not a number"):
+            oip.decode_infer_request(body, IMAGE, tenant="t", new_id=lambda: "new")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_requested_outputs_are_honoured_in_their_order() -> None:
     call = decode(text_body(outputs=[{"name": "score"}, {"name": "label"}, {"name": "score"}]))
     assert call.outputs == ("score", "label")
@@ -177,6 +191,9 @@ def image_tensor(**changes: object) -> list[dict]:
         (IMAGE, {"inputs": image_tensor(data=[1, 2, 3, "4"])}, "inputs[0].data", "UINT8"),
         (IMAGE, {"inputs": image_tensor(data=[1, 2, 3, None])}, "inputs[0].data", "UINT8"),
         (IMAGE, {"inputs": image_tensor(datatype="FP32", data=[1, 2, 3, 1e300])}, "inputs[0].data", "FP32"),
+        (IMAGE, {"inputs": image_tensor(datatype="FP32", data=[1, 2, 3, 10**400])}, "inputs[0].data", "FP32"),
+        (IMAGE, {"inputs": image_tensor(data=[1, 2, 3, True])}, "inputs[0].data", "not a number"),
+        (IMAGE, {"inputs": image_tensor(data=[[[[1, 2, 3, 4]]]])}, "inputs[0].data", "3 dimensions"),
         (IMAGE, {"inputs": image_tensor(datatype="FP32", data=[1, 2, 3, None])}, "inputs[0].data", "FP32"),
     ],
 )
