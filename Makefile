@@ -21,7 +21,7 @@ $(INSTALLED):
 	touch $@
 
 demo: setup
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/newswire/demo.sh
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec bash examples/newswire/demo.sh
 
 check: lint types unit
 

@@ -25,7 +25,7 @@ from edgewise.router.settings import Profile
 from edgewise.store import MemoryCache, SqliteStore
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import Limits, front_door
-from edgewise.wire.serve import serve
+from edgewise.wire.serve import bind, serve
 
 if TYPE_CHECKING:
     from edgewise.cloud.engine import Engine
@@ -113,6 +113,7 @@ def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None])
     Raises:
         EdgewiseError: As `build_gateway`, or the address cannot be bound.
     """
+    _check_address(config)
     with ExitStack() as resources:
         gateway = build_gateway(config, resources)
         serve(
@@ -162,6 +163,7 @@ def serve_cloud(
     """
     from edgewise.cloud.engine import load_engine
 
+    _check_address(config)
     engine = load_engine(model, threads=threads, name=name)
     serve(
         build_cloud(engine, config, max_batch=max_batch),
@@ -170,6 +172,12 @@ def serve_cloud(
         on_bound=lambda host, port: on_bound(engine.info, host, port),
         drain_s=config.server.drain_s,
     )
+
+
+def _check_address(config: Config) -> None:
+    """Find out that an address cannot be bound, or a key is not set, before a model is loaded."""
+    bind(config.server.host, config.server.port).close()
+    _api_keys(config.server.api_keys_env)
 
 
 def _certificate_for(model: EdgeModel, config: Config) -> tuple[Certificate | None, tuple[str, ...]]:

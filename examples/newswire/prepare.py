@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,8 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=Path("build/minilm"), help="folder for the base model")
     parser.add_argument("--data", type=Path, default=Path("build/newswire/data"), help="folder for the data files")
     arguments = parser.parse_args()
+    # As Ctrl-C does, SIGTERM unwinds: a half-built folder is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         prepare_model(arguments.downloads, arguments.model)
         prepare_data(arguments.downloads, arguments.data)

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -282,6 +283,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/newswire/checkpoints"), help="gets cloud and edge")
     parser.add_argument("--threads", type=int, default=2, help="more are faster; another number gives other weights")
     arguments = parser.parse_args()
+    # As Ctrl-C does, SIGTERM unwinds: a half-built folder is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
     try:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def follow(process, until):
 
 def test_every_step_is_a_public_command():
     text = SCRIPT.read_text()
-    commands = [line for line in text.splitlines() if re.match(r"(edgewise|python) ", line)]
+    commands = [line.split(" ", 1)[1] for line in text.splitlines() if re.match(r"(run|serve) ", line)]
     assert len(commands) == 7
     assert all(line.startswith(("edgewise ", "python examples/newswire/")) for line in commands)
 
@@ -91,3 +92,15 @@ def test_the_demo_can_be_interrupted_and_run_again(free_ports):
     assert summary["routed_accuracy"] > summary["edge_accuracy"]
     assert summary["bundle_bytes"] < summary["checkpoint_bytes"]
     assert (ROOT / "build" / "demo" / "operating_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_port_that_is_taken_ends_the_demo(free_ports):
+    """A stranger on the cloud's port must not be certified against."""
+    with socket.create_server(("127.0.0.1", free_ports[0])):
+        process = start(free_ports)
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "is in use" in output
+    assert members_of_session(process.pid) == []
