@@ -95,6 +95,18 @@ def digest_examples(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def digest_items(examples: Sequence[Example]) -> str:
+    """Identity of the inputs alone: hex SHA-256 that neither their order nor their labels change."""
+    items = sorted(item_key(example.input) for example in examples)
+    return hashlib.sha256(b"edgewise-items-1\n" + b"".join(items)).hexdigest()
+
+
+def item_key(item: Input) -> bytes:
+    """Identity of one input: 32 bytes that equal inputs share."""
+    kind, payload = _framed_input(item)
+    return hashlib.sha256(f"{kind} {len(payload)}\n".encode() + payload).digest()
+
+
 def _framed_input(item: Input) -> tuple[str, bytes]:
     if isinstance(item, str):
         return "text", item.encode()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,12 +39,15 @@ def write_atomically(path: Path, data: bytes) -> None:
 def staged_directory(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` to fill; it becomes `out` when the block ends well, and vanishes when it does not.
 
+    A process that is killed leaves its folder; the next one that makes `out` removes it.
+
     Raises:
         OutputExistsError: `out` exists already.
     """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    _sweep(out)
+    beside = Path(tempfile.mkdtemp(prefix=f"{_staging_prefix(out)}{os.getpid()}-", dir=out.parent))
     try:
         yield beside
         beside.chmod(0o755)
@@ -56,6 +61,30 @@ def staged_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     _fsync_directory(out.parent)
+
+
+def _staging_prefix(out: Path) -> str:
+    """Names this machine as well: of another one, which may share the folder, nobody here knows the processes."""
+    return f".{out.name}.staged-{sha256_bytes(socket.gethostname().encode())[:8]}-"
+
+
+def _sweep(out: Path) -> None:
+    """Remove what processes of this machine that live no more left of their way to `out`."""
+    name = re.compile(re.escape(_staging_prefix(out)) + r"([0-9]+)-[a-z0-9_]{8}")
+    for folder in out.parent.iterdir():
+        found = name.fullmatch(folder.name)
+        if found and not _lives(int(found[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def refuse_existing(out: Path) -> None:

@@ -101,10 +101,13 @@ class ImageReader:
     Attributes:
         processor: A transformers image processor.
         channels: Channels the model takes, 1 or 3.
+        image_size: Height and width that the model takes, where its config names them: a picture that the processor
+            leaves as it is gets this size, as in a bundle.
     """
 
     processor: Any
     channels: int
+    image_size: tuple[int, int] | None = None
     kind: str = "image"
 
     def read(self, item: Input) -> NDArray[np.float32]:
@@ -143,7 +146,9 @@ class ImageReader:
         size = self.processor.size
         crop = getattr(self.processor, "crop_size", None)
         crops = getattr(self.processor, "do_center_crop", False) and crop not in (None, size)
-        if crops or not self.processor.do_resize:
+        if not self.processor.do_resize:
+            return None if getattr(self.processor, "do_center_crop", False) else self.image_size
+        if crops:
             return None
         if getattr(self.processor, "crop_pct", None) is not None:
             # ConvNext and PoolFormer enlarge before they cut, but from 384 on ConvNext takes an edge for a square
@@ -187,17 +192,24 @@ class ImageReader:
         return pixels.reshape(*pixels.shape[:2], self.channels)
 
     def _resized(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Resize floats as the edge runtime does, plane by plane; the processor resizes only what fits 8 bits."""
+        """Resize as the edge runtime does what the processor does not: floats, and all that it leaves as it is."""
         size = self._fixed_size()
-        if pixels.dtype == np.uint8 or size is None or pixels.shape[:2] == size:
+        if size is None or pixels.shape[:2] == size or (pixels.dtype == np.uint8 and self.processor.do_resize):
             return pixels
         from PIL import Image
 
+        # Plane by plane, which for 8 bits is what Pillow does with all of them.
+        kind = pixels.dtype if pixels.dtype == np.uint8 else np.dtype(np.float32)
         planes = [
-            Image.fromarray(plane).resize(size[::-1], self.processor.resample)
-            for plane in np.moveaxis(pixels.astype(np.float32), 2, 0)
+            Image.fromarray(plane).resize(size[::-1], self._filter())
+            for plane in np.ascontiguousarray(np.moveaxis(pixels.astype(kind), 2, 0))
         ]
-        return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes], axis=2)
+        return np.stack([np.asarray(plane, dtype=kind) for plane in planes], axis=2)
+
+    def _filter(self) -> int:
+        """The processor's filter; it takes a null for bilinear (2)."""
+        resample = getattr(self.processor, "resample", None)
+        return 2 if resample is None else int(resample)
 
 
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -179,7 +179,16 @@ def _image_reader(found: Checkpoint, model: Any) -> ImageReader:
         processor = AutoImageProcessor.from_pretrained(
             found.path, local_files_only=True, trust_remote_code=False, use_fast=False
         )
-    return ImageReader(processor, int(getattr(model.config, "num_channels", 3)))
+    channels = int(getattr(model.config, "num_channels", 3))
+    return ImageReader(processor, channels, _image_size(getattr(model.config, "image_size", None)))
+
+
+def _image_size(named: Any) -> tuple[int, int] | None:
+    """Height and width, of a config that names a square's side or both."""
+    sides = [named, named] if isinstance(named, int) else named
+    if isinstance(sides, list | tuple) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        return sides[0], sides[1]
+    return None
 
 
 def _max_group(model: Any, reader: Reader) -> int:

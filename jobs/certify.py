@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from edgewise.bundle import Bundle
 from edgewise.contracts import (
     Certificate,
     CloudClient,
@@ -27,7 +28,7 @@ from edgewise.contracts import (
     Reference,
     Request,
 )
-from edgewise.dataset import digest_examples, load_examples
+from edgewise.dataset import digest_examples, digest_items, load_examples
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import CertificateError, DataError, OutputExistsError, TooFewItemsError
 from edgewise.files import write_atomically
@@ -35,6 +36,9 @@ from edgewise.jobs.asking import ask_all, reference_of
 from edgewise.router import certificate as certificates
 from edgewise.router.certificate import certify, items_needed
 from edgewise.router.signals import signal_named
+
+_CHOSEN_ON = {"measurement": "tuning", "gate": "gate"}
+"""Attestations that name the data behind a choice, and which part it is."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ def certify_with_cloud(job: CertifyJob, cloud: CloudClient, progress: Progress) 
 
     Raises:
         TooFewItemsError: The data cannot certify anything; found out before the cloud is asked.
-        CertificateError: The cloud changed while it was asked, or the bundle behaves differently on this machine.
+        CertificateError: The data was used to choose the bundle, the cloud changed while it was asked, or the bundle
+            behaves differently on this machine.
         CloudError: The cloud did not answer.
         OutputExistsError: The certificate exists and may neither be kept nor replaced.
         BundleError, DataError, ConfigError: The input cannot be used.
@@ -128,12 +133,13 @@ async def _certify_with_cloud(job: CertifyJob, cloud: CloudClient, progress: Pro
         progress.stage("Asking the cloud", len(work.examples))
 
         async def ask(example: Example) -> CloudReply:
-            return await cloud.predict(Request(inputs=example.input), timeout_s=job.timeout_s)
+            reply = await cloud.predict(Request(inputs=example.input), timeout_s=job.timeout_s)
+            _check_constant(reference, reply.reference)
+            return reply
 
         replies = await ask_all(work.examples, ask, concurrency=job.concurrency, progress=progress)
     finally:
         await cloud.aclose()
-    _check_constant(reference, [reply.reference for reply in replies])
     return _issue(job, work, [reply.output for reply in replies], progress)
 
 
@@ -177,6 +183,7 @@ def _prepare(job: CertifyJob, reference: Reference) -> _Work | Certified:
     needed = items_needed(job.alpha, job.delta)
     if len(examples) < needed:
         raise TooFewItemsError(len(examples), needed, job.alpha, job.delta)
+    _refuse_chosen_on(job.data, examples, model.bundle)
     signal = job.signal or model.bundle.core.signal
     signal_named(signal)
     work = _Work(
@@ -186,6 +193,19 @@ def _prepare(job: CertifyJob, reference: Reference) -> _Work | Certified:
         return _kept(job, work)
     model.check_golden()
     return work
+
+
+def _refuse_chosen_on(data: Path, examples: Sequence[Example], bundle: Bundle) -> None:
+    """Refuse the parts that the bundle's own attestations name: a choice that has seen an item may owe itself to it."""
+    digests = {digest_examples(examples), digest_items(examples)}
+    for attestation in bundle.attestations():
+        named = {attestation.payload.get("data_digest"), attestation.payload.get("items_digest")}
+        if attestation.kind in _CHOSEN_ON and digests & named:
+            raise CertificateError(
+                f"The certifying items {data} are the {_CHOSEN_ON[attestation.kind]} part, which was used to choose "
+                "this bundle.",
+                "A certificate holds only for items that no choice has seen: certify on other items, drawn at random.",
+            )
 
 
 def _kept(job: CertifyJob, work: _Work) -> Certified | _Work:
@@ -242,11 +262,11 @@ def _machine() -> tuple[str, str]:
     return f"onnxruntime {device.onnxruntime}", device.isa
 
 
-def _check_constant(reference: Reference, answered: Sequence[Reference]) -> None:
-    other = next((found for found in answered if found != reference), None)
-    if other is not None:
+def _check_constant(reference: Reference, answered: Reference) -> None:
+    if answered != reference:
         raise CertificateError(
-            f"The cloud changed from {reference.name} {reference.version} to {other.name} {other.version} meanwhile.",
+            f"The cloud changed from {reference.name} {reference.version} to {answered.name} {answered.version} "
+            "meanwhile.",
             "Certify again against one version.",
         )
 

@@ -17,16 +17,30 @@ import msgspec
 import numpy as np
 
 from edgewise.bundle import Bundle
-from edgewise.contracts import Answer, Certificate, CloudClient, CloudReply, Example, Output, Progress, Request
+from edgewise.cloud.clients.http import checked_url
+from edgewise.contracts import (
+    Action,
+    Answer,
+    Certificate,
+    CloudClient,
+    CloudReply,
+    Example,
+    Output,
+    Progress,
+    Reason,
+    Reference,
+    Request,
+    Source,
+)
 from edgewise.dataset import load_examples, require_labels
 from edgewise.edge import EdgeModel
-from edgewise.errors import CloudResponseError, CloudTimeoutError, CloudUnreachableError, ConfigError
+from edgewise.errors import CertificateError, CloudResponseError, CloudTimeoutError, CloudUnreachableError
 from edgewise.files import refuse_existing, write_atomically
 from edgewise.jobs.asking import ask_all, reference_of, until_ready
 from edgewise.jobs.certify import certificate_beside, edge_scores, load_certificate
 from edgewise.jobs.plots import plot_operating_curve, require_plotting
 from edgewise.router.certificate import check_model, unsurprising_violations
-from edgewise.router.evaluation import CurvePoint, Routed, evaluate, operating_curve
+from edgewise.router.evaluation import CurvePoint, Routed, evaluate, is_local, operating_curve
 from edgewise.wire import native
 
 SUMMARY = "summary.json"
@@ -108,8 +122,11 @@ class Evaluated:
 def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -> Evaluated:
     """Send every item through the gateway, ask edge model and cloud alone as well, and write summary and plot.
 
+    A summary speaks of one certificate, so every answer must be one that the certificate speaks of.
+
     Raises:
-        CertificateError: The certificate is missing, or not this bundle's.
+        CertificateError: The certificate is missing or not this bundle's, or gateway or cloud answer as something that
+            it was not issued for.
         CloudError: The gateway or the cloud did not answer.
         BundleError, DataError, ConfigError: The input cannot be used.
         MissingExtraError: Plots are not installed.
@@ -117,6 +134,7 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
     """
     started = time.time() if job.since is None else job.since
     require_plotting()
+    url = checked_url(job.gateway, whose="gateway", key="--gateway-key-env")
     if not job.overwrite:
         refuse_existing(job.out / SUMMARY)
     examples = load_examples(job.data, text_field=job.text_field, label_field=job.label_field)
@@ -124,7 +142,8 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
     model = EdgeModel.load(job.bundle)
     certificate = load_certificate(job.certificate or certificate_beside(job.bundle))
     check_model(certificate, model.digest)
-    answers, waited_ms, cloud_outputs = asyncio.run(_ask_both(job, cloud, examples, progress))
+    gateway = _GatewayClient(job, url, certificate)
+    answers, waited_ms, cloud_outputs = asyncio.run(_ask_both(job, gateway, cloud, examples, progress))
     progress.stage("Asking the edge model", len(examples))
     predictions = []
     for example in examples:
@@ -139,18 +158,21 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
 
 
 async def _ask_both(
-    job: EvaluateJob, cloud: CloudClient, examples: Sequence[Example], progress: Progress
+    job: EvaluateJob, gateway: _GatewayClient, cloud: CloudClient, examples: Sequence[Example], progress: Progress
 ) -> tuple[list[Answer], list[float], list[Output]]:
+    certificate = gateway.certificate
     try:
-        await reference_of(cloud, timeout_s=job.timeout_s, wait_s=job.wait_s)
-        async with _GatewayClient(job) as gateway:
+        _check_reference(certificate, await reference_of(cloud, timeout_s=job.timeout_s, wait_s=job.wait_s))
+        async with gateway:
             await until_ready(gateway.check_ready, wait_s=job.wait_s)
             progress.stage("Asking the gateway", len(examples))
             timed = await ask_all(examples, gateway.ask, concurrency=job.concurrency, progress=progress)
         progress.stage("Asking the cloud alone", len(examples))
 
         async def ask(example: Example) -> CloudReply:
-            return await cloud.predict(Request(inputs=example.input), timeout_s=job.timeout_s)
+            reply = await cloud.predict(Request(inputs=example.input), timeout_s=job.timeout_s)
+            _check_reference(certificate, reply.reference)
+            return reply
 
         replies = await ask_all(examples, ask, concurrency=4, progress=progress)
     finally:
@@ -158,18 +180,64 @@ async def _ask_both(
     return [answer for answer, _ in timed], [waited for _, waited in timed], [reply.output for reply in replies]
 
 
-class _GatewayClient:
-    """Speaks the native protocol with a gateway and times what its caller waits."""
+def _check_reference(certificate: Certificate, found: Reference) -> None:
+    issued = certificate.reference
+    if found != issued:
+        raise CertificateError(
+            f"The cloud is {found.name} {found.version}; certificate {certificate.id} was issued against "
+            f"{issued.name} {issued.version}.",
+            "Point --cloud at that one, or certify against this one: edgewise certify BUNDLE.",
+        )
 
-    def __init__(self, job: EvaluateJob) -> None:
+
+def check_answer(answer: Answer, certificate: Certificate, gateway: str) -> None:
+    """Refuse an answer that a gateway under this certificate would not give.
+
+    Args:
+        answer: The answer; a cached one keeps the model and the decision it was computed with.
+        certificate: The certificate that is evaluated.
+        gateway: The gateway's URL, for messages.
+
+    Raises:
+        CertificateError: It comes from another bundle, under another certificate or none, or from another cloud.
+    """
+    decision, who = answer.decision, f"The gateway {gateway}"
+    cached_local = answer.source is Source.CACHE and decision.action is Action.LOCAL
+    from_edge = answer.source is Source.EDGE or cached_local
+    if from_edge and answer.model_digest != certificate.model_digest:
+        raise CertificateError(
+            f"{who} answers with the bundle {answer.model_digest}; evaluated is {certificate.model_digest}.",
+            "Serve this bundle there, or name the bundle that it serves.",
+        )
+    if is_local(answer) and decision.certificate_id != certificate.id:
+        held = f"certificate {decision.certificate_id}" if decision.certificate_id else "no certificate"
+        raise CertificateError(
+            f"{who} answers alone under {held} (reason {decision.reason}); evaluated is certificate {certificate.id}.",
+            "Serve with this certificate in the mode guarded or speculative, or name the one that it serves with.",
+        )
+    if decision.reason is Reason.CERTIFICATE_VOID:
+        raise CertificateError(
+            f"{who} holds its certificate void: its cloud is not the one that was certified.",
+            "Check the gateway's cloud; its log names both versions. Then restart it.",
+        )
+    if not from_edge and answer.model_digest != certificate.reference.version:
+        raise CertificateError(
+            f"{who} brought an answer of the cloud version {answer.model_digest}; certificate {certificate.id} was "
+            f"issued against {certificate.reference.name} {certificate.reference.version}.",
+            "Point the gateway at that cloud, or certify against its own: edgewise certify BUNDLE.",
+        )
+
+
+class _GatewayClient:
+    """Speaks the native protocol with a gateway, times what its caller waits, and takes only what is evaluated."""
+
+    def __init__(self, job: EvaluateJob, url: str, certificate: Certificate) -> None:
         headers = {"content-type": "application/json"}
         if job.api_key:
             headers["authorization"] = f"Bearer {job.api_key}"
-        self._url = job.gateway.rstrip("/")
-        try:
-            self._http = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=job.timeout_s, trust_env=False)
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"{job.gateway!r} is no URL: {error}.", "Give one like http://127.0.0.1:8700.") from error
+        self._url = url
+        self.certificate = certificate
+        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=job.timeout_s, trust_env=False)
 
     async def __aenter__(self) -> _GatewayClient:
         return self
@@ -182,18 +250,26 @@ class _GatewayClient:
         await self._exchange("GET", "/readyz", None)
 
     async def ask(self, example: Example) -> tuple[Answer, float]:
-        """The gateway's first answer to an item, and the milliseconds it took."""
+        """The gateway's first answer to an item, and the milliseconds it took.
+
+        Raises:
+            CertificateError: It is none under the certificate.
+            CloudError: There is none.
+        """
         body = native.encode_request(Request(inputs=example.input))
         started = time.perf_counter()
         content = await self._exchange("POST", "/v1/predict", body)
-        return native.decode_answer(content), 1000 * (time.perf_counter() - started)
+        waited_ms = 1000 * (time.perf_counter() - started)
+        answer = native.decode_answer(content)
+        check_answer(answer, self.certificate, self._url)
+        return answer, waited_ms
 
     async def _exchange(self, method: str, path: str, body: bytes | None) -> bytes:
         try:
             response = await self._http.request(method, path, content=body)
         except httpx.TimeoutException as error:
             raise CloudTimeoutError(f"The gateway {self._url} did not answer in time.", "Is it overloaded?") from error
-        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
+        except (httpx.HTTPError, UnicodeError) as error:
             raise CloudUnreachableError(
                 f"The gateway {self._url} cannot be reached: {error}.", "Start it: edgewise edge serve BUNDLE."
             ) from error

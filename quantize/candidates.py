@@ -5,7 +5,9 @@ Owns what goes into a candidate's bundle, and that one candidate's failure is th
 
 from __future__ import annotations
 
+import io
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from edgewise.bundle import (
     pack_bundle,
     read_facts,
 )
+from edgewise.contracts import Input
 from edgewise.edge import probe
 from edgewise.errors import EdgewiseError, InputError
 from edgewise.quantize.build import BuildJob
@@ -38,7 +41,7 @@ SIGNAL = "margin"
 """The signal of the golden scores."""
 
 GOLDEN_ITEMS = 4
-"""Tuning items that travel in a bundle, so that a device can tell whether it computes what was measured."""
+"""Items that travel in a bundle, so that a device can tell whether it computes what was measured."""
 
 MIN_ONNXRUNTIME = "1.23"
 """The oldest onnxruntime that edgewise runs on; every recipe's operators are older."""
@@ -118,7 +121,7 @@ class Factory:
             CheckpointError: They differ by more than rounding.
         """
         baseline = self._plan.choices[0]
-        answers = self._draft_answers(baseline, Path(self._exported.onnx), SAMPLES)
+        answers = self._draft_answers(baseline, Path(self._exported.onnx), self._plan.tuning.spread(SAMPLES))
         expected = np.array(self._exported.logits)
         found = np.array([item.logits for item in answers])
         exporter = self._plan.exporter
@@ -143,7 +146,7 @@ class Factory:
             outcome = self._apply(choice, graph)
             if outcome.inapplicable:
                 return Built(choice, bundle, outcome, outcome.inapplicable, "inapplicable")
-            golden = self._draft_answers(choice, graph, GOLDEN_ITEMS)
+            golden = self._draft_answers(choice, graph, self._golden_inputs(choice, graph))
             digest = pack_bundle(self._source(choice, graph, golden), bundle)
             graph.unlink()
         except EdgewiseError as e:
@@ -166,12 +169,17 @@ class Factory:
             self._prepared = out
         return self._prepared
 
-    def _draft_answers(self, choice: Choice, graph: Path, count: int) -> tuple[GoldenItem, ...]:
-        """What the edge runtime answers with a graph to some tuning items: by a bundle that has no golden items yet."""
+    def _golden_inputs(self, choice: Choice, graph: Path) -> Sequence[Input]:
+        if self._plan.synthetic_golden:
+            return synthetic_inputs(self._source(choice, graph, ()))
+        return self._plan.tuning.spread(GOLDEN_ITEMS)
+
+    def _draft_answers(self, choice: Choice, graph: Path, inputs: Sequence[Input]) -> tuple[GoldenItem, ...]:
+        """What the edge runtime answers with a graph to some items: by a bundle that has no golden items yet."""
         draft = self._work / "draft"
         try:
             pack_bundle(self._source(choice, graph, ()), draft)
-            job = GoldenJob(str(draft), items_of(self._plan.tuning.spread(count)), SIGNAL)
+            job = GoldenJob(str(draft), items_of(inputs), SIGNAL)
             return run_fresh("golden", job, GoldenAnswers, log=self._log(choice.id), threads=1).items
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -206,3 +214,23 @@ class Factory:
 
     def _log(self, name: str) -> Path:
         return self._folder / "logs" / f"{name}.log"
+
+
+def synthetic_inputs(source: BundleSource) -> list[Input]:
+    """Golden inputs without data, the same on every machine: the labels' names, or patterns of pixels.
+
+    Any input shows whether a device computes what the packing machine did.
+    """
+    if isinstance(source.preprocessing, TextSource):
+        return list(source.labels[:GOLDEN_ITEMS])
+    return [_pattern(source.preprocessing, number) for number in range(GOLDEN_ITEMS)]
+
+
+def _pattern(to: ImagePreprocessing, number: int) -> bytes:
+    from PIL import Image
+
+    rows, columns = np.mgrid[0 : to.height, 0 : to.width]
+    pixels = ((rows * (number + 1) + columns * (2 * number + 1)) % 256).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()

@@ -5,15 +5,12 @@ Owns the checks that tell a usable classifier from another graph, and where labe
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edgewise.bundle import (
     BundleSource,
@@ -27,11 +24,10 @@ from edgewise.bundle import (
     pack_bundle,
     read_facts,
 )
-from edgewise.contracts import Input
 from edgewise.edge import EdgeModel, golden_items, probe
 from edgewise.errors import InputError
 from edgewise.files import refuse_existing
-from edgewise.quantize.candidates import GOLDEN_ITEMS, MIN_ONNXRUNTIME, SIGNAL
+from edgewise.quantize.candidates import MIN_ONNXRUNTIME, SIGNAL, synthetic_inputs
 from edgewise.quantize.checkpoint import DEFAULT_MAX_LENGTH, Task, safe_name
 from edgewise.quantize.images import NAME as PREPROCESSOR
 from edgewise.quantize.images import translate
@@ -166,12 +162,28 @@ def _image(preprocessor: Path | None, facts: GraphFacts) -> ImagePreprocessing:
         )
     path = preprocessor / PREPROCESSOR if preprocessor.is_dir() else preprocessor
     settings = _json_object(path)
+    config = path.with_name("config.json")
+    model = _json_object(config) if config.is_file() else {}
     mean = settings.get("image_mean")
     declared = facts.inputs[0].shape[1] if len(facts.inputs[0].shape) == 4 else None
     channels = declared if isinstance(declared, int) else (len(mean) if isinstance(mean, list) else 3)
     if channels not in (1, 3):
         raise InputError(f"The graph takes {channels} channels.", "Supported: 1 (grey) or 3 (RGB).")
-    return translate(settings, channels=1 if channels == 1 else 3, image_size=None, where=str(path))
+    family = model.get("model_type")
+    return translate(
+        settings,
+        channels=1 if channels == 1 else 3,
+        image_size=model.get("image_size", _declared_size(facts)),
+        where=str(path),
+        # Only its family tells what a processor without a class does by default.
+        **({"model_type": family} if isinstance(family, str) else {}),
+    )
+
+
+def _declared_size(facts: GraphFacts) -> list[int] | None:
+    """Height and width where the graph takes no other."""
+    sides = [side for side in facts.inputs[0].shape[2:] if isinstance(side, int)]
+    return sides if len(sides) == 2 else None
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -194,7 +206,7 @@ def _pack_with_golden(source: BundleSource, out: Path) -> str:
         draft = Path(folder) / "draft"
         pack_bundle(source, draft)
         golden: Sequence[GoldenItem] = golden_items(
-            EdgeModel.load(draft), _golden_inputs(source), signal_named(source.signal)
+            EdgeModel.load(draft), synthetic_inputs(source), signal_named(source.signal)
         )
     return pack_bundle(_with_golden(source, golden), out)
 
@@ -203,20 +215,3 @@ def _with_golden(source: BundleSource, golden: Sequence[GoldenItem]) -> BundleSo
     from msgspec.structs import replace
 
     return replace(source, golden=golden)
-
-
-def _golden_inputs(source: BundleSource) -> list[Input]:
-    """Inputs that every machine can make: there is no data here, and any input shows whether the arithmetic agrees."""
-    if isinstance(source.preprocessing, TextSource):
-        return list(source.labels[:GOLDEN_ITEMS])
-    return [_pattern(source.preprocessing, number) for number in range(GOLDEN_ITEMS)]
-
-
-def _pattern(to: ImagePreprocessing, number: int) -> bytes:
-    from PIL import Image
-
-    rows, columns = np.mgrid[0 : to.height, 0 : to.width]
-    pixels = ((rows * (number + 1) + columns * (2 * number + 1)) % 256).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()

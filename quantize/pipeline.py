@@ -43,6 +43,7 @@ from edgewise.quantize.run_folder import (
     fresh_folder,
     keep_predictions,
     link_tree,
+    recover,
     stored_report,
     write_report,
 )
@@ -89,14 +90,18 @@ def quantize(job: QuantizeJob, progress: Progress | None = None) -> QuantizeResu
     Raises:
         InputError: The checkpoint, the data or an option cannot be used, or `out` exists already.
     """
+    progress = progress or NullProgress()
+    recover(job.out)
     if not job.reuse:
         refuse_existing(job.out)
     plan = make_plan(job)
+    if plan.gate is not None and plan.gate_overlap:
+        progress.note(_overlap_sentence(plan.gate_overlap, len(plan.gate.inputs)))
     stored = stored_report(job.out, plan.inputs_digest) if job.reuse else None
     if stored is not None:
         return QuantizeResult(stored, job.out, job.out / WINNER, unchanged=True)
     with fresh_folder(job.out) as folder:
-        report = _Run(job, plan, folder, progress or NullProgress()).execute()
+        report = _Run(job, plan, folder, progress).execute()
     return QuantizeResult(report, job.out, job.out / WINNER, unchanged=False)
 
 
@@ -253,20 +258,23 @@ class _Run:
             threads=self.job.threads,
             tools=self.plan.tools,
             stages=tuple(self.stages),
+            gate_overlap=self.plan.gate_overlap,
         )
 
     def _save(self, report: Report, candidates: list[Candidate]) -> None:
         for candidate in candidates:
             if candidate.state == "measured":
-                attach(self.folder / CANDIDATES / candidate.id, "measurement", _measurement(report, candidate))
+                payload = _measurement(report, candidate, self.plan.tuning)
+                attach(self.folder / CANDIDATES / candidate.id, "measurement", payload)
         link_tree(self.folder / CANDIDATES / report.winner, self.folder / WINNER)
         if report.gate is not None:
-            payload = {
+            gate_payload = {
                 "data_digest": report.gate_digest,
+                "items_digest": self.plan.gate.items_digest if self.plan.gate is not None else None,
                 "baseline_digest": _baseline_digest(report),
                 "gate": report.gate,
             }
-            attach(self.folder / WINNER, "gate", payload)
+            attach(self.folder / WINNER, "gate", gate_payload)
         keep_predictions(self.folder, [candidate.id for candidate in candidates if candidate.state == "measured"])
         shutil.rmtree(self.folder / "work")
         write_report(self.folder, report, self.plan.inputs_digest)
@@ -320,11 +328,12 @@ def _checkpoint_facts(plan: Plan) -> CheckpointFacts:
     )
 
 
-def _measurement(report: Report, candidate: Candidate) -> dict[str, object]:
+def _measurement(report: Report, candidate: Candidate, tuning: Part) -> dict[str, object]:
     """The payload of a "measurement" attestation: `drop_bound` comes from a part that a choice has seen."""
     return {
         "part": "tuning",
         "data_digest": report.data_digest,
+        "items_digest": tuning.items_digest,
         "baseline_digest": _baseline_digest(report),
         "checkpoint_bytes": report.checkpoint.size_bytes,
         "quality": candidate.quality,
@@ -333,6 +342,13 @@ def _measurement(report: Report, candidate: Candidate) -> dict[str, object]:
         "threads": report.threads,
         "device": report.device,
     }
+
+
+def _overlap_sentence(count: int, of: int) -> str:
+    return (
+        f"{count} of {of} gate items occur in the tuning part as well, which a choice has seen; the gate's bound holds "
+        "for items drawn apart from it."
+    )
 
 
 def _baseline_digest(report: Report) -> str:

@@ -56,7 +56,9 @@ def run_fresh(work: str, job: msgspec.Struct, result: type[Result], *, log: Path
         EdgewiseError: What the work itself raised.
         WorkerError: It ended without a result.
     """
-    with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the log, so that what a kill leaves goes with the run it belongs to.
+    with tempfile.TemporaryDirectory(prefix=f".{work}.", dir=log.parent) as folder:
         asked, answered = Path(folder) / "job.json", Path(folder) / "result.json"
         asked.write_bytes(msgspec.json.encode(job))
         command = [sys.executable, "-P", "-m", "edgewise.quantize.worker", work, str(asked), str(answered)]
@@ -78,7 +80,6 @@ def _read(data: bytes, result: type[Result]) -> Result:
 
 
 def _run(command: list[str], log: Path, environment: Mapping[str, str]) -> int:
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         # The pipe to its standard input closes when this process ends, however it ends; the worker ends with it.
         process = subprocess.Popen(  # noqa: S603  # our own interpreter and module

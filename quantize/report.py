@@ -127,6 +127,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         export: How it was exported.
         data_digest: Digest of the tuning part.
         gate_digest: Digest of the gate part, or None.
+        gate_overlap: Items of the gate part that occur in the tuning part as well; the bound is for items drawn apart.
         candidates: Every candidate, the baseline first.
         gate: The winner on the gate part, or None.
         device: The machine that measured.
@@ -151,6 +152,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     tools: dict[str, str]
     stages: tuple[Stage, ...]
+    gate_overlap: int = 0
     format_version: int = FORMAT_VERSION
 
     def candidate(self, name: str) -> Candidate:

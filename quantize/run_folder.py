@@ -87,7 +87,7 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         with staged_directory(out) as folder:
             yield folder
         return
-    fresh, old = out.with_name(f".{out.name}.next"), out.with_name(f".{out.name}.old")
+    fresh, old = _next(out), _old(out)
     # A killed run may have left these.
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -96,6 +96,24 @@ def fresh_folder(out: Path) -> Iterator[Path]:
     out.rename(old)
     fresh.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """Finish an exchange of an old run for a new one that was cut off: of the whole ones, one gets the name."""
+    left = [folder for folder in (_next(out), _old(out)) if (folder / INPUTS).is_file()]
+    if left and not out.exists():
+        left.pop(0).rename(out)
+    if (out / INPUTS).is_file():
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _next(out: Path) -> Path:
+    return out.with_name(f".{out.name}.next")
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
 
 
 def keep_predictions(folder: Path, names: list[str]) -> None:

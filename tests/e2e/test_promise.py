@@ -19,7 +19,7 @@ from edgewise.cloud.clients import OipClient
 from edgewise.config import parse_config
 from edgewise.contracts import Example, Reference, Request
 from edgewise.dataset import load_examples
-from edgewise.edge import EdgeModel
+from edgewise.edge import EdgeModel, probe
 from edgewise.jobs.asking import ask_all
 from edgewise.jobs.certify import edge_scores
 from edgewise.quantize import NullProgress
@@ -60,11 +60,18 @@ class Pair:
 
     def certificate(self, drawn):
         bound = certify(self.scores[drawn], self.disagree[drawn], alpha=ALPHA, delta=DELTA)
+        device = probe()
         return certificates.issue(
             bound, model_digest=self.model.digest, signal="margin", data_digest=str(drawn.tobytes().hex()[:16]),
             reference=Reference(self.reference.name, self.reference.version),
-            created="2026-01-01T00:00:00Z", runtime="test", isa="test",
+            created="2026-01-01T00:00:00Z", runtime=f"onnxruntime {device.onnxruntime}", isa=device.isa,
         )  # fmt: skip
+
+    def threshold(self, drawn):
+        """The threshold that these items certify, by trying every one: the lowest that loses at most k* of them."""
+        allowed = max(k for k in range(len(drawn)) if binom.cdf(k, len(drawn), ALPHA) <= DELTA)
+        scores, disagree = self.scores[drawn], self.disagree[drawn]
+        return min(t for t in [-np.inf, *scores] if np.sum((scores > t) & disagree) <= allowed)
 
 
 @pytest.fixture
@@ -118,10 +125,14 @@ def test_the_promise_holds_over_many_certificates(pair, tmp_path):
     rng = np.random.default_rng(11)
     risks, shares, cached, audited = [], [], 0, 0
     for _ in range(CERTIFICATES):
-        certificate = pair.certificate(rng.integers(0, POPULATION, CERTIFYING_ITEMS))
+        drawn = rng.integers(0, POPULATION, CERTIFYING_ITEMS)
+        certificate = pair.certificate(drawn)
         traffic = rng.integers(0, POPULATION, POPULATION).tolist()
         traffic += sorted(set(range(POPULATION)) - set(traffic))
         answers, metrics = serve_and_replay(pair, certificate, traffic, tmp_path)
+        # One item too many or too few would move this threshold; the counts below would rarely tell.
+        thresholds = {answer.decision.threshold for _, answer in answers}
+        assert thresholds == {pair.threshold(drawn)}
         lost, local = np.zeros(POPULATION, bool), np.zeros(POPULATION, bool)
         for position, answer in answers:
             assert answer.status == "final"

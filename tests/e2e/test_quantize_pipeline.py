@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from edgewise.bundle import Bundle
-from edgewise.dataset import load_examples
+from edgewise.dataset import digest_examples, digest_items, load_examples
 from edgewise.edge import EdgeModel
 from edgewise.errors import CheckpointError
 from edgewise.quantize import QuantizeJob, quantize, read_report
+from edgewise.quantize.run_folder import fresh_folder
 
 pytestmark = pytest.mark.slow
 
@@ -219,6 +220,25 @@ def test_the_report_is_on_disk_and_nothing_else_is_left(result):
     assert [path.name for path in result.out.parent.glob(".run.*")] == []
 
 
+def test_the_parts_behind_the_choice_are_attested_so_that_certifying_refuses_them(result, text_job):
+    attested = {found.kind: found.payload for found in Bundle.open(result.bundle).attestations()}
+    for kind, path in (("measurement", text_job.data), ("gate", text_job.gate)):
+        examples = load_examples(path)
+        assert attested[kind]["data_digest"] == digest_examples(examples)
+        assert attested[kind]["items_digest"] == digest_items(examples)
+    assert result.report.gate_overlap == 0
+
+
+def test_golden_items_need_not_be_data(text_job, tmp_path):
+    found = quantize(replace(text_job, golden="synthetic", recipes=("int8_dynamic",), gate=None, out=tmp_path / "run"))
+    for candidate in ("fp32", "int8_dynamic"):
+        model = EdgeModel.load(found.out / "candidates" / candidate)
+        assert tuple(item.input for item in model.bundle.golden()) == LABELS
+        model.check_golden()
+    packed = b"".join(path.read_bytes() for path in found.bundle.rglob("*") if path.is_file())
+    assert not any(example.input.encode() in packed for example in load_examples(text_job.data))
+
+
 def test_progress_reaches_every_total(result, told):
     assert [name for name, _ in told.stages] == ["export", "build", "measure", "gate"]
     assert told.steps == [total for _, total in told.stages]
@@ -323,20 +343,23 @@ def test_a_kill_in_the_middle_leaves_no_run_and_no_process(text_job, tmp_path):
         process.kill()
     assert not out.exists()
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    # All that it left lies in one folder, which the next run removes.
+    (left,) = tmp_path.iterdir()
+    with fresh_folder(out):
+        assert not left.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_an_interrupt_leaves_nothing_at_all(text_job, tmp_path):
-    out = tmp_path / "run"
-    code = (
-        "from pathlib import Path; from edgewise.quantize import QuantizeJob, quantize; "
-        f"quantize(QuantizeJob(Path({str(text_job.checkpoint)!r}), Path({str(text_job.data)!r}), Path({str(out)!r})))"
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_nothing_at_all(text_job, tmp_path, sign, code):
+    job = ["quantize", text_job.checkpoint, "--data", text_job.data, "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgewise.cli", *map(str, job)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: any(tmp_path.glob(".run.*/logs/export.log")) or process.poll() is not None)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) != 0
+        process.send_signal(sign)
+        assert process.wait(timeout=60) == code
     finally:
         process.kill()
     assert list(tmp_path.iterdir()) == []

@@ -260,6 +260,44 @@ def test_a_cloud_service_over_no_model(edgewise, tmp_path):
     refused(edgewise("cloud", "serve", tmp_path), "manifest.json", "config.json")
 
 
+@pytest.mark.parametrize("name", ["nowhere", "bert-base-uncased", "org/model"])
+def test_a_checkpoint_that_is_not_there_is_never_looked_for_elsewhere(edgewise, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+
+    resolve = socket.getaddrinfo
+
+    def resolve_own(host, *more, **named):
+        assert host == "127.0.0.1", f"{host} was looked up"
+        return resolve(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_own)
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": "wheat", "label": "grain"}])
+    refused(edgewise("quantize", name, "--data", data, "--out", "run"), f"no checkpoint at {name}", "local folder")
+    refused(edgewise("cloud", "serve", name), f"{name} is no folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+def test_evaluating_a_gateway_that_cannot_be_addressed(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    assert edgewise("certify", bundle, "--predictions", predictions, "--data", data)[0] == 0
+    for url in ("not a url", "http://me:pa55word@127.0.0.1:9"):
+        result = edgewise(
+            "evaluate",
+            bundle,
+            "--gateway",
+            url,
+            "--cloud",
+            "http://127.0.0.1:9",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "out",
+        )
+        refused(result, "gateway URL")
+        assert "pa55word" not in "".join(map(str, result))
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_api_key_variable_that_is_not_set(edgewise, bundle):
     refused(edgewise("edge", "serve", bundle, "--mode", "edge_only", "--api-keys-env", "NOT_SET_HERE"), "NOT_SET_HERE")
 

@@ -187,6 +187,23 @@ def test_a_head_named_but_not_trained_is_refused(tmp_path):
         load_engine(folder, threads=1)
 
 
+@pytest.mark.parametrize("name", ["nowhere", "bert-base-uncased"])
+def test_a_folder_that_is_not_there_never_reaches_transformers(tmp_path, monkeypatch, name):
+    import transformers
+
+    from edgewise.cloud.torch_engine import TorchEngine
+
+    def reached(*_, **__):
+        raise AssertionError("transformers looks for a missing folder in a hub, for minutes")
+
+    for family in ("AutoModelForSequenceClassification", "AutoModelForImageClassification", "AutoTokenizer"):
+        monkeypatch.setattr(getattr(transformers, family), "from_pretrained", reached)
+    monkeypatch.chdir(tmp_path)
+    for load in (load_engine, TorchEngine.load):
+        with pytest.raises(CheckpointError, match=name):
+            load(Path(name), threads=1)
+
+
 @pytest.mark.parametrize("damage", ["cut weights", "wrong shape", "no tokenizer", "broken tokenizer", "unknown model"])
 def test_a_damaged_folder_is_refused_with_its_path(copy, damage):
     config = json.loads((copy / "config.json").read_text())
@@ -268,6 +285,9 @@ FAMILIES = {
     "swin": ("Swin", {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2],
                       "window_size": 4},
              "ViT", {"size": 16, "resample": 3}),
+    "unresized": ("ViT", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+                          "image_size": 32, "patch_size": 8},
+                  "ViT", {"do_resize": False, "resample": 3, "size": 20}),
     "mobilevit": ("MobileViT", {"image_size": 32, "hidden_sizes": [16, 20, 24], "num_attention_heads": 2,
                                 "neck_hidden_sizes": [4, 8, 8, 16, 20, 24, 32]},
                   "MobileViT", {"size": 36, "crop_size": 32}),

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgewise.contracts import Example
-from edgewise.dataset import digest_examples, load_examples, require_labels
+from edgewise.dataset import digest_examples, digest_items, load_examples, require_labels
 from edgewise.errors import DataError
 
 words = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.strip())
@@ -250,3 +250,13 @@ def test_a_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (odd / "1.png").write_bytes(b"one")
     with pytest.raises(DataError, match="not UTF-8"):
         load_examples(root)
+
+
+def test_the_items_digest_follows_the_inputs_alone():
+    examples = [Example("a", "x"), Example("b", "y"), Example(b"b", "y")]
+    digest = digest_items(examples)
+    assert digest_items([examples[2], examples[0], examples[1]]) == digest
+    assert digest_items([Example(example.input) for example in examples]) == digest
+    assert digest_items([*examples, examples[0]]) != digest
+    assert digest_items(examples[:2]) != digest
+    assert len({digest_items([Example(item)]) for item in ("b", b"b", np.zeros((1, 1), np.uint8))}) == 3

@@ -73,6 +73,25 @@ def test_an_image_model_is_packed(tmp_path, image_onnx):
     assert model.bundle.core.preprocessing.channels == 3
 
 
+def test_the_models_own_config_names_the_family_and_the_size(tmp_path, image_onnx):
+    # Without a class of its own, the file means what the family's processor does.
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "do_resize": False}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer", "image_size": 8}))
+    pack_onnx(image_onnx, tmp_path / "bundle", labels=["r", "g", "b"], preprocessor=tmp_path)
+    preprocessing = Bundle.open(tmp_path / "bundle").core.preprocessing
+    assert (preprocessing.height, preprocessing.width) == (8, 8)
+    assert preprocessing.std == pytest.approx((0.229, 0.224, 0.225)), "Segformer's own, not ViT's"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "xyzzy"}))
+    refused("'xyzzy'", image_onnx, tmp_path / "again", labels=["r", "g", "b"], preprocessor=tmp_path)
+
+
+def test_the_size_that_a_graph_declares_is_that_of_pictures_left_as_they_are(tmp_path, image_onnx):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"do_resize": False, "size": 99}))
+    pack_onnx(image_onnx, tmp_path / "bundle", labels=["r", "g", "b"], preprocessor=tmp_path)
+    preprocessing = Bundle.open(tmp_path / "bundle").core.preprocessing
+    assert (preprocessing.height, preprocessing.width) == (8, 8)
+
+
 @pytest.mark.parametrize(
     "text",
     [
