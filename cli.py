@@ -90,6 +90,7 @@ def quantize(
     max_length: Annotated[int | None, typer.Option("--max-length", help="Longest text, in tokens.")] = None,
     exporter: Annotated[str, typer.Option("--exporter", help="optimum or torch.")] = "optimum",
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn.")] = 0,
+    golden: Annotated[str, typer.Option("--golden", help="Golden items: tuning takes 4, synthetic none.")] = "tuning",
     text_field: TextField = "text",
     label_field: LabelField = "label",
     cached: CachedOption = False,
@@ -118,6 +119,7 @@ def quantize(
         label_field=label_field,
         exporter=exporter,
         seed=seed,
+        golden=golden,
         reuse=cached,
         recipes=tuple(recipes.split(",")) if recipes else DEFAULT_RECIPES,
     )

@@ -494,7 +494,7 @@ class AnswerStore(Protocol):
         ...
 
     async def wait_final(self, tenant: str, request_id: str, *, timeout_s: float) -> Answer | None:
-        """Wait until the answer is final or time is up; then the newest answer, or None."""
+        """Wait until the answer is final, or the cloud refused it, or time is up; then the newest answer, or None."""
         ...
 
 
