@@ -87,8 +87,8 @@ def pick(baseline: Entry, candidates: Sequence[Entry], *, max_drop: float, prefe
     """Choose among the baseline and the candidates that lose at most `max_drop` on the tuning part.
 
     "balanced" looks at those that are not larger than the baseline and at most a tenth slower, and takes the smallest
-    product of size and median latency, so that a tenth off either counts the same. "size" takes the smallest and "speed" the
-    fastest, at whatever cost to the other. Within 3 % the other figure decides. The baseline takes part.
+    product of size and median latency, so that a tenth off either counts the same. "size" takes the smallest and
+    "speed" the fastest, at whatever cost to the other. Within 3 % the other figure decides. The baseline takes part.
 
     Args:
         baseline: The float32 bundle.
