@@ -43,7 +43,17 @@ def _run_until_killed(path: Path, acks: int) -> list[tuple[str, str]]:
     return [(kind, name) for kind, name in (line.split() for line in lines if line.endswith("\n"))]
 
 
-@pytest.mark.parametrize("seed", range(4))
+_IN_EVERY_RUN = 4
+_IN_TORTURE = 100
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        *range(_IN_EVERY_RUN),
+        *(pytest.param(seed, marks=pytest.mark.torture) for seed in range(_IN_EVERY_RUN, _IN_TORTURE)),
+    ],
+)
 def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "store.db"
     moments = random.Random(seed)
