@@ -14,6 +14,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,8 @@ class TorchEngine:
 
 
 def _require_torch() -> None:
-    try:
-        import torch  # noqa: F401 - only whether it is there
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("Serving a checkpoint", "cloud") from error
+    if any(find_spec(name) is None for name in ("torch", "transformers")):
+        raise MissingExtraError("Serving a checkpoint", "cloud")
 
 
 def _load_model(found: Checkpoint) -> Any:
@@ -205,7 +203,7 @@ def _refusing(path: Path, what: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise CheckpointError(f"{path} {what}: {error.problem}", "Check its image processor or tokenizer.") from error
-    except Exception as error:
+    except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{path} {what}: {first}", "Write it again with `save_pretrained`, model and tokenizer or image processor."

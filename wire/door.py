@@ -198,7 +198,7 @@ class FrontDoor:
             fault = Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
             await self._send_fault(fault, path, headers, send)
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a service raises, the client gets a body and never a traceback
             await self._send_fault(fault_of(error), path, headers, send)
 
     async def _read(self, receive: Receive, headers: dict[bytes, bytes], hold: Callable[[int], None]) -> bytes:
@@ -283,7 +283,7 @@ class FrontDoor:
                 started = True
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
-        except Exception as error:
+        except Exception as error:  # the protocol wants it told, and it is raised again
             stage = "shutdown" if started else "startup"
             await send({"type": f"lifespan.{stage}.failed", "message": str(error)})
             raise

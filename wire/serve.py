@@ -112,7 +112,7 @@ class _Life:
             return
         try:
             await self._app(scope, receive, send)
-        except Exception as error:
+        except Exception as error:  # kept for `serve` to raise: the server only logs it
             self.error = error
             raise
 
