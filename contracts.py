@@ -62,6 +62,8 @@ class Reason(StrEnum):
 
     CONFIDENT = "confident"
     BELOW_THRESHOLD = "below_threshold"
+    OUT_OF_DISTRIBUTION = "out_of_distribution"
+    """The input is none that the edge model was made for; no score counts then."""
     LOCAL_ONLY = "local_only"
     EDGE_ONLY = "edge_only"
     CLOUD_ONLY = "cloud_only"
@@ -125,16 +127,21 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """What a local model says of one item; the router, not the model, turns it into a score.
 
     Attributes:
-        output: The label of the largest logit.
-        logits: Shape (classes,), float32; None for a generator.
+        output: The label of the largest logit; the entities of a tagger, as JSON; an embedder's vector; the text.
+        logits: Shape (classes,), float32, of a tagger those of its least certain token; None for an embedder or a
+            generator.
         token_logprobs: Log-probability of each generated token, or None for a classifier.
         embedding: Shape (width,), float32, where the graph declares one.
+        margin: The largest softmax probability minus the second, where the graph itself computes it.
+        out_of_distribution: Whether the input is none that the model was made for, such as a text of unknown words.
     """
 
     output: Output
     logits: FloatArray | None = None
     token_logprobs: FloatArray | None = None
     embedding: FloatArray | None = None
+    margin: float | None = None
+    out_of_distribution: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

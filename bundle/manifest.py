@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -25,6 +26,20 @@ FORMAT = "edgewise-bundle"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 
+Kind: TypeAlias = Literal["classifier", "embedder", "tagger", "generator"]
+Task: TypeAlias = Literal[
+    "text-classification", "image-classification", "feature-extraction", "token-classification", "text-generation"
+]
+
+KINDS: Mapping[Task, Kind] = {
+    "text-classification": "classifier",
+    "image-classification": "classifier",
+    "feature-extraction": "embedder",
+    "token-classification": "tagger",
+    "text-generation": "generator",
+}
+"""The kind of model that does a task."""
+
 # Python's `$` also matches before a final newline, JSON Schema's does not, and neither knows the other's `\Z`.
 END = r"$(?!\n)"
 Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^sha256:[0-9a-f]{{64}}{END}")]
@@ -33,6 +48,7 @@ Version: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[0-9]+(\.[0-9]+)*{E
 Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,11 +101,39 @@ class TextPreprocessing(msgspec.Struct, frozen=True, tag="text", forbid_unknown_
         tokenizer: A tokenizers-library `tokenizer.json`.
         max_length: Tokens kept, special tokens included.
         pad_multiple: Pad the sequence to a multiple of this; 1 pads nothing.
+        max_unknown_share: Texts with a larger share of unknown tokens are not what the vocabulary was cut down to, so
+            the router sends them away; unset where nothing was cut.
     """
 
     tokenizer: Blob
     max_length: Positive
     pad_multiple: Positive = 1
+    # Unset, not None: manifests from before it keep their bytes.
+    max_unknown_share: Share | msgspec.UnsetType = msgspec.UNSET
+
+
+class NamedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that a runtime looks for by its name.
+
+    Attributes:
+        name: Its name; no folder.
+        blob: Its content.
+    """
+
+    name: Name
+    blob: Blob
+
+
+class GenerationPreprocessing(msgspec.Struct, frozen=True, tag="generation", forbid_unknown_fields=True):
+    """How onnxruntime-genai runs a language model: its own configuration and tokenizer, by their names.
+
+    Attributes:
+        files: "genai_config.json", "tokenizer.json" and what goes with them.
+        max_length: Tokens of prompt and answer together.
+    """
+
+    files: tuple[NamedFile, ...]
+    max_length: Positive
 
 
 class FixedSize(msgspec.Struct, frozen=True, tag="fixed", forbid_unknown_fields=True):
@@ -183,9 +227,10 @@ class GoldenItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         input: A text, or a PNG.
-        output: The label.
-        score: The core's signal on the logits.
-        logits: One value a class.
+        output: The label; of a tagger the entities; of a generator the greedy text; of an embedder empty.
+        score: The core's signal on the logits; 0 for an embedder.
+        logits: One value a class; of a tagger those of its least certain token; of an embedder the embedding; of a
+            generator the log-probability of each generated token.
     """
 
     input: str | Png
@@ -199,14 +244,15 @@ class Core(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     Attributes:
         name: Name of the model, as it stands in URLs.
-        kind: "classifier".
-        task: "text-classification" or "image-classification".
+        kind: What it gives; see `KINDS`.
+        task: What it does.
         graph: The ONNX graph; weights of 64 KiB and more lie beside it.
         weights: The large initializers, in the graph's order.
         preprocessing: How an input becomes tensors.
-        labels: Labels in the order of the logits.
+        labels: Labels in the order of the logits; none for an embedder or a generator.
         inputs: The graph's inputs.
-        outputs: The graph's outputs.
+        outputs: The graph's outputs. Beside its main one ("logits", or "embedding") a classifier may give "margin",
+            shape [batch]: the largest softmax probability minus the second.
         recipe: How the graph was made.
         signal: Name of the confidence signal that gave the golden scores.
         target: What it was made for.
@@ -215,11 +261,11 @@ class Core(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     name: Name
-    kind: Literal["classifier"]
-    task: Literal["text-classification", "image-classification"]
+    kind: Kind
+    task: Task
     graph: Blob
     weights: tuple[Weight, ...]
-    preprocessing: TextPreprocessing | ImagePreprocessing
+    preprocessing: TextPreprocessing | ImagePreprocessing | GenerationPreprocessing
     labels: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -234,6 +280,8 @@ class Core(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         named = [self.graph, *(weight.blob for weight in self.weights), self.golden]
         if isinstance(self.preprocessing, TextPreprocessing):
             named.append(self.preprocessing.tokenizer)
+        if isinstance(self.preprocessing, GenerationPreprocessing):
+            named.extend(file.blob for file in self.preprocessing.files)
         return tuple(dict.fromkeys(named))
 
 
@@ -324,13 +372,19 @@ def _check_version(data: bytes) -> None:
 
 def contradiction(core: Core) -> str | None:
     """What the types of a core cannot say: the first rule it breaks, or None."""
-    checks = (_labels_problem, _tensors_problem, _preprocessing_problem, _blobs_problem)
+    checks = (_kind_problem, _labels_problem, _tensors_problem, _preprocessing_problem, _blobs_problem)
     return next((problem for check in checks if (problem := check(core))), None)
 
 
+def _kind_problem(core: Core) -> str | None:
+    return None if KINDS[core.task] == core.kind else f"a model of kind {core.kind} does not do {core.task}"
+
+
 def _labels_problem(core: Core) -> str | None:
+    if core.kind in ("embedder", "generator"):
+        return f"a model of kind {core.kind} has no labels" if core.labels else None
     if len(core.labels) < 2:
-        return f"a classifier needs two labels or more, it has {len(core.labels)}"
+        return f"a {core.kind} needs two labels or more, it has {len(core.labels)}"
     if len(set(core.labels)) < len(core.labels):
         twice = next(label for label in core.labels if core.labels.count(label) > 1)
         return f"the label {twice!r} occurs twice"
@@ -340,22 +394,33 @@ def _labels_problem(core: Core) -> str | None:
 def _tensors_problem(core: Core) -> str | None:
     if not core.inputs or not core.outputs:
         return "the graph has no input or no output"
-    shape = logits_spec(core).shape
-    if len(shape) != 2:
-        return f"the output {logits_spec(core).name!r} has shape {list(shape)}, logits have shape [batch, classes]"
-    if isinstance(shape[1], int) and shape[1] != len(core.labels):
-        return f"the graph gives {shape[1]} logits for {len(core.labels)} labels"
+    if core.kind == "generator":
+        return None
+    shape, wanted = main_output(core).shape, _SHAPES[core.kind]
+    if len(shape) != len(wanted):
+        return f"the output {main_output(core).name!r} has shape {list(shape)}, a {core.kind} gives {list(wanted)}"
+    if core.labels and isinstance(shape[-1], int) and shape[-1] != len(core.labels):
+        return f"the graph gives {shape[-1]} logits for {len(core.labels)} labels"
     return None
 
 
-def logits_spec(core: Core) -> TensorSpec:
-    """The output that holds the logits: the one of that name, else the first."""
-    return next((spec for spec in core.outputs if spec.name == "logits"), core.outputs[0])
+_SHAPES: Mapping[Kind, tuple[str, ...]] = {
+    "classifier": ("batch", "classes"),
+    "embedder": ("batch", "width"),
+    "tagger": ("batch", "tokens", "classes"),
+}
+
+
+def main_output(core: Core) -> TensorSpec:
+    """The output that holds logits or embedding: the one of that name, else the first."""
+    named = "embedding" if core.kind == "embedder" else "logits"
+    return next((spec for spec in core.outputs if spec.name == named), core.outputs[0])
 
 
 def _preprocessing_problem(core: Core) -> str | None:
     image = core.preprocessing
-    if core.task != ("image-classification" if isinstance(image, ImagePreprocessing) else "text-classification"):
+    needed = _PREPROCESSING.get(core.task, TextPreprocessing)
+    if not isinstance(image, needed):
         return f"the task {core.task} does not go with this preprocessing"
     if not isinstance(image, ImagePreprocessing):
         return None
@@ -366,6 +431,12 @@ def _preprocessing_problem(core: Core) -> str | None:
     if image.bgr and image.channels == 1:
         return "a grey image has no order of colours"
     return None
+
+
+_PREPROCESSING: Mapping[Task, type[msgspec.Struct]] = {
+    "image-classification": ImagePreprocessing,
+    "text-generation": GenerationPreprocessing,
+}
 
 
 def _blobs_problem(core: Core) -> str | None:

@@ -10,17 +10,19 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from edgewise.bundle.manifest import (
+    KINDS,
     Blob,
     Core,
     GoldenItem,
     ImagePreprocessing,
     Recipe,
     Target,
+    Task,
     TextPreprocessing,
     Weight,
     encode_manifest,
@@ -38,11 +40,13 @@ class TextSource(msgspec.Struct, frozen=True):
         tokenizer_json: Content of a `tokenizer.json`.
         max_length: Tokens kept, special tokens included.
         pad_multiple: Pad to a multiple of this; 1 pads nothing.
+        max_unknown_share: As in `TextPreprocessing`; None where the vocabulary was not cut.
     """
 
     tokenizer_json: bytes
     max_length: int
     pad_multiple: int = 1
+    max_unknown_share: float | None = None
 
 
 class BundleSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +54,7 @@ class BundleSource(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: Name of the model, as it stands in URLs.
-        task: "text-classification" or "image-classification".
+        task: What it does.
         onnx_path: The graph; external data beside it is taken along.
         preprocessing: How an input becomes tensors.
         labels: Labels in the order of the logits.
@@ -62,7 +66,7 @@ class BundleSource(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    task: Literal["text-classification", "image-classification"]
+    task: Task
     onnx_path: Path
     preprocessing: TextSource | ImagePreprocessing
     labels: tuple[str, ...]
@@ -121,7 +125,7 @@ def _write_blobs(source: BundleSource, model: Any, facts: GraphFacts, folder: Pa
         move_out(tensor, blob.hex, blob.size)
     return Core(
         name=source.name,
-        kind="classifier",
+        kind=KINDS[source.task],
         task=source.task,
         graph=_write_blob(folder, model.SerializeToString(deterministic=True)),
         weights=tuple(weights),
@@ -142,7 +146,12 @@ def _write_preprocessing(
 ) -> TextPreprocessing | ImagePreprocessing:
     if isinstance(source, ImagePreprocessing):
         return source
-    return TextPreprocessing(_write_blob(folder, source.tokenizer_json), source.max_length, source.pad_multiple)
+    return TextPreprocessing(
+        _write_blob(folder, source.tokenizer_json),
+        source.max_length,
+        source.pad_multiple,
+        msgspec.UNSET if source.max_unknown_share is None else source.max_unknown_share,
+    )
 
 
 def _write_blob(folder: Path, data: bytes) -> Blob:
@@ -156,7 +165,9 @@ def _check_source(source: BundleSource) -> None:
     for item in source.golden:
         if not all(math.isfinite(value) for value in (item.score, *item.logits)):
             raise InputError(f"A golden item answered {item.output!r} with NaN or infinity.", "Check the model.")
-        if item.output not in source.labels or len(item.logits) != len(source.labels):
+        if KINDS[source.task] == "classifier" and (
+            item.output not in source.labels or len(item.logits) != len(source.labels)
+        ):
             raise InputError(
                 f"A golden item answered {item.output!r} with {len(item.logits)} logits; the bundle has "
                 f"{len(source.labels)} labels.",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.bundle import Bundle, Core, ImagePreprocessing, logits_spec
+from edgewise.bundle import Bundle, Core, GenerationPreprocessing, ImagePreprocessing, main_output
 from edgewise.contracts import Input, Prediction
 from edgewise.edge import golden
 from edgewise.edge.device import probe
@@ -50,7 +50,7 @@ class EdgeModel:
         self._bundle = bundle
         self._encoder = encoder
         self._session = session
-        self._outputs = [logits_spec(bundle.core).name]
+        self._outputs = [main_output(bundle.core).name]
         if any(spec.name == EMBEDDING for spec in bundle.core.outputs):
             self._outputs.append(EMBEDDING)
 
@@ -151,6 +151,8 @@ def _encoder(bundle: Bundle) -> Encoder:
         from edgewise.edge.image import ImageEncoder
 
         return ImageEncoder(core.preprocessing, _only_input(core))
+    if isinstance(core.preprocessing, GenerationPreprocessing):
+        raise BundleError(f"The bundle {core.name} is a language model.", "Load it with edgewise.edge.EdgeGenerator.")
     from edgewise.edge.text import TextEncoder
 
     how = core.preprocessing

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.quantize.recipes import RECIPES, Outcome
+from edgewise.quantize.recipes import RECIPES, Aids, Outcome
 
 
 class BuildJob(msgspec.Struct, frozen=True):
@@ -18,6 +18,7 @@ class BuildJob(msgspec.Struct, frozen=True):
         source: The graph that it reads.
         out: Where the quantized graph goes.
         seed: Seed of whatever it draws.
+        aids: What it may read beside the graph.
     """
 
     recipe: str
@@ -25,10 +26,11 @@ class BuildJob(msgspec.Struct, frozen=True):
     source: str
     out: str
     seed: int
+    aids: Aids = Aids()
 
 
 def build_here(job: BuildJob) -> Outcome:
     """Apply the recipe in this process."""
     recipe = RECIPES[job.recipe]
     options = msgspec.convert(job.options, recipe.options)
-    return recipe.apply(Path(job.source), Path(job.out), options, seed=job.seed)
+    return recipe.apply(Path(job.source), Path(job.out), options, seed=job.seed, aids=job.aids)

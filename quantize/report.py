@@ -19,6 +19,20 @@ FORMAT_VERSION = 1
 State: TypeAlias = Literal["measured", "failed", "inapplicable"]
 
 
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """Latency at a number of threads and a length of text.
+
+    Attributes:
+        threads: Threads of one prediction.
+        tokens: Tokens of each text; None for the data's own lengths.
+        latency: What was measured.
+    """
+
+    threads: int
+    tokens: int | None
+    latency: Latency
+
+
 class Performance(msgspec.Struct, frozen=True, kw_only=True):
     """What a candidate costs on the machine that measured it; medians over fresh processes.
 
@@ -28,6 +42,8 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
         first_ms: The first answer.
         latency: Every later answer.
         peak_rss_bytes: Largest resident memory of a process, over all rounds.
+        settings: Latency at other lengths and numbers of threads, where they were asked for.
+        tokens_per_s: Of a generator: tokens a second after the first; its latency is that of the first token.
     """
 
     size_bytes: int
@@ -35,6 +51,8 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     first_ms: float
     latency: Latency
     peak_rss_bytes: int
+    settings: tuple[Setting, ...] = ()
+    tokens_per_s: float | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +70,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         performance: What it costs.
         quality: How it answers on the tuning part.
         drop_bound: Upper bound on its accuracy drop from the tuning part. A choice has seen that part: not a promise.
+        on_front: Whether no other candidate is at least as good in size, p50 and accuracy, and better in one.
+        seconds: Time to build it.
     """
 
     id: str
@@ -65,6 +85,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     performance: Performance | None = None
     quality: Quality | None = None
     drop_bound: float | None = None
+    on_front: bool = False
+    seconds: float | None = None
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,10 +152,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         gate_overlap: Items of the gate part that occur in the tuning part as well; the bound is for items drawn apart.
         candidates: Every candidate, the baseline first.
         gate: The winner on the gate part, or None.
-        device: The machine that measured.
+        device: The machine that measured latency and memory: this one, or the target of --profile-cmd.
         threads: Threads of one prediction.
         tools: Versions.
         stages: Time of each stage.
+        built_on: This machine, where another one measured.
+        test: The winner against the baseline on the test part, which is touched once, after the gate; None without.
+        test_digest: Digest of the test part.
+        peak_rss_bytes: Largest resident memory of the run's processes.
     """
 
     headline: str
@@ -153,6 +179,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str]
     stages: tuple[Stage, ...]
     gate_overlap: int = 0
+    built_on: Device | None = None
+    test: Quality | None = None
+    test_digest: str | None = None
+    peak_rss_bytes: int = 0
     format_version: int = FORMAT_VERSION
 
     def candidate(self, name: str) -> Candidate:

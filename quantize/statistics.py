@@ -22,16 +22,28 @@ _MOST_ITEMS = 1_000_000
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """How a candidate answers, beside the baseline, on the same labelled items.
+    """How a candidate answers, beside the baseline, on the same items.
+
+    An answer is worth 1 if right and 0 if wrong; of a tagger, the share of words with the right tag; of a generator,
+    the share of the data's tokens that it would have said next; of an embedder, its cosine to the baseline's.
 
     Attributes:
         n: Items.
-        accuracy: Share of right answers.
+        accuracy: Mean worth.
         baseline_accuracy: The baseline's.
         drop: baseline_accuracy - accuracy.
-        lost: Items that the baseline has right and the candidate wrong.
-        won: Items the other way round.
+        lost: Items whose answer is worth less than the baseline's.
+        won: Items whose answer is worth more.
         flips: Share of items with another answer than the baseline's, right or wrong.
+        calibration_error: Expected calibration error of its probabilities, where it gives some.
+        auroc: How well its confidence tells right answers from wrong ones; None where all or none are right.
+        cosine_mean: Of an embedder: mean cosine to the baseline's embeddings.
+        cosine_min: The smallest.
+        nll: Of a generator: mean negative log-likelihood of a token of the data, in nats.
+        baseline_nll: The baseline's.
+        kld: Of a generator: mean Kullback-Leibler divergence of its next-token distribution from the baseline's, in
+            nats.
+        unknown_share: Share of the data's tokens that its vocabulary lacks, where that was cut down.
     """
 
     n: int
@@ -41,6 +53,14 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     lost: int
     won: int
     flips: float
+    calibration_error: float | None = None
+    auroc: float | None = None
+    cosine_mean: float | None = None
+    cosine_min: float | None = None
+    nll: float | None = None
+    baseline_nll: float | None = None
+    kld: float | None = None
+    unknown_share: float | None = None
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,12 +71,14 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
         mean_ms: Mean.
         p50_ms: Median.
         p95_ms: 95 % quantile.
+        p99_ms: 99 % quantile.
     """
 
     calls: int
     mean_ms: float
     p50_ms: float
     p95_ms: float
+    p99_ms: float
 
 
 def quality(logits: FloatArray, baseline: FloatArray, truth: Indices) -> Quality:
@@ -85,8 +107,14 @@ def quality(logits: FloatArray, baseline: FloatArray, truth: Indices) -> Quality
 
 def latency(calls_ms: FloatArray) -> Latency:
     """Summarise timed calls, shape (n,), n at least 1."""
-    middle, high = np.quantile(calls_ms, [0.5, 0.95])
-    return Latency(calls=len(calls_ms), mean_ms=float(calls_ms.mean()), p50_ms=float(middle), p95_ms=float(high))
+    middle, high, highest = np.quantile(calls_ms, [0.5, 0.95, 0.99])
+    return Latency(
+        calls=len(calls_ms),
+        mean_ms=float(calls_ms.mean()),
+        p50_ms=float(middle),
+        p95_ms=float(high),
+        p99_ms=float(highest),
+    )
 
 
 def drop_bound(lost: int, won: int, n: int, delta: float) -> float:

@@ -7,7 +7,7 @@ like `int8_dynamic.py` and list it here. Importing this loads neither onnx nor o
 from __future__ import annotations
 
 from edgewise.quantize.recipes import fp32, int4_matmul, int8_dynamic, int8_embed4
-from edgewise.quantize.recipes.base import Choice, Outcome, Recipe, parse_choices
+from edgewise.quantize.recipes.base import Aids, Choice, Outcome, Recipe, parse_choices
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe for recipe in (fp32.RECIPE, int8_dynamic.RECIPE, int4_matmul.RECIPE, int8_embed4.RECIPE)
@@ -17,4 +17,4 @@ RECIPES: dict[str, Recipe] = {
 BASELINE = fp32.RECIPE.name
 """The recipe that every other is compared with."""
 
-__all__ = ["BASELINE", "RECIPES", "Choice", "Outcome", "Recipe", "parse_choices"]
+__all__ = ["BASELINE", "RECIPES", "Aids", "Choice", "Outcome", "Recipe", "parse_choices"]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgewise.quantize import graph
-from edgewise.quantize.recipes.base import Outcome, Recipe
+from edgewise.quantize.recipes.base import Aids, Outcome, Recipe
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +30,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     embedding: bool = True
 
 
-def apply(source: Path, out: Path, options: Options, *, seed: int) -> Outcome:  # nothing is drawn
+def apply(source: Path, out: Path, options: Options, *, seed: int, aids: Aids) -> Outcome:  # nothing is drawn
     """Quantize the eligible matrices, and embeddings if asked, with onnxruntime's n-bit quantizer."""
     import onnx
 

@@ -12,7 +12,7 @@ import msgspec
 
 from edgewise.quantize import graph
 from edgewise.quantize.recipes import int4_matmul, int8_dynamic
-from edgewise.quantize.recipes.base import Outcome, Recipe
+from edgewise.quantize.recipes.base import Aids, Outcome, Recipe
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +31,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     symmetric: bool = False
 
 
-def apply(source: Path, out: Path, options: Options, *, seed: int) -> Outcome:  # nothing is drawn
+def apply(source: Path, out: Path, options: Options, *, seed: int, aids: Aids) -> Outcome:  # nothing is drawn
     """Quantize the embeddings first: the second tool keeps what it does not know, the other way round they fuse."""
     import onnx
 

@@ -15,7 +15,7 @@ def candidate(name: str, size: int, p50: float, drop: float = 0.0) -> Candidate:
             size_bytes=size,
             load_ms=1.0,
             first_ms=1.0,
-            latency=Latency(calls=9, mean_ms=p50, p50_ms=p50, p95_ms=2 * p50),
+            latency=Latency(calls=9, mean_ms=p50, p50_ms=p50, p95_ms=2 * p50, p99_ms=3 * p50),
             peak_rss_bytes=1,
         ),
         quality=quality(drop),
