@@ -162,19 +162,26 @@ def _write_blob(folder: Path, data: bytes) -> Blob:
 
 def _check_source(source: BundleSource) -> None:
     """What can be refused before anything large is read."""
+    if source.task not in KINDS:
+        raise InputError(f"There is no task {source.task!r}.", f"Give one of: {', '.join(KINDS)}.")
     for item in source.golden:
-        if not all(math.isfinite(value) for value in (item.score, *item.logits)):
-            raise InputError(f"A golden item answered {item.output!r} with NaN or infinity.", "Check the model.")
-        if KINDS[source.task] == "classifier" and (
-            item.output not in source.labels or len(item.logits) != len(source.labels)
-        ):
-            raise InputError(
-                f"A golden item answered {item.output!r} with {len(item.logits)} logits; the bundle has "
-                f"{len(source.labels)} labels.",
-                "Compute the golden items with this graph and these labels.",
-            )
+        _check_golden(source, item)
     if isinstance(source.preprocessing, TextSource):
         _check_tokenizer(source.preprocessing)
+
+
+def _check_golden(source: BundleSource, item: GoldenItem) -> None:
+    if not all(math.isfinite(value) for value in (item.score, *item.logits)):
+        raise InputError(f"A golden item answered {item.output!r} with NaN or infinity.", "Check the model.")
+    kind = KINDS[source.task]
+    known = item.output in source.labels or kind != "classifier"
+    fits = len(item.logits) == len(source.labels) if kind in ("classifier", "tagger") else bool(item.logits)
+    if not (known and fits):
+        raise InputError(
+            f"A golden item answered {item.output!r} with {len(item.logits)} logits; the bundle has "
+            f"{len(source.labels)} labels.",
+            "Compute the golden items with this graph and these labels.",
+        )
 
 
 def _check_tokenizer(source: TextSource) -> None:
