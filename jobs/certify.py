@@ -6,7 +6,6 @@ Owns the order of the steps and where the certificate is written. The mathematic
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,7 +34,7 @@ from edgewise.files import write_atomically
 from edgewise.jobs.asking import ask_all, reference_of
 from edgewise.router import certificate as certificates
 from edgewise.router.certificate import certify, items_needed
-from edgewise.router.signals import signal_named
+from edgewise.router.signals import score_of, signal_named
 
 _CHOSEN_ON = {"measurement": "tuning", "gate": "gate"}
 """Attestations that name the data behind a choice, and which part it is."""
@@ -184,6 +183,7 @@ def _prepare(job: CertifyJob, reference: Reference) -> _Work | Certified:
     if len(examples) < needed:
         raise TooFewItemsError(len(examples), needed, job.alpha, job.delta)
     _refuse_chosen_on(job.data, examples, model.bundle)
+    _refuse_without_score(model)
     signal = job.signal or model.bundle.core.signal
     signal_named(signal)
     work = _Work(
@@ -193,6 +193,14 @@ def _prepare(job: CertifyJob, reference: Reference) -> _Work | Certified:
         return _kept(job, work)
     model.check_golden()
     return work
+
+
+def _refuse_without_score(model: EdgeModel) -> None:
+    if not model.labels:
+        raise CertificateError(
+            f"The bundle does {model.task}; its answers carry no logits, so nothing tells which of them to trust.",
+            "Certify a bundle that gives labels, or serve this one with --mode edge_only or cloud_only.",
+        )
 
 
 def _refuse_chosen_on(data: Path, examples: Sequence[Example], bundle: Bundle) -> None:
@@ -250,11 +258,12 @@ def _predicted(model: EdgeModel, example: Example, progress: Progress) -> Predic
 
 
 def edge_scores(predictions: Sequence[Prediction], signal: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Scores of predictions, one row at a time as the router does it, shape (n,); NaN where there are no logits."""
-    score = signal_named(signal)
-    return np.array(
-        [math.nan if item.logits is None else float(score(item.logits[None, :])[0]) for item in predictions]
-    )
+    """Scores of predictions, each as the router has it, shape (n,); NaN where a prediction has none.
+
+    Raises:
+        ConfigError: There is no such signal.
+    """
+    return np.array([score_of(prediction, signal) for prediction in predictions], dtype=np.float64)
 
 
 def _machine() -> tuple[str, str]:

@@ -54,7 +54,7 @@ from edgewise.router.instruments import Instruments
 from edgewise.router.policy import CertifiedThreshold, policy_for
 from edgewise.router.recall import Recall
 from edgewise.router.settings import Plugs, RouterSettings
-from edgewise.router.signals import signal_named
+from edgewise.router.signals import score_of, signal_named
 
 _log = logging.getLogger("edgewise.router")
 _FIRST_CHECK_S = 1.0
@@ -108,7 +108,8 @@ class Router:
             certificates.check_model(certificate, edge.digest)
         self._edge = edge
         self._certificate = certificate
-        self._score = signal_named(certificate.signal if certificate else "margin")
+        self._signal = certificate.signal if certificate else "margin"
+        signal_named(self._signal)
         self._routed = CertifiedThreshold(certificate)
         self._instruments = Instruments(self._plugs.metrics)
         self._instruments.certificate_valid.set(float(certificate is not None))
@@ -217,9 +218,7 @@ class Router:
         prediction = None
         if decision is None or decision.action is Action.LOCAL:
             prediction = await self._predict(turn)
-            # The certificate may have been voided while the edge computed: the policy of now decides.
-            policy = policy_for(turn.request, turn.mode, self._routed)
-            decision = decision or policy.after(turn.request, self._score_of(prediction))
+            decision = decision or self._judge(turn, prediction)
         if prediction is not None and decision.action is Action.LOCAL:
             final = self._edge_answer(turn, prediction, decision, Status.FINAL)
             self._keep(turn.request, turn.mode, final, self._reference)
@@ -305,10 +304,13 @@ class Router:
         turn.timings_ms["edge"] = 1000 * (self._plugs.clock.monotonic() - began)
         return prediction
 
-    def _score_of(self, prediction: Prediction) -> float:
-        if prediction.logits is None:
-            return math.nan
-        return float(self._score(prediction.logits[None, :])[0])
+    def _judge(self, turn: _Turn, prediction: Prediction) -> Decision:
+        """Decide by the policy of now: the certificate may have been voided while the edge computed."""
+        policy = policy_for(turn.request, turn.mode, self._routed)
+        decision = policy.after(turn.request, score_of(prediction, self._signal))
+        if prediction.out_of_distribution and decision.reason is Reason.BELOW_THRESHOLD:
+            return msgspec.structs.replace(decision, reason=Reason.OUT_OF_DISTRIBUTION)
+        return decision
 
     def _edge_answer(self, turn: _Turn, prediction: Prediction, decision: Decision, status: Status) -> Answer:
         return Answer(

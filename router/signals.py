@@ -1,13 +1,16 @@
 """Confidence signals: logits in, one score an item out, larger is more confident. Pure and vectorised.
 
-Owns no threshold: what a score is worth is the certificate's to say.
+Owns the one way from a prediction to its score, so that what is certified is what is routed by. Owns no threshold: what
+a score is worth is the certificate's to say.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from edgewise.contracts import FloatArray, Signal
+from edgewise.contracts import FloatArray, Prediction, Signal
 from edgewise.errors import ConfigError
 
 
@@ -53,3 +56,20 @@ def signal_named(name: str) -> Signal:
         return SIGNALS[name]
     except KeyError:
         raise ConfigError(f"There is no signal {name!r}.", f"Choose one of: {', '.join(sorted(SIGNALS))}.") from None
+
+
+def score_of(prediction: Prediction, signal: str) -> float:
+    """The confidence in one prediction, by the signal of that name; NaN, which always escalates, where there is none.
+
+    A margin that the graph itself computed is taken as it is. An input out of distribution has no score, and neither
+    has an answer without logits.
+
+    Raises:
+        ConfigError: There is no such signal.
+    """
+    score = signal_named(signal)
+    if prediction.out_of_distribution or prediction.logits is None:
+        return math.nan
+    if score is margin and prediction.margin is not None:
+        return prediction.margin
+    return float(score(prediction.logits[np.newaxis])[0])

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -225,6 +226,47 @@ async def test_a_doubtful_answer_comes_from_the_cloud_and_is_not_certified():
 async def test_nan_logits_escalate():
     answer = await router(ScriptedCloud()).answer(Request(inputs="nan nan"))
     assert answer.source is Source.CLOUD
+
+
+class Knowing(ScriptedEdge):
+    """An edge whose graph computes the margin and whose encoder knows what it was not made for."""
+
+    def __init__(self, margin=None, foreign=False):
+        super().__init__()
+        self.facts = {"margin": margin, "out_of_distribution": foreign}
+
+    def _one(self, item):
+        return msgspec.structs.replace(super()._one(item), **self.facts)
+
+
+async def test_the_margin_of_the_graph_itself_is_the_score():
+    answer = await router(ScriptedCloud(), edge=Knowing(margin=0.75)).answer(Request(inputs=DOUBTFUL))
+    assert (answer.source, answer.decision.score) == (Source.EDGE, 0.75)
+
+
+@pytest.mark.parametrize("threshold", [0.5, -np.inf])
+async def test_out_of_distribution_escalates_whatever_the_threshold(threshold):
+    flow = router(ScriptedCloud(), threshold=threshold, edge=Knowing(margin=1.0, foreign=True))
+    answer = await flow.answer(Request(inputs=CONFIDENT))
+    assert (answer.source, answer.decision.reason) == (Source.CLOUD, Reason.OUT_OF_DISTRIBUTION)
+    assert answer.decision.certificate_id is None
+    assert np.isnan(answer.decision.score)
+
+
+async def test_a_void_certificate_is_named_before_the_distribution():
+    cloud = ScriptedCloud(reference=Reference("cloud", "sha256:another"))
+    flow = router(cloud, edge=Knowing(foreign=True))
+    await flow.answer(Request(inputs=DOUBTFUL))
+    assert flow.certificate is None
+    answer = await flow.answer(Request(inputs=CONFIDENT))
+    assert answer.decision.reason is Reason.CERTIFICATE_VOID
+
+
+async def test_who_asks_for_the_edge_alone_gets_it_out_of_distribution_too():
+    answer = await router(ScriptedCloud(), edge=Knowing(foreign=True)).answer(
+        Request(inputs=CONFIDENT, mode=Mode.EDGE_ONLY)
+    )
+    assert (answer.source, answer.decision.certificate_id) == (Source.EDGE, None)
 
 
 async def test_a_late_cloud_gives_a_provisional_answer_and_then_a_revision_under_the_same_id():

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from edgewise.contracts import Prediction
 from edgewise.errors import ConfigError
-from edgewise.router.signals import SIGNALS, signal_named, softmax
+from edgewise.router.signals import SIGNALS, score_of, signal_named, softmax
 
 logits = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.floats(-50, 50, width=32))
 
@@ -45,3 +46,34 @@ def test_a_nan_logit_gives_a_nan_score(name):
 def test_an_unknown_signal_is_refused_with_the_choices():
     with pytest.raises(ConfigError, match="margin"):
         signal_named("gut feeling")
+
+
+LOGITS = np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32))
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_prediction_scores_as_the_signal_scores_its_logits(name):
+    assert score_of(Prediction(output="a", logits=LOGITS), name) == SIGNALS[name](LOGITS[np.newaxis])[0]
+
+
+def test_a_margin_that_the_graph_computed_is_taken_for_the_margin_and_for_nothing_else():
+    prediction = Prediction(output="a", logits=LOGITS, margin=0.25)
+    assert score_of(prediction, "margin") == 0.25
+    assert score_of(prediction, "max_probability") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        Prediction(output="a", logits=LOGITS, margin=0.9, out_of_distribution=True),
+        Prediction(output=(0.6, 0.8)),
+    ],
+)
+def test_out_of_distribution_or_without_logits_there_is_no_score(name, prediction):
+    assert np.isnan(score_of(prediction, name))
+
+
+def test_an_unknown_signal_is_refused_even_where_there_is_no_score():
+    with pytest.raises(ConfigError, match="margin"):
+        score_of(Prediction(output=(1.0,)), "gut feeling")
