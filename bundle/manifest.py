@@ -401,6 +401,9 @@ def _tensors_problem(core: Core) -> str | None:
         return f"the output {main_output(core).name!r} has shape {list(shape)}, a {core.kind} gives {list(wanted)}"
     if core.labels and isinstance(shape[-1], int) and shape[-1] != len(core.labels):
         return f"the graph gives {shape[-1]} logits for {len(core.labels)} labels"
+    margin = next((spec for spec in core.outputs if spec.name == "margin"), None)
+    if core.kind == "classifier" and margin is not None and len(margin.shape) != 1:
+        return f"the output 'margin' has shape {list(margin.shape)}, a classifier gives ['batch']"
     return None
 
 

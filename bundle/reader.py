@@ -138,7 +138,8 @@ class Bundle:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise corrupt(f"Its golden items cannot be read: {e}.") from e
         for item in items:
-            if len(item.logits) != len(self.core.labels):
+            # Without labels there are as many numbers as the embedding is wide, or the answer is long.
+            if self.core.labels and len(item.logits) != len(self.core.labels):
                 raise corrupt(f"A golden item has {len(item.logits)} logits for {len(self.core.labels)} labels.")
         return items
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewise.bundle import GoldenItem, Png
-from edgewise.contracts import Input, LocalModel, Prediction, Signal
+from edgewise.contracts import FloatArray, Input, LocalModel, Prediction, Signal
 from edgewise.edge.image import encode_png
 from edgewise.errors import CertificateError, InputError
 
@@ -19,6 +19,15 @@ from edgewise.errors import CertificateError, InputError
 # dynamic int8 activation over to its neighbour, which moves a logit by well under this share of the logits' spread.
 RELATIVE_TOLERANCE = 0.01
 ABSOLUTE_TOLERANCE = 1e-3
+
+# Embeddings of float32 and of dynamic int8 graphs of one model have cosines of 0.989 and more; two instruction-set
+# classes of one graph lie closer together.
+OTHER_ISA_COSINE = 0.98
+
+# A graph may compute its margin in float16, whose rounding of two probabilities moves it by up to 0.001.
+MARGIN_TOLERANCE = 0.01
+
+_SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 def golden_items(model: LocalModel, inputs: Sequence[Input], signal: Signal) -> tuple[GoldenItem, ...]:
@@ -30,7 +39,7 @@ def golden_items(model: LocalModel, inputs: Sequence[Input], signal: Signal) -> 
         signal: Scores logits of shape (n, classes).
 
     Raises:
-        InputError: An item cannot be read or kept, or the model gives no logits.
+        InputError: An item cannot be read or kept, or the model gives neither logits nor an embedding.
     """
     kept = [item if isinstance(item, str) else encode_png(item) for item in inputs]
     predictions = model.predict([_input(item) for item in kept])
@@ -40,9 +49,10 @@ def golden_items(model: LocalModel, inputs: Sequence[Input], signal: Signal) -> 
 def check(model: LocalModel, items: Sequence[GoldenItem], *, same_isa: bool) -> None:
     """Predict the golden items again and compare.
 
-    The label must always agree. On the instruction-set class that computed the items, each logit must also lie within
-    max(0.001, 1 % of the spread of the item's logits); on another class dynamic int8 rounds differently, and only
-    labels are compared.
+    The label, or a tagger's entities, must always agree. On the instruction-set class that computed the items, each
+    logit must also lie within max(0.001, 1 % of the spread of the item's logits), and so must each number of an
+    embedding. On another class dynamic int8 rounds differently: there only labels are compared, and an embedding's
+    cosine with the golden one must be 0.98 or more. A margin that the graph gives must be that of its own logits.
 
     Raises:
         CertificateError: An item disagrees, or there is none to check.
@@ -64,19 +74,53 @@ def _input(item: str | Png) -> Input:
 
 
 def _item(item: str | Png, prediction: Prediction, signal: Signal) -> GoldenItem:
-    if prediction.logits is None or not isinstance(prediction.output, str):
-        raise InputError("Golden items need a classifier.", "Give a model with logits.")
-    score = float(signal(prediction.logits[np.newaxis])[0])
-    return GoldenItem(item, prediction.output, score, tuple(float(value) for value in prediction.logits))
+    if prediction.logits is not None and isinstance(prediction.output, str):
+        score = float(signal(prediction.logits[np.newaxis])[0])
+        return GoldenItem(item, prediction.output, score, _numbers(prediction.logits))
+    if prediction.embedding is not None:
+        return GoldenItem(item, "", 0.0, _numbers(prediction.embedding))
+    raise InputError("Golden items need logits or an embedding.", "Give a classifier, a tagger or an embedder.")
+
+
+def _numbers(values: FloatArray) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _difference(item: GoldenItem, prediction: Prediction, *, same_isa: bool) -> str | None:
+    expected = np.array(item.logits, dtype=np.float64)
+    if prediction.logits is None and prediction.embedding is not None:
+        embedding = prediction.embedding
+        return _beyond(expected, embedding, "number") if same_isa else _turned(expected, embedding)
     if prediction.output != item.output:
         return f"it answers {prediction.output!r} instead of {item.output!r}"
-    if not same_isa or prediction.logits is None:
+    if prediction.logits is None:
         return None
-    expected = np.array(item.logits, dtype=np.float64)
+    found = _beyond(expected, prediction.logits, "logit") if same_isa else None
+    return found or _wrong_margin(prediction)
+
+
+def _beyond(expected: FloatArray, found: FloatArray, what: str) -> str | None:
+    if found.shape != expected.shape:
+        return f"it gives {found.size} numbers instead of {expected.size}"
     tolerance = max(ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE * float(np.ptp(expected)))
-    worst = float(np.max(np.abs(prediction.logits - expected)))
+    worst = float(np.max(np.abs(found - expected)))
     # Written so that a NaN counts as a difference.
-    return None if worst <= tolerance else f"a logit differs by {worst:.4g}, {tolerance:.4g} is allowed"
+    return None if worst <= tolerance else f"a {what} differs by {worst:.4g}, {tolerance:.4g} is allowed"
+
+
+def _turned(expected: FloatArray, found: FloatArray) -> str | None:
+    if found.shape != expected.shape:
+        return f"it gives {found.size} numbers instead of {expected.size}"
+    lengths = float(np.linalg.norm(found)) * float(np.linalg.norm(expected))
+    cosine = float(found @ expected) / max(lengths, _SMALLEST)
+    return None if cosine >= OTHER_ISA_COSINE else f"the cosine of its embedding is {cosine:.4g}"
+
+
+def _wrong_margin(prediction: Prediction) -> str | None:
+    """A graph with a margin of its own is routed by it, so the margin counts as much as the logits."""
+    if prediction.margin is None or prediction.logits is None:
+        return None
+    shares = np.exp(prediction.logits - prediction.logits.max(), dtype=np.float64)
+    second, first = np.sort(shares / shares.sum())[-2:]
+    wrong = abs(prediction.margin - (first - second))
+    return None if wrong <= MARGIN_TOLERANCE else f"its margin {prediction.margin:.4g} is not that of its logits"

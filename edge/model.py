@@ -10,49 +10,44 @@ Owns the way from an input to a `Prediction`. Scores nothing and routes nothing:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
+import msgspec
 from numpy.typing import NDArray
 
-from edgewise.bundle import Bundle, Core, GenerationPreprocessing, ImagePreprocessing, main_output
-from edgewise.contracts import Input, Prediction
+from edgewise.bundle import Bundle, Core, GenerationPreprocessing, ImagePreprocessing
+from edgewise.contracts import FloatArray, Input, Prediction
 from edgewise.edge import golden
 from edgewise.edge.device import probe
+from edgewise.edge.entities import Words
+from edgewise.edge.reading import READINGS, Encoded, TaggerReading
 from edgewise.edge.session import Session
 from edgewise.errors import BundleError, InputError
 
-EMBEDDING = "sentence_embedding"
+Feeds: TypeAlias = Mapping[str, NDArray[Any]]
 
 
-class Encoder(Protocol):
-    """Turns one input into the graph's tensors."""
+class _Encoder(NamedTuple):
+    """How an item becomes a graph's inputs, and which kind of item it is."""
 
-    @property
-    def kind(self) -> str:
-        """What it takes: "text" or "image"."""
-        ...
-
-    def encode(self, item: Input) -> Mapping[str, NDArray[Any]]:
-        """Arrays by input name, batch of one."""
-        ...
+    kind: Literal["text", "image"]
+    read: Callable[[Input], Encoded]
 
 
 class EdgeModel:
-    """A classifier from a bundle; implements `contracts.LocalModel`. Safe to call from several threads at once.
+    """A classifier, embedder or tagger from a bundle; implements `contracts.LocalModel`.
 
-    Build it with `EdgeModel.load(path)` or `EdgeModel.from_bundle(bundle)`.
+    Safe to call from several threads at once. Build it with `EdgeModel.load(path)` or `EdgeModel.from_bundle(bundle)`.
     """
 
-    def __init__(self, bundle: Bundle, encoder: Encoder, session: Session) -> None:
+    def __init__(self, bundle: Bundle, encoder: _Encoder, session: Session) -> None:
         self._bundle = bundle
         self._encoder = encoder
         self._session = session
-        self._outputs = [main_output(bundle.core).name]
-        if any(spec.name == EMBEDDING for spec in bundle.core.outputs):
-            self._outputs.append(EMBEDDING)
+        self._reading = READINGS[bundle.core.kind](bundle.core)
+        self._outputs = list(self._reading.outputs)
 
     @classmethod
     def load(cls, path: Path | str, *, threads: int = 1) -> EdgeModel:
@@ -89,12 +84,12 @@ class EdgeModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels in the order of the logits."""
+        """Labels in the order of the logits; none of an embedder."""
         return self._bundle.core.labels
 
     @property
     def task(self) -> str:
-        """The task: "text-classification" or "image-classification"."""
+        """The task, such as "text-classification"; see `bundle.KINDS`."""
         return self._bundle.core.task
 
     @property
@@ -121,19 +116,48 @@ class EdgeModel:
         """Predict one item.
 
         Returns:
-            The label, and logits of shape (classes,), float32.
+            Of a classifier the label, and logits of shape (classes,), float32. Of an embedder the vector. Of a tagger
+            the entities as JSON, and the logits of the word that it is least certain of.
 
         Raises:
             InputError: The model cannot read it.
         """
-        results = self._session.run(self._encoder.encode(item), self._outputs)
-        logits = np.asarray(results[0][0], dtype=np.float32)
-        embedding = np.asarray(results[1][0], dtype=np.float32) if len(results) > 1 else None
-        if logits.shape != (len(self.labels),):
-            raise BundleError(
-                f"The graph gave logits of shape {logits.shape} for {len(self.labels)} labels.", "Pack it again."
-            )
-        return Prediction(output=self.labels[int(logits.argmax())], logits=logits, embedding=embedding)
+        encoded = self._encoder.read(item)
+        return self._reading.predict(item, encoded, self.run(encoded.feeds))
+
+    def feeds(self, item: Input) -> Feeds:
+        """The graph's inputs for one item, arrays by name, batch of one.
+
+        Raises:
+            InputError: The model cannot read it.
+        """
+        return self._encoder.read(item).feeds
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """The graph's outputs that a prediction is read from, arrays by name.
+
+        Args:
+            feeds: As `feeds` gives them, or padded to a length of one's own.
+
+        Raises:
+            InputError: The graph refuses them.
+        """
+        return dict(zip(self._outputs, self._session.run(feeds, self._outputs), strict=True))
+
+    def tag(self, text: str) -> FloatArray:
+        """A tagger's logits for each word of a text: those of the word's first token.
+
+        Returns:
+            Shape (words, labels), float32; words are what white space separates. For a word without a token see
+            `TaggerReading.word_logits`.
+
+        Raises:
+            InputError: The model is no tagger, or cannot read the text.
+        """
+        if not isinstance(self._reading, TaggerReading):
+            raise InputError(f"A model for {self.task} does not label words.", "Load one for token-classification.")
+        encoded = self._encoder.read(text)
+        return self._reading.word_logits(Words.of(text), encoded, self.run(encoded.feeds))
 
     def check_golden(self) -> None:
         """Predict the golden items of the bundle again and compare; see `golden.check`.
@@ -145,20 +169,26 @@ class EdgeModel:
         golden.check(self, self._bundle.golden(), same_isa=same_isa)
 
 
-def _encoder(bundle: Bundle) -> Encoder:
-    core = bundle.core
-    if isinstance(core.preprocessing, ImagePreprocessing):
+def _encoder(bundle: Bundle) -> _Encoder:
+    core, how = bundle.core, bundle.core.preprocessing
+    if isinstance(how, ImagePreprocessing):
         from edgewise.edge.image import ImageEncoder
 
-        return ImageEncoder(core.preprocessing, _only_input(core))
-    if isinstance(core.preprocessing, GenerationPreprocessing):
+        images = ImageEncoder(how, _only_input(core))
+        return _Encoder("image", lambda item: Encoded(images.encode(item)))
+    if isinstance(how, GenerationPreprocessing):
         raise BundleError(f"The bundle {core.name} is a language model.", "Load it with edgewise.edge.EdgeGenerator.")
     from edgewise.edge.text import TextEncoder
 
-    how = core.preprocessing
-    return TextEncoder(
-        bundle.read(how.tokenizer), core.inputs, max_length=how.max_length, pad_multiple=how.pad_multiple
+    limit = None if how.max_unknown_share is msgspec.UNSET else how.max_unknown_share
+    texts = TextEncoder(
+        bundle.read(how.tokenizer),
+        core.inputs,
+        max_length=how.max_length,
+        pad_multiple=how.pad_multiple,
+        max_unknown_share=limit,
     )
+    return _Encoder("text", texts.read)
 
 
 def _only_input(core: Core) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
 
 from edgewise.bundle import TensorSpec
 from edgewise.contracts import Input
+from edgewise.edge.reading import Encoded
 from edgewise.errors import BundleError, InputError
 
 _FEEDS = ("input_ids", "attention_mask", "token_type_ids")
@@ -27,15 +29,23 @@ class TextEncoder:
         inputs: The graph's inputs, each one of input_ids, attention_mask, token_type_ids, shape (batch, tokens).
         max_length: Tokens kept, special tokens included.
         pad_multiple: Pad to a multiple of this, but not beyond `max_length`; 1 pads nothing.
+        max_unknown_share: Texts with a larger share of unknown tokens are out of distribution; None for none.
 
     Raises:
-        BundleError: The tokenizer cannot be read, or the graph has an input that a text does not feed.
+        BundleError: The tokenizer cannot be read, the graph has an input that a text does not feed, or unknown tokens
+            shall be counted and the tokenizer has none.
     """
 
     kind = "text"
 
     def __init__(
-        self, tokenizer_json: bytes, inputs: Sequence[TensorSpec], *, max_length: int, pad_multiple: int = 1
+        self,
+        tokenizer_json: bytes,
+        inputs: Sequence[TensorSpec],
+        *,
+        max_length: int,
+        pad_multiple: int = 1,
+        max_unknown_share: float | None = None,
     ) -> None:
         unknown = [spec.name for spec in inputs if spec.name not in _FEEDS]
         if unknown:
@@ -45,6 +55,8 @@ class TextEncoder:
         self._max_length = max_length
         self._pad_multiple = pad_multiple
         self._pad_id = _pad_id(self._tokenizer)
+        self._max_unknown_share = max_unknown_share
+        self._unknown_id = None if max_unknown_share is None else _required_unknown_id(tokenizer_json)
 
     def encode(self, item: Input) -> dict[str, NDArray[np.generic]]:
         """Arrays of shape (1, tokens) by input name, in the declared integer types.
@@ -52,6 +64,23 @@ class TextEncoder:
         Raises:
             InputError: Not a text, not valid Unicode, or without any token.
         """
+        return self._tensors(self._tokenize(item))
+
+    def read(self, item: Input) -> Encoded:
+        """`encode`, with what the tokens say of the text: where they lie, and whether too many are unknown.
+
+        Raises:
+            InputError: As for `encode`.
+        """
+        encoding = self._tokenize(item)
+        return Encoded(self._tensors(encoding), encoding.offsets, self._is_foreign(encoding))
+
+    def _is_foreign(self, encoding: Encoding) -> bool:
+        if self._max_unknown_share is None or self._unknown_id is None:
+            return False
+        return unknown_share(encoding, self._unknown_id) > self._max_unknown_share
+
+    def _tokenize(self, item: Input) -> Encoding:
         if not isinstance(item, str):
             raise InputError(f"This model takes a text (str), given {describe(item)}.", "Give a str.")
         try:
@@ -60,7 +89,7 @@ class TextEncoder:
             raise InputError(f"This text cannot be tokenized: {e}.", "Give valid Unicode.") from e
         if not encoding.ids:
             raise InputError(f"This text holds no token that the model knows: {item[:80]!r}.", "Give a longer text.")
-        return self._tensors(encoding)
+        return encoding
 
     def _tensors(self, encoding: Encoding) -> dict[str, NDArray[np.generic]]:
         used = len(encoding.ids)
@@ -76,6 +105,51 @@ class TextEncoder:
             tensor[0, :used] = rows[name]
             tensors[name] = tensor
         return tensors
+
+
+def unknown_share(encoding: Encoding, unknown_id: int) -> float:
+    """Share of unknown tokens among those that are not special, in [0, 1]; 0 where all are special.
+
+    Counted are the tokens that are kept: what the length limit cuts off, the model does not see either.
+    """
+    own = [token for token, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not special]
+    return own.count(unknown_id) / len(own) if own else 0.0
+
+
+def unknown_id(tokenizer_json: bytes) -> int | None:
+    """The id of the token that stands for whatever the vocabulary lacks, or None where nothing can be unknown.
+
+    Raises:
+        BundleError: Not a `tokenizer.json`.
+    """
+    try:
+        model = msgspec.json.decode(tokenizer_json, type=_TokenizerPart).model
+        if model.unk_token is None:
+            return model.unk_id
+        found = Tokenizer.from_buffer(tokenizer_json).token_to_id(model.unk_token)
+    except Exception as e:  # the Rust library raises plain Exception and ValueError
+        raise BundleError(f"The tokenizer of the bundle cannot be read: {e}.", "Update tokenizers.") from e
+    return None if found is None else int(found)
+
+
+class _ModelPart(msgspec.Struct):
+    unk_token: str | None = None
+    unk_id: int | None = None
+
+
+class _TokenizerPart(msgspec.Struct):
+    """The two fields of a `tokenizer.json` that name the unknown token: of Unigram its id, of the others itself."""
+
+    model: _ModelPart
+
+
+def _required_unknown_id(tokenizer_json: bytes) -> int:
+    found = unknown_id(tokenizer_json)
+    if found is None:
+        raise BundleError(
+            "The bundle limits the share of unknown tokens, and its tokenizer has none.", "Pack it again."
+        )
+    return found
 
 
 def describe(item: object) -> str:

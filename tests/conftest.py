@@ -48,3 +48,15 @@ def tiny_text_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathF
 def tiny_image_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny image model (8 x 8, grey) with golden items. Shared: copy it before changing it."""
     return tiny_models.pack_image(tmp_path_factory.mktemp("tiny-image"))
+
+
+@pytest.fixture(scope="session")
+def tiny_tagger_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny tagger with golden items. Shared: copy it before changing it."""
+    return tiny_models.pack_tagger(tmp_path_factory.mktemp("tiny-tagger"))
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny embedder with golden items. Shared: copy it before changing it."""
+    return tiny_models.pack_embedder(tmp_path_factory.mktemp("tiny-embedder"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,16 @@ def text(tiny_text_bundle):
 @pytest.fixture(scope="module")
 def image(tiny_image_bundle):
     return EdgeModel.load(tiny_image_bundle)
+
+
+@pytest.fixture(scope="module")
+def tagger(tiny_tagger_bundle):
+    return EdgeModel.load(tiny_tagger_bundle)
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_embedder_bundle):
+    return EdgeModel.load(tiny_embedder_bundle)
 
 
 @pytest.fixture
@@ -106,6 +117,37 @@ def test_a_declared_embedding_comes_along(packed, tiny_models):
     prediction = packed(tiny_models.text_model(with_embedding=True)).predict_one("wheat")
     np.testing.assert_allclose(prediction.embedding, tiny_models.embedding()[2], rtol=1e-6)
     assert prediction.embedding.dtype == np.float32
+
+
+def test_a_declared_margin_comes_along_and_is_that_of_the_logits(packed, tiny_models):
+    model = packed(tiny_models.text_model(with_margin=True))
+    for sentence in tiny_models.TEXTS:
+        prediction = model.predict_one(sentence)
+        assert prediction.margin == pytest.approx(float(tiny_models.margin(prediction.logits[np.newaxis])[0]), abs=1e-6)
+
+
+def test_a_margin_of_another_shape_is_refused(packed, tiny_models):
+    model = tiny_models.text_model(with_margin=True)
+    model.graph.output[-1].type.tensor_type.shape.dim.add().dim_value = 1
+    with pytest.raises(InputError, match=r"'margin' has shape \['batch', 1\]"):
+        packed(model)
+
+
+def test_texts_of_unknown_words_are_out_of_distribution(packed, tiny_models):
+    cut = TextSource(tiny_models.tokenizer_json(), max_length=16, max_unknown_share=0.5)
+    model = packed(tiny_models.text_model(), preprocessing=cut)
+    foreign = [prediction.out_of_distribution for prediction in model.predict(["wheat zebra", "wheat zebra quagga"])]
+    assert foreign == [False, True]
+
+
+def test_feeds_are_what_the_graph_runs_on_padded_or_not(text, tiny_models):
+    feeds = text.feeds("wheat harvest")
+    assert {name: array.shape for name, array in feeds.items()} == {"input_ids": (1, 2), "attention_mask": (1, 2)}
+    padded = {name: np.pad(array, ((0, 0), (0, 3))) for name, array in feeds.items()}
+    for given in (feeds, padded):
+        np.testing.assert_allclose(
+            text.run(given)["logits"][0], tiny_models.expected_logits("wheat harvest"), rtol=1e-5
+        )
 
 
 def test_a_graph_with_int32_inputs(packed, tiny_models):
@@ -189,7 +231,87 @@ def test_the_edge_room_stays_lean():
     assert found.stdout.strip() == "[]"
 
 
+class TestEmbedder:
+    def test_answers_what_numpy_computes(self, embedder, tiny_models):
+        for sentence in tiny_models.TEXTS:
+            prediction = embedder.predict_one(sentence)
+            np.testing.assert_allclose(
+                prediction.output, tiny_models.expected_embedding(sentence), rtol=1e-5, atol=1e-7
+            )
+            assert (prediction.logits, prediction.margin) == (None, None)
+
+    def test_another_vector_is_a_mismatch(self, embedder):
+        first, *rest = embedder.bundle.golden()
+        assert (first.output, first.score) == ("", 0.0)
+        for same_isa, problem in ((True, "a number differs by"), (False, "cosine of its embedding is 0.9")):
+            turned = msgspec.structs.replace(first, logits=(*first.logits[:-1], first.logits[-1] + 0.3))
+            shorter = msgspec.structs.replace(first, logits=first.logits[1:])
+            golden.check(embedder, [first, *rest], same_isa=same_isa)
+            with pytest.raises(CertificateError, match=problem):
+                golden.check(embedder, [*rest, turned], same_isa=same_isa)
+            with pytest.raises(CertificateError, match="32 numbers instead of 31"):
+                golden.check(embedder, [shorter], same_isa=same_isa)
+
+    def test_labels_no_words(self, embedder):
+        with pytest.raises(InputError, match="feature-extraction does not label words"):
+            embedder.tag("wheat")
+
+
+class TestTagger:
+    def test_tells_entities(self, tagger):
+        found = json.loads(tagger.predict_one("the wheat tariff  fell vessel\tport corn corn").output)
+        assert found == [
+            {"start": 4, "end": 16, "label": "GRAIN", "text": "wheat tariff"},
+            {"start": 23, "end": 34, "label": "SHIP", "text": "vessel\tport"},
+            {"start": 35, "end": 39, "label": "GRAIN", "text": "corn"},
+            {"start": 40, "end": 44, "label": "GRAIN", "text": "corn"},
+        ]
+
+    def test_tags_words_as_numpy_does(self, tagger, tiny_models):
+        for text in tiny_models.TAGGED:
+            np.testing.assert_allclose(tagger.tag(text), tiny_models.expected_tags(text), rtol=1e-5, atol=1e-6)
+
+    def test_a_word_is_its_first_token(self, tagger, tiny_models):
+        """The tiny tokenizer splits at punctuation, data do not."""
+        np.testing.assert_allclose(tagger.tag("wheat-vessel the")[0], tiny_models.expected_tags("wheat")[0], rtol=1e-5)
+        (entity,) = json.loads(tagger.predict_one("wheat-vessel the").output)
+        assert (entity["label"], entity["text"]) == ("GRAIN", "wheat-vessel")
+
+    def test_the_logits_are_those_of_the_least_certain_word(self, tagger, tiny_models):
+        rows = tiny_models.expected_tags("wheat vessel today")
+        expected = rows[tiny_models.margin(rows).argmin()]
+        np.testing.assert_allclose(tagger.predict_one("wheat vessel today").logits, expected, rtol=1e-5, atol=1e-6)
+
+    def test_words_beyond_the_length_limit_are_outside_and_nobody_is_less_certain(self, tagger):
+        text = "wheat " * 15 + "corn vessel vessel"
+        logits = tagger.tag(text)
+        assert logits.shape == (18, 4)
+        assert logits[15].argmax() == 1
+        np.testing.assert_array_equal(logits[16:], np.array([[1e-3, 0, 0, 0]] * 2, dtype=np.float32))
+        np.testing.assert_array_equal(tagger.predict_one(text).logits, logits[17])
+
+    def test_other_entities_are_a_mismatch(self, tagger):
+        items = [msgspec.structs.replace(item, output="[]") for item in tagger.bundle.golden()]
+        with pytest.raises(CertificateError, match=r"instead of '\[\]'"):
+            golden.check(tagger, items, same_isa=False)
+        with pytest.raises(CertificateError, match="differs by"):
+            golden.check(tagger, [shifted(item, 1.5) for item in tagger.bundle.golden()], same_isa=True)
+
+
 class TestGolden:
+    def test_a_margin_that_is_not_that_of_the_logits_is_a_mismatch(self, packed, tiny_models):
+        honest = packed(tiny_models.text_model(with_margin=True))
+        items = golden_items(honest, list(tiny_models.TEXTS), tiny_models.margin)
+
+        class Boasting:
+            def predict(self, inputs):
+                return [msgspec.structs.replace(item, margin=1.0) for item in honest.predict(inputs)]
+
+        for same_isa in (True, False):
+            golden.check(honest, items, same_isa=same_isa)
+            with pytest.raises(CertificateError, match="margin 1 is not that of its logits"):
+                golden.check(Boasting(), items, same_isa=same_isa)
+
     def test_hold_where_they_were_made(self, text, image):
         text.check_golden()
         image.check_golden()
@@ -251,7 +373,7 @@ class TestGolden:
             def predict(self, inputs):
                 return [msgspec.structs.replace(item, logits=None) for item in text.predict(inputs)]
 
-        with pytest.raises(InputError, match="classifier"):
+        with pytest.raises(InputError, match="need logits or an embedding"):
             golden_items(Generator(), ["wheat"], lambda logits: logits[:, 0])
 
 

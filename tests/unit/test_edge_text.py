@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.bundle import TensorSpec
-from edgewise.edge.text import TextEncoder
+from edgewise.edge.text import TextEncoder, unknown_id, unknown_share
 from edgewise.errors import BundleError, InputError
 
 ALL = ("input_ids", "attention_mask", "token_type_ids")
@@ -16,10 +16,10 @@ ALL = ("input_ids", "attention_mask", "token_type_ids")
 
 @pytest.fixture(scope="module")
 def encoder_of(tiny_models):
-    def build(names=ALL[:2], dtype="int64", max_length=8, pad_multiple=1, tokenizer=None):
+    def build(names=ALL[:2], dtype="int64", tokenizer=None, max_length=8, **options):
         specs = [TensorSpec(name, dtype, ("batch", "tokens")) for name in names]
         content = tokenizer or tiny_models.tokenizer_json()
-        return TextEncoder(content, specs, max_length=max_length, pad_multiple=pad_multiple)
+        return TextEncoder(content, specs, max_length=max_length, **options)
 
     return build
 
@@ -131,3 +131,57 @@ def test_graph_with_an_input_that_a_text_does_not_feed(encoder_of):
 def test_broken_tokenizer(encoder_of, content):
     with pytest.raises(BundleError, match="tokenizer"):
         encoder_of(tokenizer=content)
+
+
+def special_at_both_ends(tiny_models):
+    """The tiny tokenizer with [PAD] in the places of [CLS] and [SEP]."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_buffer(tiny_models.tokenizer_json())
+    tokenizer.post_processor = processors.TemplateProcessing(single="[PAD] $A [PAD]", special_tokens=[("[PAD]", 0)])
+    return tokenizer.to_str().encode()
+
+
+class TestUnknownShare:
+    @pytest.mark.parametrize(
+        ("limit", "foreign"), [(0.0, True), (0.49, True), (0.5, False), (1.0, False), (None, False)]
+    )
+    def test_more_than_the_limit_is_out_of_distribution(self, encoder_of, limit, foreign):
+        encoder = encoder_of(max_unknown_share=limit)
+        assert encoder.read("wheat zebra corn quagga").out_of_distribution is foreign
+        assert not encoder.read("wheat corn").out_of_distribution
+
+    def test_special_tokens_and_what_is_cut_off_do_not_count(self, encoder_of, tiny_models):
+        encoder = encoder_of(tokenizer=special_at_both_ends(tiny_models), max_length=4, max_unknown_share=0.49)
+        assert encoder.read("zebra wheat").out_of_distribution, "1 of 2, not of 4"
+        assert not encoder.read("wheat corn zebra zebra zebra").out_of_distribution
+        assert not encoder.read("").out_of_distribution, "only special tokens are left"
+
+    @given(words=st.lists(st.sampled_from(["wheat", "zebra"]), min_size=1, max_size=8))
+    def test_the_share_is_counted(self, words, tiny_models):
+        from tokenizers import Tokenizer
+
+        content = tiny_models.tokenizer_json()
+        encoding = Tokenizer.from_buffer(content).encode(" ".join(words))
+        assert unknown_share(encoding, unknown_id(content)) == words.count("zebra") / len(words)
+
+    def test_the_unknown_token_is_the_tokenizers_own(self):
+        from tokenizers import Tokenizer, models
+
+        unigram = models.Unigram([("a", -1.0), ("?", 0.0)], unk_id=1)
+        assert unknown_id(Tokenizer(unigram).to_str().encode()) == 1
+        named = models.WordLevel({"a": 0, "<unk>": 5}, unk_token="<unk>")
+        assert unknown_id(Tokenizer(named).to_str().encode()) == 5
+        assert unknown_id(Tokenizer(models.BPE()).to_str().encode()) is None
+
+    def test_a_limit_without_an_unknown_token_is_a_contradiction(self, encoder_of):
+        from tokenizers import Tokenizer, models
+
+        content = Tokenizer(models.BPE()).to_str().encode()
+        with pytest.raises(BundleError, match="its tokenizer has none"):
+            encoder_of(tokenizer=content, max_unknown_share=0.5)
+
+
+def test_each_token_is_told_by_its_characters(encoder_of, tiny_models):
+    encoder = encoder_of(tokenizer=special_at_both_ends(tiny_models))
+    assert list(encoder.read("wheat  rose").spans) == [(0, 0), (0, 5), (7, 11), (0, 0)]

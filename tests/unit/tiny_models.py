@@ -33,6 +33,8 @@ TEXTS = ("wheat harvest rose", "vessel in port strike", "tariff deficit fell tod
 WIDTH = 32
 ROWS = 640  # 640 * 32 * 4 bytes = 80 KiB: large enough to become a blob of its own
 IMAGE_LABELS = ("dark", "bright")
+TAGS = ("O", "B-GRAIN", "I-GRAIN", "SHIP")
+TAGGED = ("wheat tariff fell", "the vessel port rose", "corn crop export of cargo")
 
 
 def vocabulary() -> dict[str, int]:
@@ -67,7 +69,34 @@ def expected_logits(text: str) -> np.ndarray:
     return embedding()[ids].mean(axis=0)[: len(LABELS)] * 4.0
 
 
-def text_model(*, ids_type: int = TensorProto.INT64, with_embedding: bool = False, doc: str = "") -> onnx.ModelProto:
+def expected_tags(text: str) -> np.ndarray:
+    """What the tiny tagger answers, by numpy, shape (words, 4)."""
+    ids = [vocabulary().get(word, 1) for word in text.lower().split()]
+    return embedding()[ids] @ _tag_head() + np.array([2.0, 0.0, 0.0, 0.0], dtype=np.float32)
+
+
+def expected_embedding(text: str) -> np.ndarray:
+    """What the tiny embedder answers, by numpy: the mean of the word vectors at length 1."""
+    ids = [vocabulary().get(word, 1) for word in text.lower().split()]
+    mean = embedding()[ids].mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def _tag_head() -> np.ndarray:
+    """Words of grain open a GRAIN, words of trade go on with it, words of ship are a SHIP; others are outside."""
+    head = np.zeros((WIDTH, len(TAGS)), dtype=np.float32)
+    for column, tag in enumerate(("B-GRAIN", "SHIP", "I-GRAIN")):
+        head[column, TAGS.index(tag)] = 4.0
+    return head
+
+
+def text_model(
+    *,
+    ids_type: int = TensorProto.INT64,
+    with_embedding: bool = False,
+    with_margin: bool = False,
+    doc: str = "",
+) -> onnx.ModelProto:
     """Gather, masked mean, MatMul: inputs input_ids and attention_mask, output logits (batch, 3)."""
     weight = np.zeros((WIDTH, len(LABELS)), dtype=np.float32)
     weight[: len(LABELS)] = np.eye(len(LABELS), dtype=np.float32) * 4.0
@@ -87,14 +116,53 @@ def text_model(*, ids_type: int = TensorProto.INT64, with_embedding: bool = Fals
         helper.make_node("Div", ["total", "count"], ["sentence_embedding"]),
         helper.make_node("MatMul", ["sentence_embedding", "head.weight"], ["logits"]),
     ]
-    inputs = [
-        helper.make_tensor_value_info(name, ids_type, ["batch", "tokens"]) for name in ("input_ids", "attention_mask")
-    ]
+    inputs = _token_inputs(ids_type)
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])]
     if with_embedding:
         outputs.append(helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", WIDTH]))
+    if with_margin:
+        initializers += [numpy_helper.from_array(np.array(value, dtype=np.int64), f"m{value}") for value in ([2], [1])]
+        nodes += [
+            helper.make_node("Softmax", ["logits"], ["shares"]),
+            helper.make_node("TopK", ["shares", "m[2]"], ["top", "places"]),
+            helper.make_node("Split", ["top"], ["first", "second"], axis=1),
+            helper.make_node("Sub", ["first", "second"], ["gap"]),
+            helper.make_node("Squeeze", ["gap", "m[1]"], ["margin"]),
+        ]
+        outputs.append(helper.make_tensor_value_info("margin", TensorProto.FLOAT, ["batch"]))
     graph = helper.make_graph(nodes, "tiny_text", inputs, outputs, initializers, doc_string=doc)
     return _model(graph, doc)
+
+
+def tagger_model() -> onnx.ModelProto:
+    """Gather, MatMul, Add: inputs input_ids and attention_mask, output logits (batch, tokens, 4)."""
+    initializers = [
+        numpy_helper.from_array(embedding(), "embedding.weight"),
+        numpy_helper.from_array(_tag_head(), "head.weight"),
+        numpy_helper.from_array(np.array([2.0, 0.0, 0.0, 0.0], dtype=np.float32), "head.bias"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["embedding.weight", "input_ids"], ["vectors"]),
+        helper.make_node("MatMul", ["vectors", "head.weight"], ["product"]),
+        helper.make_node("Add", ["product", "head.bias"], ["logits"]),
+    ]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "tokens", len(TAGS)])]
+    return _model(helper.make_graph(nodes, "tiny_tagger", _token_inputs(), outputs, initializers), "")
+
+
+def embedder_model() -> onnx.ModelProto:
+    """The tiny text model's masked mean at length 1: output embedding (batch, 32)."""
+    model = text_model()
+    del model.graph.node[-1], model.graph.output[:]
+    model.graph.node.append(helper.make_node("LpNormalization", ["sentence_embedding"], ["embedding"], axis=1, p=2))
+    model.graph.output.append(helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", WIDTH]))
+    return _model(model.graph, "")
+
+
+def _token_inputs(ids_type: int = TensorProto.INT64) -> list[onnx.ValueInfoProto]:
+    return [
+        helper.make_tensor_value_info(name, ids_type, ["batch", "tokens"]) for name in ("input_ids", "attention_mask")
+    ]
 
 
 def image_model(*, size: int = 8, channels: int = 1) -> onnx.ModelProto:
@@ -166,6 +234,22 @@ def pack_image(folder: Path, **changes: object) -> Path:
     onnx.save_model(image_model(), path)
     images = [np.full((8, 8), value, dtype=np.uint8) for value in (10, 240)]
     return _pack_with_golden(image_source(path, **changes), images, folder)
+
+
+def pack_tagger(folder: Path, **changes: object) -> Path:
+    """Pack the tiny tagger with golden items; returns the bundle."""
+    path = folder / "tiny-tagger.onnx"
+    onnx.save_model(tagger_model(), path)
+    fields = {"name": "tiny-tagger", "task": "token-classification", "labels": TAGS}
+    return _pack_with_golden(text_source(path, **{**fields, **changes}), list(TAGGED), folder)
+
+
+def pack_embedder(folder: Path, **changes: object) -> Path:
+    """Pack the tiny embedder with golden items; returns the bundle."""
+    path = folder / "tiny-embedder.onnx"
+    onnx.save_model(embedder_model(), path)
+    fields = {"name": "tiny-embedder", "task": "feature-extraction", "labels": ()}
+    return _pack_with_golden(text_source(path, **{**fields, **changes}), list(TEXTS), folder)
 
 
 def _pack_with_golden(source: BundleSource, inputs: list, folder: Path) -> Path:
