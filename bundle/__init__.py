@@ -7,6 +7,8 @@ blobs that only the newer one names.
 """
 
 from edgewise.bundle.attestation import Attestation
+from edgewise.bundle.genai_config import GenaiConfig, read_config
+from edgewise.bundle.generator import GeneratorSource, pack_generator
 from edgewise.bundle.manifest import (
     FORMAT_VERSION,
     KINDS,
@@ -43,7 +45,9 @@ __all__ = [
     "BundleSource",
     "Core",
     "FixedSize",
+    "GenaiConfig",
     "GenerationPreprocessing",
+    "GeneratorSource",
     "GoldenItem",
     "GraphFacts",
     "ImagePreprocessing",
@@ -63,5 +67,7 @@ __all__ = [
     "main_output",
     "manifest_schema",
     "pack_bundle",
+    "pack_generator",
+    "read_config",
     "read_facts",
 ]

@@ -7,6 +7,7 @@ is stripped: doc strings, metadata, producer, training information; they also ho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,43 @@ def read_model(path: Path) -> Any:
         MissingExtraError: `onnx` is not installed.
     """
     onnx = load_onnx()
-    if not path.is_file():
-        raise InputError(f"There is no ONNX file at {path}.", "Give the path of a .onnx file.")
+    _require_file(path)
+    model = _parse(onnx, path)
     try:
-        model = onnx.load_model(path, load_external_data=False)
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(str(path))
     except Exception as e:  # onnx raises protobuf's, its checker's and the system's errors
         raise InputError(f"{path} is not a readable ONNX model: {_first_line(e)}.", _REMEDY) from e
+    return _cleaned(onnx, model, path)
+
+
+def open_model(path: Path) -> Any:
+    """As `read_model`, but weights in files beside the graph stay there: `stored_weights` brings them one by one.
+
+    Nor does onnx's checker see it: it refuses the operators that onnxruntime keeps in the standard domain.
+
+    Raises:
+        InputError: Not an ONNX model, or a weight in the graph is not a number.
+        MissingExtraError: `onnx` is not installed.
+    """
+    onnx = load_onnx()
+    _require_file(path)
+    return _cleaned(onnx, _parse(onnx, path), path)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"There is no ONNX file at {path}.", "Give the path of a .onnx file.")
+
+
+def _parse(onnx: ModuleType, path: Path) -> Any:
+    try:
+        return onnx.load_model(path, load_external_data=False)
+    except Exception as e:  # onnx raises protobuf's and the system's errors
+        raise InputError(f"{path} is not a readable ONNX model: {_first_line(e)}.", _REMEDY) from e
+
+
+def _cleaned(onnx: ModuleType, model: Any, path: Path) -> Any:
     if not model.graph.node:
         raise InputError(f"The ONNX file {path} holds an empty graph.", _REMEDY)
     _strip(model)
@@ -100,12 +130,7 @@ def read_facts(path: Path) -> GraphFacts:
         InputError: Not an ONNX model.
         MissingExtraError: `onnx` is not installed.
     """
-    onnx = load_onnx()
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except Exception as e:  # onnx raises protobuf's and the system's errors
-        raise InputError(f"{path} is not a readable ONNX model: {_first_line(e)}.", _REMEDY) from e
-    return graph_facts(model)
+    return graph_facts(_parse(load_onnx(), path))
 
 
 def large_weights(model: Any) -> Iterator[tuple[Any, bytes]]:
@@ -120,9 +145,65 @@ def large_weights(model: Any) -> Iterator[tuple[Any, bytes]]:
             yield tensor, tensor.raw_data
 
 
-def move_out(tensor: Any, location: str, size: int) -> None:
-    """Make a tensor refer to a file beside the graph instead of holding its bytes."""
+def stored_weights(model: Any, folder: Path) -> Iterator[tuple[Any, bytes]]:
+    """Each initializer of 64 KiB and more of an opened model, with its raw little-endian bytes, one at a time.
+
+    The bytes never enter the model: protobuf would keep them until the whole model is freed. Smaller initializers do.
+
+    Args:
+        model: What `open_model` gave.
+        folder: Where the files lie that it names.
+
+    Raises:
+        InputError: A file is missing or too short, lies elsewhere, or a weight holds NaN or infinity.
+    """
     onnx = load_onnx()
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            if len(tensor.raw_data) >= LARGE_WEIGHT_BYTES:
+                yield tensor, tensor.raw_data
+            continue
+        data = _stored(onnx, tensor, folder)
+        _check_finite(onnx, tensor, data)
+        if len(data) >= LARGE_WEIGHT_BYTES:
+            yield tensor, data
+        else:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = data
+
+
+def _stored(onnx: ModuleType, tensor: Any, folder: Path) -> bytes:
+    where = onnx.external_data_helper.ExternalDataInfo(tensor)
+    path = folder / where.location
+    if not where.location or Path(where.location).name != where.location or path.is_symlink():
+        raise InputError(f"The weight {tensor.name!r} names the file {where.location!r}.", "Keep it beside the graph.")
+    try:
+        with path.open("rb") as stream:
+            stream.seek(where.offset or 0)
+            data = stream.read(where.length if where.length is not None else -1)
+    except OSError as e:
+        raise InputError(f"The weight {tensor.name!r} cannot be read: {e.strerror or e}.", _REMEDY) from e
+    width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    promised = where.length if where.length is not None else math.prod(tensor.dims) * width
+    if len(data) != promised:
+        raise InputError(f"The weight {tensor.name!r} has {len(data)} of {promised} bytes in {path.name}.", _REMEDY)
+    return data
+
+
+def _check_finite(onnx: ModuleType, tensor: Any, data: bytes) -> None:
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    if dtype.kind == "f":
+        values = np.frombuffer(data, dtype)
+        if np.isnan(values).any() or (values.size > 1 and not np.isfinite(values).all()):
+            raise InputError(f"The weight {tensor.name!r} holds NaN or infinity.", "Check the checkpoint.")
+
+
+def move_out(tensor: Any, location: str, size: int) -> None:
+    """Make a tensor refer to a file beside the graph instead of holding its bytes, or to another file than it did."""
+    onnx = load_onnx()
+    if not tensor.HasField("raw_data"):
+        tensor.raw_data = b""  # the helper asks for the field, not for what is in it
     onnx.external_data_helper.set_external_data(tensor, location, offset=0, length=size)
     tensor.ClearField("raw_data")
 
@@ -149,7 +230,7 @@ def _strip(model: Any) -> None:
         for field in ("doc_string", "metadata_props"):
             if field in message.DESCRIPTOR.fields_by_name:
                 message.ClearField(field)
-        if message.DESCRIPTOR.name == "TensorProto":
+        if message.DESCRIPTOR.name == "TensorProto" and not message.external_data:
             message.ClearField("data_location")  # loading external data leaves the default spelled out
 
 
@@ -165,7 +246,7 @@ def _messages(message: Any) -> Iterator[Any]:
 def _check_weights(onnx: ModuleType, model: Any, path: Path) -> None:
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
     for tensor in (message for message in _messages(model) if message.DESCRIPTOR.name == "TensorProto"):
-        if tensor.data_type not in floats:
+        if tensor.data_type not in floats or tensor.external_data:
             continue
         values = onnx.numpy_helper.to_array(tensor).astype(np.float32, copy=False)
         # Exporters write an attention mask's fill value as a single infinity; in a real weight it is damage.

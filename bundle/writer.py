@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,35 +99,47 @@ def pack_bundle(source: BundleSource, out: Path | str) -> str:
     model = read_model(source.onnx_path)
     facts = graph_facts(model)
     _check_facts(source, facts)
+    return publish(out, lambda blobs: _write_blobs(source, model, facts, blobs))
+
+
+def publish(out: Path, write_blobs: Callable[[Path], Core]) -> str:
+    """Make a bundle of the blobs that the caller writes and of the core that names them.
+
+    Args:
+        out: A folder that does not exist yet; it appears whole or not at all.
+        write_blobs: Fills the folder of blobs.
+
+    Returns:
+        The model digest.
+
+    Raises:
+        OutputExistsError: `out` exists.
+        BundleError: The folder cannot be written, or what was written cannot be read back.
+    """
     try:
         with staged_directory(out) as staged:
-            return _write(source, model, facts, staged)
+            blobs = staged / BLOBS
+            blobs.mkdir(parents=True)
+            (staged / MANIFEST).write_bytes(encode_manifest(write_blobs(blobs)))
+            # What cannot be read back must not be published.
+            return Bundle.open(staged).model_digest
     except OSError as e:
         raise BundleError(
             f"The bundle {out} cannot be written: {e.strerror or e}.", "Check space and permissions."
         ) from e
 
 
-def _write(source: BundleSource, model: Any, facts: GraphFacts, folder: Path) -> str:
-    blobs = folder / BLOBS
-    blobs.mkdir(parents=True)
-    core = _write_blobs(source, model, facts, blobs)
-    (folder / MANIFEST).write_bytes(encode_manifest(core))
-    # What cannot be read back must not be published.
-    return Bundle.open(folder).model_digest
-
-
 def _write_blobs(source: BundleSource, model: Any, facts: GraphFacts, folder: Path) -> Core:
     weights = []
     for tensor, data in large_weights(model):
-        blob = _write_blob(folder, data)
+        blob = write_blob(folder, data)
         weights.append(Weight(tensor.name, blob))
         move_out(tensor, blob.hex, blob.size)
     return Core(
         name=source.name,
         kind=KINDS[source.task],
         task=source.task,
-        graph=_write_blob(folder, model.SerializeToString(deterministic=True)),
+        graph=write_blob(folder, model.SerializeToString(deterministic=True)),
         weights=tuple(weights),
         preprocessing=_write_preprocessing(source.preprocessing, folder),
         labels=tuple(source.labels),
@@ -136,7 +148,7 @@ def _write_blobs(source: BundleSource, model: Any, facts: GraphFacts, folder: Pa
         recipe=source.recipe,
         signal=source.signal,
         target=source.target,
-        golden=_write_blob(folder, encode_golden(tuple(source.golden))),
+        golden=write_blob(folder, encode_golden(tuple(source.golden))),
         licences=tuple(source.licences),
     )
 
@@ -147,14 +159,15 @@ def _write_preprocessing(
     if isinstance(source, ImagePreprocessing):
         return source
     return TextPreprocessing(
-        _write_blob(folder, source.tokenizer_json),
+        write_blob(folder, source.tokenizer_json),
         source.max_length,
         source.pad_multiple,
         msgspec.UNSET if source.max_unknown_share is None else source.max_unknown_share,
     )
 
 
-def _write_blob(folder: Path, data: bytes) -> Blob:
+def write_blob(folder: Path, data: bytes) -> Blob:
+    """Keep bytes as a blob in the folder of blobs."""
     name = hashlib.sha256(data).hexdigest()
     (folder / name).write_bytes(data)
     return Blob(f"sha256:{name}", len(data))
