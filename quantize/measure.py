@@ -1,27 +1,31 @@
 """Measures a bundle with the runtime that will serve it, each time in a fresh process.
 
-Owns what is timed and how: load, first answer, then every item once, batch of one, at the data's own lengths. Draws no
-conclusion: `statistics.py` and `select.py` do. `measure_here` and `golden_here` run in a worker and load no torch.
+Owns what is timed and how: load, first answer, then every item once, batch of one, at the data's own lengths; then the
+graph alone on texts of chosen lengths, where they are asked for. Draws no conclusion: `quality.py`, `bounds.py` and
+`select.py` do. `measure_here`, `golden_here` and `check_here` run in a worker, and need the base install only.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.bundle import GoldenItem
-from edgewise.contracts import FloatArray, Input
+from edgewise.bundle import GoldenItem, TextPreprocessing
+from edgewise.contracts import Input
 from edgewise.edge import Device, EdgeModel, golden_items, probe
-from edgewise.errors import EdgewiseError
+from edgewise.errors import CertificateError, ConfigError, EdgewiseError
+from edgewise.quantize.answers import Answers, answer_of, join, load, save, stacked
 from edgewise.quantize.items import Item, inputs_of, items_of
 from edgewise.quantize.process import run_fresh
+from edgewise.quantize.report import Performance, Setting
+from edgewise.quantize.statistics import latency
 from edgewise.router.signals import signal_named
 
 ROUNDS = 3
@@ -31,6 +35,9 @@ WARM_UP = 3
 MIN_TIMED = 20
 """Timed calls a process at least; few items are repeated."""
 
+LENGTH_CALLS = 30
+"""Timed calls a process at each chosen length."""
+
 
 class MeasureJob(msgspec.Struct, frozen=True):
     """Measure a bundle.
@@ -39,33 +46,55 @@ class MeasureJob(msgspec.Struct, frozen=True):
         bundle: Its folder.
         items: A JSON file of items.
         threads: Threads of one prediction.
-        logits: Where the logits go, as .npy of shape (n, classes).
+        answers: Where the answers go, as .npz; empty to keep none.
         check_golden: Whether the golden items are predicted again and compared.
+        lengths: Lengths of text, in tokens, at which the graph is timed as well.
     """
 
     bundle: str
     items: str
     threads: int
-    logits: str
+    answers: str
     check_golden: bool = False
+    lengths: tuple[int, ...] = ()
+
+
+class LengthCalls(msgspec.Struct, frozen=True):
+    """Timed calls of the graph on texts of exactly this many tokens; tokenizing is not in them.
+
+    Attributes:
+        tokens: Tokens of each text, special ones included.
+        calls_ms: Each call after warming up.
+    """
+
+    tokens: int
+    calls_ms: tuple[float, ...]
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """What one process measured.
 
     Attributes:
+        threads: Threads of one prediction.
         load_ms: From the folder to a model ready to answer, verification included.
         first_ms: The first answer.
-        calls_ms: Each timed call after warming up, preprocessing included.
+        calls_ms: Each timed call after warming up, preprocessing included; of a generator to the first token.
         peak_rss_bytes: Largest resident memory of the process.
         device: The machine.
+        lengths: At the chosen lengths.
+        tokens_per_s: Of a generator: tokens a second after the first.
+        facts: What was asked for and not measured, and why.
     """
 
+    threads: int
     load_ms: float
     first_ms: float
     calls_ms: tuple[float, ...]
     peak_rss_bytes: int
     device: Device
+    lengths: tuple[LengthCalls, ...] = ()
+    tokens_per_s: float | None = None
+    facts: tuple[str, ...] = ()
 
 
 class GoldenJob(msgspec.Struct, frozen=True):
@@ -88,6 +117,26 @@ class GoldenAnswers(msgspec.Struct, frozen=True):
     items: tuple[GoldenItem, ...]
 
 
+class CheckJob(msgspec.Struct, frozen=True):
+    """Predict the golden items of a bundle again.
+
+    Attributes:
+        bundle: Its folder.
+    """
+
+    bundle: str
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """How the golden items came out.
+
+    Attributes:
+        golden: "same", or the difference in words.
+    """
+
+    golden: str
+
+
 def measure_here(job: MeasureJob) -> Round:
     """Measure in this process."""
     inputs = inputs_of(msgspec.json.decode(Path(job.items).read_bytes(), type=tuple[Item, ...]))
@@ -98,22 +147,36 @@ def measure_here(job: MeasureJob) -> Round:
     answered = time.perf_counter()
     for item in inputs[:WARM_UP]:
         model.predict_one(item)
-    calls, logits = _time_calls(model, inputs)
+    calls, answers = _time_calls(model, inputs)
+    lengths, facts = _time_lengths(model, inputs, job.lengths)
     if job.check_golden:
         model.check_golden()
-    np.save(job.logits, logits)
+    if job.answers:
+        save(Path(job.answers), answers)
     return Round(
+        threads=job.threads,
         load_ms=(loaded - started) * 1e3,
         first_ms=(answered - loaded) * 1e3,
         calls_ms=calls,
         peak_rss_bytes=peak_rss_bytes(),
         device=probe(),
+        lengths=lengths,
+        facts=facts,
     )
 
 
 def golden_here(job: GoldenJob) -> GoldenAnswers:
     """Compute golden items in this process."""
     return GoldenAnswers(golden_items(EdgeModel.load(job.bundle), inputs_of(job.items), signal_named(job.signal)))
+
+
+def check_here(job: CheckJob) -> Checked:
+    """Check golden items in this process."""
+    try:
+        EdgeModel.load(job.bundle).check_golden()
+    except CertificateError as e:
+        return Checked(e.problem)
+    return Checked("same")
 
 
 def peak_rss_bytes() -> int:
@@ -137,11 +200,18 @@ class Measured(NamedTuple):
 
     Attributes:
         rounds: What each process measured.
-        logits: Shape (n, classes), in the order of the data.
+        answers: Its answers, in the order of the data.
+        others: What each process with another number of threads measured.
     """
 
     rounds: tuple[Round, ...]
-    logits: FloatArray
+    answers: Answers
+    others: tuple[Round, ...] = ()
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What was asked for and not measured, each once."""
+        return tuple(dict.fromkeys(fact for round_ in (*self.rounds, *self.others) for fact in round_.facts))
 
 
 def measure_interleaved(
@@ -153,65 +223,192 @@ def measure_interleaved(
     threads: int,
     rounds: int = ROUNDS,
     check_golden: bool = False,
+    lengths: tuple[int, ...] = (),
+    thread_counts: tuple[int, ...] = (),
     advance: Callable[[], None] = lambda: None,
+    peak: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Measured | EdgewiseError]:
     """Measure several bundles on the same items, taking turns.
 
     Args:
-        bundles: Folders by name.
+        bundles: Folders by name, at least one.
         inputs: The items.
-        work: A folder for passing things on; `NAME.npy` with the logits stays there.
+        work: A folder for passing things on; `NAME.npz` with the answers stays there.
         log: What the processes print.
         threads: Threads of one prediction.
-        rounds: Fresh processes a bundle.
+        rounds: Fresh processes a bundle, and of each other number of threads.
         check_golden: Whether each process also checks the golden items.
-        advance: Called after each process.
+        lengths: Lengths of text, in tokens, at which the graph is timed as well.
+        thread_counts: Other numbers of threads at which latency is measured.
+        advance: Called after each bundle's turn.
+        peak: Told the largest resident memory of each process in bytes, see `run_fresh`.
 
     Returns:
         By name, what was measured, or why a bundle could not be.
+
+    Raises:
+        ConfigError: A length or a number of threads below 1.
     """
+    _check_positive("text length", lengths)
+    _check_positive("number of threads", thread_counts)
     rounds = min(rounds, len(inputs))
-    found: dict[str, list[tuple[Round, FloatArray]]] = {name: [] for name in bundles}
+    found: dict[str, list[_Turn]] = {name: [] for name in bundles}
     broken: dict[str, EdgewiseError] = {}
     for number in range(rounds):
         items = work / "items.json"
         items.write_bytes(msgspec.json.encode(items_of(inputs[number::rounds])))
-        for name in _turn(list(bundles), number):
+        for name in _turns(list(bundles), number):
             if name not in broken:
-                logits = work / "round.npy"
-                job = MeasureJob(str(bundles[name]), str(items), threads, str(logits), check_golden)
+                answers = work / "round.npz"
+                job = MeasureJob(str(bundles[name]), str(items), threads, str(answers), check_golden, lengths)
                 try:
-                    found[name].append((run_fresh("measure", job, Round, log=log, threads=threads), np.load(logits)))
+                    found[name].append(_turn(job, thread_counts, log, peak))
                 except EdgewiseError as e:
                     broken[name] = e
             advance()
-    joined = {name: _join(parts, len(inputs)) for name, parts in found.items() if name not in broken}
+    joined = {name: _join(turns, len(inputs)) for name, turns in found.items() if name not in broken}
     for name, measured in joined.items():
-        np.save(work / f"{name}.npy", measured.logits)
+        save(work / f"{name}.npz", measured.answers)
     return {**joined, **broken}
 
 
-def _time_calls(model: EdgeModel, inputs: Sequence[Input]) -> tuple[tuple[float, ...], FloatArray]:
+def performance(measured: Measured, size_bytes: int) -> Performance:
+    """What was measured in figures: medians over the processes, quantiles over the calls of all of them.
+
+    Args:
+        measured: All rounds of a candidate.
+        size_bytes: Bytes of its bundle.
+    """
+    rounds = measured.rounds
+    rates = [round_.tokens_per_s for round_ in rounds if round_.tokens_per_s is not None]
+    return Performance(
+        size_bytes=size_bytes,
+        load_ms=float(np.median([round_.load_ms for round_ in rounds])),
+        first_ms=float(np.median([round_.first_ms for round_ in rounds])),
+        latency=latency(np.concatenate([round_.calls_ms for round_ in rounds])),
+        peak_rss_bytes=max(round_.peak_rss_bytes for round_ in rounds),
+        settings=_settings(measured),
+        tokens_per_s=float(np.median(rates)) if rates else None,
+    )
+
+
+def _settings(measured: Measured) -> tuple[Setting, ...]:
+    calls: dict[tuple[int, int], list[float]] = {}
+    for round_ in measured.others:
+        calls.setdefault((round_.threads, 0), []).extend(round_.calls_ms)
+    for round_ in (*measured.rounds, *measured.others):
+        for part in round_.lengths:
+            calls.setdefault((round_.threads, part.tokens), []).extend(part.calls_ms)
+    return tuple(
+        Setting(threads=threads, tokens=tokens or None, latency=latency(np.array(times)))
+        for (threads, tokens), times in sorted(calls.items())
+    )
+
+
+def _time_calls(model: EdgeModel, inputs: Sequence[Input]) -> tuple[tuple[float, ...], Answers]:
     calls: list[float] = []
-    logits: list[NDArray[np.floating]] = []
+    answers: list[Answers] = []
     for turn in range(-(-MIN_TIMED // len(inputs)) if len(inputs) < MIN_TIMED else 1):
         for item in inputs:
             started = time.perf_counter()
             prediction = model.predict_one(item)
             calls.append((time.perf_counter() - started) * 1e3)
-            if turn == 0 and prediction.logits is not None:
-                logits.append(prediction.logits)
-    return tuple(calls), np.stack(logits)
+            if turn == 0:
+                answers.append(answer_of(model, item, prediction))
+    return tuple(calls), stacked(answers)
 
 
-def _turn(names: list[str], number: int) -> list[str]:
+def _time_lengths(
+    model: EdgeModel, inputs: Sequence[Input], lengths: tuple[int, ...]
+) -> tuple[tuple[LengthCalls, ...], tuple[str, ...]]:
+    if not lengths:
+        return (), ()
+    how = model.bundle.core.preprocessing
+    if not isinstance(how, TextPreprocessing):
+        return (), ("latency at chosen lengths was not measured: the model takes no text",)
+    read = [model.feeds(item) for item in inputs[:LENGTH_CALLS]]
+    fitting = [length for length in lengths if length <= how.max_length]
+    facts = tuple(
+        f"latency at {length} tokens was not measured: the model reads {how.max_length} at most"
+        for length in lengths
+        if length > how.max_length
+    )
+    return tuple(LengthCalls(length, _time_graph(model, of_length(read, length))) for length in fitting), facts
+
+
+def _time_graph(model: EdgeModel, batches: Sequence[Mapping[str, NDArray[Any]]]) -> tuple[float, ...]:
+    calls = []
+    for number in range(WARM_UP + LENGTH_CALLS):
+        feeds = batches[number % len(batches)]
+        started = time.perf_counter()
+        model.run(feeds)
+        calls.append((time.perf_counter() - started) * 1e3)
+    return tuple(calls[WARM_UP:])
+
+
+def of_length(read: Sequence[Mapping[str, NDArray[Any]]], length: int) -> list[dict[str, NDArray[Any]]]:
+    """Texts cut, or repeated, to exactly this many tokens.
+
+    A first and a last token that all texts have in common, such as [CLS] and [SEP], stay at the ends.
+
+    Args:
+        read: Tensors of each text, shape (1, tokens), by input name; at least one text.
+        length: Tokens wanted, at least 1.
+    """
+    used = [_used(feeds) for feeds in read]
+    rows = [feeds["input_ids"][0] for feeds in read]
+    ends = {(int(row[0]), int(row[count - 1])) for row, count in zip(rows, used, strict=True)}
+    return [
+        {name: tensor[:, _positions(count, length, framed=len(ends) == 1)] for name, tensor in feeds.items()}
+        for feeds, count in zip(read, used, strict=True)
+    ]
+
+
+def _used(feeds: Mapping[str, NDArray[Any]]) -> int:
+    """Tokens that are not padding, which comes last."""
+    mask = feeds.get("attention_mask")
+    return int(mask.sum()) if mask is not None else next(iter(feeds.values())).shape[1]
+
+
+def _positions(used: int, length: int, *, framed: bool) -> NDArray[np.int64]:
+    if framed and used > 2 and length > 2:
+        return np.concatenate([[0], np.resize(np.arange(1, used - 1), length - 2), [used - 1]])
+    return np.resize(np.arange(used), length)
+
+
+def _turns(names: list[str], number: int) -> list[str]:
     """The names, starting with another one each round."""
     start = number % len(names)
     return names[start:] + names[:start]
 
 
-def _join(found: list[tuple[Round, FloatArray]], count: int) -> Measured:
-    logits = np.empty((count, found[0][1].shape[1]), dtype=np.float32)
-    for number, (_, rows) in enumerate(found):
-        logits[number :: len(found)] = rows
-    return Measured(tuple(round_ for round_, _ in found), logits)
+class _Turn(NamedTuple):
+    """One bundle in one round."""
+
+    round: Round
+    answers: Answers
+    others: tuple[Round, ...]
+
+
+def _turn(job: MeasureJob, thread_counts: Iterable[int], log: Path, peak: Callable[[int], None]) -> _Turn:
+    measured = run_fresh("measure", job, Round, log=log, threads=job.threads, peak=peak)
+    others = []
+    for threads in dict.fromkeys(thread_counts):
+        if threads != job.threads:
+            other = msgspec.structs.replace(job, threads=threads, answers="", check_golden=False)
+            others.append(run_fresh("measure", other, Round, log=log, threads=threads, peak=peak))
+    return _Turn(measured, load(Path(job.answers)), tuple(others))
+
+
+def _join(turns: Sequence[_Turn], count: int) -> Measured:
+    return Measured(
+        rounds=tuple(turn.round for turn in turns),
+        answers=join([turn.answers for turn in turns], count),
+        others=tuple(round_ for turn in turns for round_ in turn.others),
+    )
+
+
+def _check_positive(what: str, values: Iterable[int]) -> None:
+    wrong = next((value for value in values if value < 1), None)
+    if wrong is not None:
+        raise ConfigError(f"A {what} of {wrong} cannot be measured.", "Give 1 or more.")

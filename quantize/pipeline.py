@@ -14,24 +14,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from edgewise.bundle import Bundle, attach
-from edgewise.contracts import FloatArray, Progress
+from edgewise.bundle import KINDS, Bundle, attach
+from edgewise.contracts import Progress
 from edgewise.errors import EdgewiseError
 from edgewise.files import refuse_existing
+from edgewise.quantize.answers import Answers, finite
 from edgewise.quantize.candidates import Built, Factory, failed
 from edgewise.quantize.export import Exported, ExportJob
 from edgewise.quantize.items import items_of
-from edgewise.quantize.measure import ROUNDS, Measured, measure_interleaved
+from edgewise.quantize.measure import ROUNDS, Measured, measure_interleaved, performance
 from edgewise.quantize.plan import SAMPLES, Part, Plan, QuantizeJob, make_plan
 from edgewise.quantize.process import run_fresh
 from edgewise.quantize.progress import NullProgress
+from edgewise.quantize.quality import compare
 from edgewise.quantize.report import (
     Candidate,
     CheckpointFacts,
     Export,
-    Performance,
     Report,
     Stage,
     all_lose_too_much,
@@ -48,7 +47,7 @@ from edgewise.quantize.run_folder import (
     write_report,
 )
 from edgewise.quantize.select import Entry, Gate, Pick, Verdict, judge, pick
-from edgewise.quantize.statistics import Quality, drop_bound, latency, quality
+from edgewise.quantize.statistics import Quality, drop_bound
 
 
 @dataclass(frozen=True)
@@ -177,11 +176,11 @@ class _Run:
             raise baseline
         if isinstance(found, EdgewiseError):
             return failed(built, str(found))
-        if not np.isfinite(found.logits).all():
+        if not finite(found.answers):
             return failed(built, "it answers items of the tuning part with NaN or infinity")
-        answers = quality(found.logits, baseline.logits, self.plan.tuning.truth)
+        answers = self._compare(found.answers, baseline.answers, self.plan.tuning)
         return built.describe(
-            performance=_performance(found, Bundle.open(built.bundle).size_bytes),
+            performance=performance(found, Bundle.open(built.bundle).size_bytes),
             quality=answers,
             drop_bound=0.0 if found is baseline else self._bound(answers),
         )
@@ -197,8 +196,8 @@ class _Run:
         baseline = self.plan.choices[0].id
         names = list(dict.fromkeys([baseline, choice.id]))
         with self._stage("gate", len(names)):
-            logits = self._answers(names, part)
-            answers = quality(logits[choice.id], logits[baseline], part.truth)
+            given = self._answers(names, part)
+            answers = self._compare(given[choice.id], given[baseline], part)
         return judge(
             answers,
             max_drop=self.job.max_drop,
@@ -206,8 +205,11 @@ class _Run:
             is_baseline=choice.id == baseline,
         )
 
-    def _answers(self, names: list[str], part: Part) -> dict[str, FloatArray]:
-        """Logits of some candidates on a part, each in one fresh process that also checks the golden items."""
+    def _compare(self, found: Answers, baseline: Answers, part: Part) -> Quality:
+        return compare(KINDS[self.plan.checkpoint.task], found, baseline, part.truth).quality
+
+    def _answers(self, names: list[str], part: Part) -> dict[str, Answers]:
+        """Answers of some candidates on a part, each in one fresh process that also checks the golden items."""
         work = self.folder / "work" / "gate"
         work.mkdir()
         found = measure_interleaved(
@@ -220,12 +222,12 @@ class _Run:
             check_golden=True,
             advance=self.progress.advance,
         )
-        logits = {}
+        given = {}
         for name, measured in found.items():
             if isinstance(measured, EdgewiseError):
                 raise measured
-            logits[name] = measured.logits
-        return logits
+            given[name] = measured.answers
+        return given
 
     def _report(
         self,
@@ -301,17 +303,6 @@ def _entry(candidate: Candidate) -> Entry:
         size_bytes=candidate.performance.size_bytes,
         p50_ms=candidate.performance.latency.p50_ms,
         drop=candidate.quality.drop,
-    )
-
-
-def _performance(measured: Measured, size_bytes: int) -> Performance:
-    rounds = measured.rounds
-    return Performance(
-        size_bytes=size_bytes,
-        load_ms=float(np.median([round_.load_ms for round_ in rounds])),
-        first_ms=float(np.median([round_.first_ms for round_ in rounds])),
-        latency=latency(np.concatenate([round_.calls_ms for round_ in rounds])),
-        peak_rss_bytes=max(round_.peak_rss_bytes for round_ in rounds),
     )
 
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +42,15 @@ class Failure(msgspec.Struct, frozen=True):
     remedy: str
 
 
-def run_fresh(work: str, job: msgspec.Struct, result: type[Result], *, log: Path, threads: int) -> Result:
+def run_fresh(
+    work: str,
+    job: msgspec.Struct,
+    result: type[Result],
+    *,
+    log: Path,
+    threads: int,
+    peak: Callable[[int], None] = lambda _: None,
+) -> Result:
     """Do a piece of work in a fresh process.
 
     Args:
@@ -51,6 +59,9 @@ def run_fresh(work: str, job: msgspec.Struct, result: type[Result], *, log: Path
         result: Type of its result.
         log: Whatever it prints is appended here.
         threads: Threads that numeric libraries in it may use.
+        peak: Told the largest resident memory of the process, or of one that it started and waited for, in bytes,
+            however it ended. Linux counts what this process held when it started the other one, so it is never less
+            than that. Not told on systems that do not say.
 
     Raises:
         EdgewiseError: What the work itself raised.
@@ -62,7 +73,7 @@ def run_fresh(work: str, job: msgspec.Struct, result: type[Result], *, log: Path
         asked, answered = Path(folder) / "job.json", Path(folder) / "result.json"
         asked.write_bytes(msgspec.json.encode(job))
         command = [sys.executable, "-P", "-m", "edgewise.quantize.worker", work, str(asked), str(answered)]
-        code = _run(command, log, _environment(threads))
+        code = _run(command, log, _environment(threads), peak)
         if not answered.exists():
             raise WorkerError(*_death(work, code, log))
         return _read(answered.read_bytes(), result)
@@ -79,19 +90,28 @@ def _read(data: bytes, result: type[Result]) -> Result:
     raise plain(failure.problem, failure.remedy)
 
 
-def _run(command: list[str], log: Path, environment: Mapping[str, str]) -> int:
+def _run(command: list[str], log: Path, environment: Mapping[str, str], peak: Callable[[int], None]) -> int:
     with log.open("ab") as stream:
         # The pipe to its standard input closes when this process ends, however it ends; the worker ends with it.
         process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
             command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment
         )
         try:
-            return process.wait()
+            return _wait(process, peak)
         finally:
             process.kill()
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
+
+
+def _wait(process: subprocess.Popen[bytes], peak: Callable[[int], None]) -> int:
+    if not hasattr(os, "wait4"):  # Windows
+        return process.wait()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak(usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024)
+    return process.returncode
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     RUN/bundle/                the winner
     RUN/candidates/ID/         every candidate, each a bundle of its own
-    RUN/predictions/ID.npy     logits on the tuning part, shape (n, classes), in the order of the data
+    RUN/predictions/ID.npz     answers to the tuning part, in the order of the data; see `answers.py`
     RUN/report.json            every figure
     RUN/run.json               digest of everything that went in
     RUN/logs/                  what exporter and recipes printed
@@ -117,10 +117,10 @@ def _old(out: Path) -> Path:
 
 
 def keep_predictions(folder: Path, names: list[str]) -> None:
-    """Move the logits of these candidates out of the work folder."""
+    """Move the answers of these candidates out of the work folder."""
     (folder / "predictions").mkdir()
     for name in names:
-        (folder / "work" / f"{name}.npy").rename(folder / "predictions" / f"{name}.npy")
+        (folder / "work" / f"{name}.npz").rename(folder / "predictions" / f"{name}.npz")
 
 
 def link_tree(source: Path, to: Path) -> None:

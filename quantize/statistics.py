@@ -1,6 +1,7 @@
-"""The arithmetic of a measurement: accuracy, flips, quantiles and the bound on an accuracy drop. Pure.
+"""The figures of a measurement, and the exact bound on an accuracy drop where an answer is right or wrong. Pure.
 
-Owns formulas, and no opinion on what a good value is.
+Owns the structs and the binomial arithmetic, and no opinion on what a good value is. What fills a `Quality` is in
+`quality.py`, the bound for answers that are right in part in `bounds.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.contracts import FloatArray
-from edgewise.quantize.items import Indices
 
 # Share of delta that the bound on lost items may fail with; the rest is for the bound on won ones. Won items are few
 # where a gate is passed, so most of it goes where the size of the bound is decided.
 _LOST_SHARE = 0.8
-_MOST_ITEMS = 1_000_000
+MOST_ITEMS = 1_000_000
+"""More than anybody labels: beyond it, no number of items is told."""
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,9 +35,12 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         drop: baseline_accuracy - accuracy.
         lost: Items whose answer is worth less than the baseline's.
         won: Items whose answer is worth more.
-        flips: Share of items with another answer than the baseline's, right or wrong.
-        calibration_error: Expected calibration error of its probabilities, where it gives some.
-        auroc: How well its confidence tells right answers from wrong ones; None where all or none are right.
+        flips: Share of items with another answer than the baseline's, right or wrong; of a generator, of tokens with
+            another likeliest one; of an embedder, of items with another nearest neighbour among the items.
+        calibration_error: Expected calibration error of its probabilities, of a tagger those of words; None where it
+            gives none.
+        auroc: How well its margin tells right answers from wrong ones, of a tagger the smallest margin of a word
+            wholly right ones from others; None where all or none are right, or it has no margin.
         cosine_mean: Of an embedder: mean cosine to the baseline's embeddings.
         cosine_min: The smallest.
         nll: Of a generator: mean negative log-likelihood of a token of the data, in nats.
@@ -79,30 +83,6 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p95_ms: float
     p99_ms: float
-
-
-def quality(logits: FloatArray, baseline: FloatArray, truth: Indices) -> Quality:
-    """Compare a candidate with the baseline.
-
-    Args:
-        logits: The candidate's, shape (n, classes), n at least 1.
-        baseline: The baseline's, same shape.
-        truth: Index of the right label of each item, shape (n,).
-    """
-    answers, expected = logits.argmax(axis=1), baseline.argmax(axis=1)
-    right, baseline_right = answers == truth, expected == truth
-    lost = int((baseline_right & ~right).sum())
-    won = int((right & ~baseline_right).sum())
-    n = len(truth)
-    return Quality(
-        n=n,
-        accuracy=float(right.mean()),
-        baseline_accuracy=float(baseline_right.mean()),
-        drop=(lost - won) / n,
-        lost=lost,
-        won=won,
-        flips=float((answers != expected).mean()),
-    )
 
 
 def latency(calls_ms: FloatArray) -> Latency:
@@ -153,7 +133,7 @@ def items_needed(max_drop: float, delta: float, *, lost_rate: float = 0.0, won_r
     high = 1
     while not passes(high):
         high *= 2
-        if high > _MOST_ITEMS:
+        if high > MOST_ITEMS:
             return None
     low = high // 2
     # Rounding to whole items makes the bound saw-toothed; the n found is enough, one slightly smaller may be too.
@@ -168,7 +148,7 @@ def upper_rate(count: int, n: int, delta: float) -> float:
     if count >= n:
         return 1.0
     coefficients = _log_coefficients(count, n)
-    return _smallest(lambda p: _cdf(coefficients, n, p) <= delta)
+    return smallest(lambda p: _cdf(coefficients, n, p) <= delta)
 
 
 def lower_rate(count: int, n: int, delta: float) -> float:
@@ -176,7 +156,7 @@ def lower_rate(count: int, n: int, delta: float) -> float:
     if count <= 0:
         return 0.0
     coefficients = _log_coefficients(count - 1, n)
-    return _smallest(lambda p: 1.0 - _cdf(coefficients, n, p) >= delta)
+    return smallest(lambda p: 1.0 - _cdf(coefficients, n, p) >= delta)
 
 
 def _log_coefficients(count: int, n: int) -> NDArray[np.float64]:
@@ -192,7 +172,7 @@ def _cdf(log_coefficients: NDArray[np.float64], n: int, p: float) -> float:
     return float(np.exp(terms).sum())
 
 
-def _smallest(holds: Callable[[float], bool]) -> float:
+def smallest(holds: Callable[[float], bool]) -> float:
     """The smallest p in (0, 1) at which a condition holds that holds from there on; to the last bit."""
     low, high = 0.0, 1.0
     while low < (middle := (low + high) / 2) < high:

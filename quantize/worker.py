@@ -22,9 +22,12 @@ from edgewise.quantize.process import Failure
 WORK: Mapping[str, str] = {
     "export": "edgewise.quantize.export:export_here",
     "prepare": "edgewise.quantize.graph:prepare_here",
+    "feeds": "edgewise.quantize.calibration:feeds_here",
+    "sensitivity": "edgewise.quantize.sensitivity:sensitivity_here",
     "build": "edgewise.quantize.build:build_here",
     "measure": "edgewise.quantize.measure:measure_here",
     "golden": "edgewise.quantize.measure:golden_here",
+    "check": "edgewise.quantize.measure:check_here",
 }
 
 

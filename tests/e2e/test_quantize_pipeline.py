@@ -162,7 +162,7 @@ def test_every_candidate_is_built_and_smaller_than_the_baseline(result):
 def test_quality_is_counted_from_the_predictions_that_are_kept(result, text_job):
     truth = [LABELS.index(example.label) for example in load_examples(text_job.data)]
     answers = {
-        candidate.id: np.load(result.out / "predictions" / f"{candidate.id}.npy").argmax(axis=1)
+        candidate.id: np.load(result.out / "predictions" / f"{candidate.id}.npz")["logits"].argmax(axis=1)
         for candidate in result.report.candidates
     }
     for candidate in result.report.candidates:
@@ -177,7 +177,7 @@ def test_the_winner_is_whole_and_answers_with_its_measured_logits(result, text_j
     model = EdgeModel.load(result.bundle)
     model.check_golden()
     texts = [example.input for example in load_examples(text_job.data)][:20]
-    kept = np.load(result.out / "predictions" / f"{result.report.winner}.npy")[:20]
+    kept = np.load(result.out / "predictions" / f"{result.report.winner}.npz")["logits"][:20]
     np.testing.assert_array_equal([answer.logits for answer in model.predict(texts)], kept)
     core = model.bundle.core
     assert (core.name, core.labels, core.licences, core.recipe.name) == (
@@ -283,8 +283,8 @@ def test_the_second_exporter_gives_the_same_answers(text_job, result, tmp_path, 
         replace(text_job, exporter=exporter, recipes=("int8_dynamic",), gate=None, prefer="speed", out=tmp_path / "run")
     )
     assert found.verdict == "untested"
-    kept = np.load(result.out / "predictions" / "fp32.npy")
-    np.testing.assert_allclose(np.load(tmp_path / "run" / "predictions" / "fp32.npy"), kept, atol=1e-4)
+    kept = np.load(result.out / "predictions" / "fp32.npz")["logits"]
+    np.testing.assert_allclose(np.load(tmp_path / "run" / "predictions" / "fp32.npz")["logits"], kept, atol=1e-4)
     assert found.report.candidate("int8_dynamic").quality.flips < 0.1
 
 

@@ -8,9 +8,19 @@ import pytest
 
 from edgewise.contracts import Example
 from edgewise.edge import EdgeModel
-from edgewise.errors import BundleError, DataError
+from edgewise.errors import BundleError, ConfigError, DataError
+from edgewise.quantize.answers import load
 from edgewise.quantize.items import inputs_of, items_of, label_indices, require_kind
-from edgewise.quantize.measure import MIN_TIMED, Measured, measure_interleaved
+from edgewise.quantize.measure import (
+    LENGTH_CALLS,
+    MIN_TIMED,
+    LengthCalls,
+    Measured,
+    Round,
+    measure_interleaved,
+    of_length,
+    performance,
+)
 
 
 def test_candidates_take_turns_and_a_broken_one_is_left_out(tmp_path, tiny_text_bundle, tiny_models):
@@ -30,14 +40,107 @@ def test_candidates_take_turns_and_a_broken_one_is_left_out(tmp_path, tiny_text_
     whole = found["whole"]
     assert isinstance(whole, Measured)
     expected = np.stack([answer.logits for answer in EdgeModel.load(tiny_text_bundle).predict(tiny_models.TEXTS)])
-    np.testing.assert_array_equal(whole.logits, expected)  # in the order of the data, not of the rounds
-    np.testing.assert_array_equal(np.load(tmp_path / "whole.npy"), expected)
+    np.testing.assert_array_equal(whole.answers["logits"], expected)  # in the order of the data, not of the rounds
+    np.testing.assert_array_equal(load(tmp_path / "whole.npz")["logits"], expected)
     for measured in whole.rounds:
         assert measured.load_ms > 0
         assert measured.first_ms > 0
         assert len(measured.calls_ms) >= MIN_TIMED
         assert 10 << 20 < measured.peak_rss_bytes < 1 << 30
         assert measured.device.cores >= 1
+
+
+def test_other_lengths_and_numbers_of_threads_are_measured_in_their_own_processes(
+    tmp_path, tiny_text_bundle, tiny_models
+):
+    peaks = []
+    found = measure_interleaved(
+        {"whole": tiny_text_bundle},
+        tiny_models.TEXTS[:1],
+        work=tmp_path,
+        log=tmp_path / "log",
+        threads=1,
+        lengths=(4, 16, 17),
+        thread_counts=(1, 2),
+        peak=peaks.append,
+    )["whole"]
+    assert [round_.threads for round_ in (*found.rounds, *found.others)] == [1, 2]
+    assert len(peaks) == 2
+    assert min(peaks) >= max(round_.peak_rss_bytes for round_ in found.rounds) // 2 > 0
+    assert found.facts == ("latency at 17 tokens was not measured: the model reads 16 at most",)
+    figures = performance(found, 123)
+    assert figures.size_bytes == 123
+    assert [(setting.threads, setting.tokens) for setting in figures.settings] == [
+        (1, 4),
+        (1, 16),
+        (2, None),
+        (2, 4),
+        (2, 16),
+    ]
+    assert {setting.latency.calls for setting in figures.settings if setting.tokens} == {LENGTH_CALLS}
+
+
+def test_a_model_of_images_has_no_lengths(tmp_path, tiny_image_bundle):
+    png = EdgeModel.load(tiny_image_bundle).bundle.golden()[0].input.png
+    found = measure_interleaved(
+        {"it": tiny_image_bundle}, [png], work=tmp_path, log=tmp_path / "log", threads=1, lengths=(8,)
+    )["it"]
+    assert performance(found, 1).settings == ()
+    assert found.facts == ("latency at chosen lengths was not measured: the model takes no text",)
+
+
+@pytest.mark.parametrize(("asked", "told"), [({"lengths": (8, 0)}, "text length of 0"), ({"thread_counts": (-1,)}, "-1")])
+def test_lengths_and_threads_below_one_are_refused(tmp_path, tiny_text_bundle, asked, told):
+    with pytest.raises(ConfigError, match=told):
+        measure_interleaved({"a": tiny_text_bundle}, ["a"], work=tmp_path, log=tmp_path / "log", threads=1, **asked)
+
+
+def test_texts_are_cut_and_repeated_between_their_special_tokens():
+    first, second = (
+        {"input_ids": np.array([row]), "attention_mask": np.array([[1] * used + [0] * (len(row) - used)])}
+        for row, used in (([101, 7, 8, 102], 4), ([101, 9, 102, 0], 3))
+    )
+    longer, short = of_length([first, second], 7)
+    np.testing.assert_array_equal(longer["input_ids"], [[101, 7, 8, 7, 8, 7, 102]])
+    np.testing.assert_array_equal(short["input_ids"], [[101, 9, 9, 9, 9, 9, 102]])
+    assert longer["attention_mask"].tolist() == short["attention_mask"].tolist() == [[1] * 7]
+    assert [part["input_ids"].tolist() for part in of_length([first, second], 3)] == [[[101, 7, 102]], [[101, 9, 102]]]
+
+
+def test_texts_without_common_ends_are_repeated_whole():
+    read = [{"input_ids": np.array([[7, 8]])}, {"input_ids": np.array([[9, 7]])}]
+    assert [part["input_ids"].tolist() for part in of_length(read, 5)] == [[[7, 8, 7, 8, 7]], [[9, 7, 9, 7, 9]]]
+    assert [part["input_ids"].tolist() for part in of_length(read, 1)] == [[[7]], [[9]]]
+
+
+def test_figures_are_medians_of_processes_and_quantiles_of_all_calls(tiny_models):
+    device = tiny_models.probe()
+
+    def round_(load_ms, calls, peak, rate, threads=1):
+        return Round(
+            threads=threads,
+            load_ms=load_ms,
+            first_ms=load_ms / 10,
+            calls_ms=calls,
+            peak_rss_bytes=peak,
+            device=device,
+            lengths=(LengthCalls(8, (load_ms,)),),
+            tokens_per_s=rate,
+        )
+
+    measured = Measured(
+        (round_(10.0, (1.0, 2.0), 5, 70.0), round_(30.0, (3.0,), 9, 90.0), round_(20.0, (4.0, 5.0), 7, 80.0)),
+        {},
+        (round_(1.0, (6.0,), 3, None, threads=2),),
+    )
+    found = performance(measured, 42)
+    assert (found.load_ms, found.first_ms, found.peak_rss_bytes, found.tokens_per_s) == (20.0, 2.0, 9, 80.0)
+    assert (found.latency.calls, found.latency.p50_ms) == (5, 3.0)
+    assert [(it.threads, it.tokens, it.latency.p50_ms) for it in found.settings] == [
+        (1, 8, 20.0),
+        (2, None, 6.0),
+        (2, 8, 1.0),
+    ]
 
 
 def test_peak_memory_grows_with_what_is_held():
