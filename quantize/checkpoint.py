@@ -11,23 +11,29 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from edgewise.bundle import ImagePreprocessing
+from edgewise.bundle import KINDS, ImagePreprocessing, Task
 from edgewise.errors import CheckpointError
 from edgewise.files import sha256_tree
 from edgewise.quantize.images import read_preprocessing
 from edgewise.quantize.licence import read_licence
-
-Task: TypeAlias = Literal["text-classification", "image-classification"]
+from edgewise.quantize.pooling import Pooling, max_length_of, read_pooling
 
 TASKS: Mapping[str, Task] = {
     "ForSequenceClassification": "text-classification",
     "ForImageClassification": "image-classification",
     # Distilled models (DeiT, LeViT): the mean of two heads.
     "ForImageClassificationWithTeacher": "image-classification",
+    "ForTokenClassification": "token-classification",
+    "ForCausalLM": "text-generation",
+    # A bare encoder.
+    "Model": "feature-extraction",
 }
-"""Supported tasks by the ending of the architecture's name."""
+"""Supported tasks by the ending of the architecture's name; a folder of sentence-transformers is an encoder."""
+
+# They end in "Model" and give something else than one vector a token.
+_NO_ENCODERS = ("LMHeadModel", "DoubleHeadsModel", "EncoderDecoderModel", "CLIPModel")
 
 DEFAULT_MAX_LENGTH = 512
 """Tokens, where neither tokenizer nor model names a limit."""
@@ -72,12 +78,13 @@ class Checkpoint:
         architecture: Name of its class in transformers.
         model_type: Its family, such as "bert".
         task: What it does.
-        labels: Labels in the order of the logits.
+        labels: Labels in the order of the logits; none of an encoder or a language model.
         weights: Its weight files.
         size_bytes: Bytes of the weight files.
         max_length: Tokens a text is cut to; None for an image model.
         image: Image preprocessing; None for a text model.
         licences: SPDX identifier or text of its licence, where it names one.
+        pooling: Of an encoder, how the vectors of a text's tokens become one; None for other tasks.
     """
 
     path: Path
@@ -90,6 +97,7 @@ class Checkpoint:
     max_length: int | None
     image: ImagePreprocessing | None
     licences: tuple[str, ...]
+    pooling: Pooling | None = None
 
     @property
     def name(self) -> str:
@@ -107,17 +115,19 @@ def inspect_checkpoint(path: Path, *, task: str = "auto", max_length: int | None
     Args:
         path: The folder.
         task: "auto", or the task that the caller expects.
-        max_length: Tokens a text is cut to; None takes the smaller limit of tokenizer and model.
+        max_length: Tokens a text is cut to; None takes the smallest limit of tokenizer, model and sentence encoder.
 
     Raises:
         CheckpointError: The folder is incomplete, or its model is none that can be quantized.
     """
     config = _read_config(path)
     architecture = _architecture(path, config)
-    found = _task(path, architecture, task)
-    _check_head(path, config)
+    found = _task(path, architecture, task, config)
+    kind = KINDS[found]
+    if kind == "classifier":
+        _check_head(path, config)
     weights = _weights(path)
-    text = found == "text-classification"
+    text = found != "image-classification"
     if text:
         _check_tokenizer(path)
     elif max_length is not None:
@@ -127,12 +137,13 @@ def inspect_checkpoint(path: Path, *, task: str = "auto", max_length: int | None
         architecture=architecture,
         model_type=str(config.get("model_type", "")),
         task=found,
-        labels=_labels(path, config),
+        labels=_labels(path, config) if kind in ("classifier", "tagger") else (),
         weights=weights,
         size_bytes=sum(file.stat().st_size for file in weights),
         max_length=_max_length(path, config, max_length) if text else None,
         image=None if text else read_preprocessing(path, config),
         licences=read_licence(path),
+        pooling=read_pooling(path) if kind == "embedder" else None,
     )
 
 
@@ -147,7 +158,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"There is no checkpoint at {path}.", "Give the path of a local folder.")
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} is a file, a checkpoint is a folder.", f"{_ORIGIN} An ONNX file goes through `edgewise pack`."
+            f"{path} is a file, a checkpoint is a folder.", f"{_ORIGIN} An ONNX file's name ends in .onnx."
         )
     return read_json(path / "config.json")
 
@@ -176,13 +187,18 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     return names[0]
 
 
-def _task(path: Path, architecture: str, expected: str) -> Task:
+def _task(path: Path, architecture: str, expected: str, config: Mapping[str, Any]) -> Task:
+    if expected != "auto" and expected not in TASKS.values():
+        raise CheckpointError(f"The task {expected!r} is not supported.", _supported())
     found = next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
+    if architecture.endswith(_NO_ENCODERS) or (found == "feature-extraction" and config.get("is_encoder_decoder")):
+        found = None
+    # An encoder may have been saved with the head that it was trained with.
+    if (path / "modules.json").is_file() and (found is None or KINDS[found] not in ("classifier", "tagger")):
+        found = "feature-extraction"
     if found is None:
         raise CheckpointError(f"The architecture {architecture} of {path} is not supported.", _supported())
     if expected not in ("auto", found):
-        if expected not in TASKS.values():
-            raise CheckpointError(f"The task {expected!r} is not supported.", _supported())
         raise CheckpointError(f"{architecture} does {found}, not {expected}.", "Leave out --task, or name its own.")
     return found
 
@@ -273,7 +289,8 @@ def _check_tokenizer(path: Path) -> None:
 def _max_length(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
     if asked is not None and asked < 1:
         raise CheckpointError(f"A length limit of {asked} tokens leaves nothing of a text.", "Give 1 or more.")
-    limits = [limit for limit in (_tokenizer_limit(path), _position_limit(config)) if limit is not None]
+    found = (_tokenizer_limit(path), _position_limit(config), _limit(max_length_of(path)))
+    limits = [limit for limit in found if limit is not None]
     own = min(limits, default=DEFAULT_MAX_LENGTH)
     return own if asked is None else min(own, asked)
 

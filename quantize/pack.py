@@ -19,6 +19,7 @@ from edgewise.bundle import (
     ImagePreprocessing,
     Recipe,
     Target,
+    Task,
     TensorSpec,
     TextSource,
     pack_bundle,
@@ -28,7 +29,7 @@ from edgewise.edge import EdgeModel, golden_items, probe
 from edgewise.errors import InputError
 from edgewise.files import refuse_existing
 from edgewise.quantize.candidates import MIN_ONNXRUNTIME, SIGNAL, synthetic_inputs
-from edgewise.quantize.checkpoint import DEFAULT_MAX_LENGTH, Task, safe_name
+from edgewise.quantize.checkpoint import DEFAULT_MAX_LENGTH, safe_name
 from edgewise.quantize.images import NAME as PREPROCESSOR
 from edgewise.quantize.images import translate
 from edgewise.router.signals import signal_named

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from edgewise.errors import CheckpointError
 from edgewise.quantize.checkpoint import inspect_checkpoint
+from edgewise.quantize.pooling import Pooling
 
 TEXT = {
     "architectures": ["BertForSequenceClassification"],
@@ -154,7 +155,9 @@ def test_a_missing_shard_is_named(tmp_path):
     assert inspect_checkpoint(folder).weights == (folder / "one.safetensors",)
 
 
-@pytest.mark.parametrize("architecture", ["BertModel", "BertForTokenClassification", "GPT2LMHeadModel"])
+@pytest.mark.parametrize(
+    "architecture", ["BertForQuestionAnswering", "T5ForConditionalGeneration", "GPT2LMHeadModel", "CLIPModel"]
+)
 def test_an_unsupported_architecture_is_named_with_the_supported_tasks(tmp_path, architecture):
     folder = make(tmp_path, {**TEXT, "architectures": [architecture]})
     with pytest.raises(CheckpointError, match=architecture) as caught:
@@ -163,11 +166,99 @@ def test_an_unsupported_architecture_is_named_with_the_supported_tasks(tmp_path,
     assert "image-classification" in caught.value.remedy
 
 
+def test_an_encoder_and_a_decoder_in_one_is_no_encoder(tmp_path):
+    refused(make(tmp_path, {**TEXT, "architectures": ["T5Model"], "is_encoder_decoder": True}), "T5Model")
+
+
 def test_another_task_than_expected_is_refused(tmp_path):
     folder = make(tmp_path, TEXT)
     refused(folder, "does text-classification, not image-classification", task="image-classification")
     refused(folder, "'summarization' is not supported", task="summarization")
     assert inspect_checkpoint(folder, task="text-classification").task == "text-classification"
+
+
+def test_a_tagger_tells_its_labels_and_a_language_model_has_none(tmp_path):
+    tagger = inspect_checkpoint(make(tmp_path, {**TEXT, "architectures": ["BertForTokenClassification"]}))
+    assert (tagger.task, tagger.labels, tagger.pooling) == ("token-classification", ("neg", "pos", "mid"), None)
+    (tmp_path / "lm").mkdir()
+    decoder = inspect_checkpoint(make(tmp_path / "lm", {**TEXT, "architectures": ["LlamaForCausalLM"]}))
+    assert (decoder.task, decoder.labels, decoder.max_length) == ("text-generation", (), 512)
+
+
+MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+def sentence_encoder(tmp_path, *, kinds=MODULES, pooling=None, settings=None, architecture="BertModel"):
+    """A folder as sentence-transformers writes it."""
+    folder = make(tmp_path, {**TEXT, "architectures": [architecture]})
+    paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds[1:], start=1))]
+    rows = [
+        {"idx": number, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(rows))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings or {"max_seq_length": 128}))
+    return folder
+
+
+def test_a_sentence_encoder_tells_its_pooling_and_its_own_limit(tmp_path):
+    found = inspect_checkpoint(sentence_encoder(tmp_path))
+    assert (found.task, found.labels, found.max_length) == ("feature-extraction", (), 128)
+    assert found.pooling == Pooling("mean", normalize=True)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kinds", "expected"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, MODULES[:2], Pooling("cls", False)),
+        ({"pooling_mode_max_tokens": True}, MODULES, Pooling("max", True)),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, MODULES[:2], Pooling("mean_sqrt_len", False)),
+        ({"pooling_mode": ["cls"]}, MODULES, Pooling("cls", True)),
+    ],
+)
+def test_poolings_are_read_in_both_forms(tmp_path, pooling, kinds, expected):
+    assert inspect_checkpoint(sentence_encoder(tmp_path, pooling=pooling, kinds=kinds)).pooling == expected
+
+
+def test_a_plain_encoder_is_pooled_by_assumption_and_says_so(tmp_path):
+    found = inspect_checkpoint(make(tmp_path, {**TEXT, "architectures": ["MPNetModel"]}))
+    assert (found.pooling.mode, found.pooling.normalize) == ("mean", True)
+    assert "assumed" in str(found.pooling)
+
+
+def test_an_encoder_saved_with_another_head_is_one_where_its_folder_says_so(tmp_path):
+    assert inspect_checkpoint(sentence_encoder(tmp_path, architecture="BertForMaskedLM")).task == "feature-extraction"
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"kinds": ("Transformer", "Pooling", "Dense")}, "module Dense"),
+        ({"kinds": ("Transformer", "Normalize", "Pooling")}, "Transformer → Normalize → Pooling"),
+        ({"pooling": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}}, r"mean \+ cls"),
+        ({"pooling": {"pooling_mode_lasttoken": True}}, "lasttoken"),
+        ({"pooling": {"pooling_mode": "weightedmean"}}, "weightedmean"),
+        ({"pooling": {"word_embedding_dimension": 3}}, "pooling none"),
+        ({"settings": {"do_lower_case": True}}, "do_lower_case"),
+    ],
+)
+def test_what_a_graph_would_not_do_to_a_text_is_refused_by_name(tmp_path, options, match):
+    refused(sentence_encoder(tmp_path, **options), match)
+
+
+def test_a_prompt_before_every_text_is_refused(tmp_path):
+    folder = sentence_encoder(tmp_path)
+    (folder / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
+    refused(folder, "the prompt 'query'")
+
+
+def test_a_broken_list_of_modules_is_refused(tmp_path):
+    folder = sentence_encoder(tmp_path)
+    for text, match in (("{}", "no JSON list"), ("[", "cannot be read"), ("[]", "has the module")):
+        (folder / "modules.json").write_text(text)
+        refused(folder, match)
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
