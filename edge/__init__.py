@@ -9,8 +9,22 @@ Owns session, preprocessing, the model and the look at the device. Decides nothi
 """
 
 from edgewise.edge.device import Device, classify, parse_cpu_flags, probe
+from edgewise.edge.generator import EdgeGenerator, TokenScores
 from edgewise.edge.golden import golden_items
 from edgewise.edge.image import decode, encode_png
 from edgewise.edge.model import EdgeModel
+from edgewise.edge.stops import Piece
 
-__all__ = ["Device", "EdgeModel", "classify", "decode", "encode_png", "golden_items", "parse_cpu_flags", "probe"]
+__all__ = [
+    "Device",
+    "EdgeGenerator",
+    "EdgeModel",
+    "Piece",
+    "TokenScores",
+    "classify",
+    "decode",
+    "encode_png",
+    "golden_items",
+    "parse_cpu_flags",
+    "probe",
+]

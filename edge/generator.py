@@ -1,0 +1,371 @@
+"""A language model from a bundle: it continues texts, and tells how likely a text is.
+
+Owns how onnxruntime-genai is given a bundle, greedy generation with the probability of each token, and scoring. Writes
+no prompt and keeps no conversation. onnxruntime-genai (extra "generate") is imported when a model is loaded.
+
+    from edgewise.edge import EdgeGenerator
+
+    model = EdgeGenerator.load("bundle")
+    for piece in model.generate("The capital of France is", max_tokens=16):
+        piece.text
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.bundle import Bundle, GenerationPreprocessing, GoldenItem, read_config
+from edgewise.bundle.generator import CONFIG, OPTIONAL_FILES, REQUIRED_FILES
+from edgewise.edge.device import probe
+from edgewise.edge.stops import Piece, until
+from edgewise.errors import BundleError, CertificateError, InputError, MissingExtraError
+
+GOLDEN_TOKENS = 16
+"""Tokens of a golden answer at most."""
+
+LOGPROB_TOLERANCE = 0.02
+"""Largest difference of a golden log-probability on the instruction-set class that computed it, in nats.
+
+Threads and versions change the order of float32 sums, which moves a logit by about 1e-4 of its size; wrong weights or a
+wrong tokenizer move it by whole nats.
+"""
+
+# Logits of a whole text at once would be its length times the vocabulary: 1.6 GB for 8,192 tokens of a small model.
+_CHUNK = 256
+
+# The checkpoint may ask for sampling or penalties; greedy means the likeliest token, whatever was said before.
+_GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "temperature": 1.0,
+    "top_k": 1,
+    "top_p": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """How likely each token of a text is, given those before it; the first token has none before it and no score.
+
+    Attributes:
+        nll: Negative natural log-probability of the token, shape (t,), float32.
+        top: The id that the model holds likeliest in its place, shape (t,), int32.
+        logprobs: Natural log-probabilities of the whole vocabulary, shape (k, vocabulary), float32, of the first k
+            scored tokens, as many as were asked for.
+    """
+
+    nll: NDArray[np.float32]
+    top: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+
+class EdgeGenerator:
+    """A language model from a bundle. Several threads may generate at once, each in its own call.
+
+    Build it with `EdgeGenerator.load(path)`. Close it, or use it in a `with` block, to free its memory early.
+    """
+
+    def __init__(self, bundle: Bundle, genai: ModuleType, model: Any, tokenizer: Any) -> None:
+        self._bundle = bundle
+        self._genai = genai
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_length = _preprocessing(bundle).max_length
+
+    @classmethod
+    def load(cls, path: Path | str, *, threads: int = 1) -> EdgeGenerator:
+        """Verify the bundle at `path` and get it ready to generate. Nothing is written into it.
+
+        Args:
+            path: A bundle's folder.
+            threads: Threads of one operator.
+
+        Raises:
+            BundleError: Not a bundle of a language model, damaged, too new, or this runtime cannot run it.
+            InputError: `threads` is below 1.
+            MissingExtraError: onnxruntime-genai is not installed.
+        """
+        if threads < 1:
+            raise InputError(f"A model needs one thread or more, not {threads}.", "Give threads=1.")
+        bundle = Bundle.open(path)
+        _preprocessing(bundle)
+        genai = _import()
+        with _view(bundle) as folder:
+            try:
+                config = genai.Config(str(folder))
+                config.overlay(_overlay(bundle, folder, threads))
+                model = genai.Model(config)
+                return cls(bundle, genai, model, genai.Tokenizer(model))
+            except RuntimeError as e:
+                raise BundleError(
+                    f"onnxruntime-genai {genai.__version__} cannot open the bundle {bundle.core.name}: {_line(e)}",
+                    "Update it, or build the model again with this version.",
+                ) from e
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
+        return self._bundle
+
+    @property
+    def digest(self) -> str:
+        """The model digest of the bundle."""
+        return self._bundle.model_digest
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._max_length
+
+    def tokenize(self, text: str) -> NDArray[np.int32]:
+        """The ids of a text, shape (n,), whatever the tokenizer puts around it included.
+
+        Raises:
+            InputError: Not a text that the tokenizer can read.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"A language model takes a text (str), given {type(text).__name__}.", "Give a str.")
+        if "\0" in text:  # the runtime takes C strings, and would silently drop what follows
+            raise InputError("The text holds a NUL character.", "Leave it out.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise InputError(f"The text is not valid Unicode: {e}.", "Give valid Unicode.") from e
+        ids = np.asarray(self._tokenizer.encode(text), dtype=np.int32) if text else np.empty(0, np.int32)
+        if (ids < 0).any():  # how the runtime's tokenizer says "unknown"; the graph would read another row
+            raise InputError(f"The tokenizer does not know a part of {text[:80]!r}.", "Give another text.")
+        return ids
+
+    def detokenize(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        """The text of ids; special tokens have none."""
+        tokens = np.asarray(ids, dtype=np.int32)
+        # The runtime divides by the number of tokens.
+        return str(self._tokenizer.decode(tokens)) if tokens.size else ""
+
+    def generate(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[Piece]:
+        """Continue a text greedily: each token is the likeliest one.
+
+        Args:
+            prompt: The text.
+            max_tokens: Tokens to generate at most; fewer where prompt and answer would exceed `max_length`.
+            stop: Texts that end the answer and do not belong to it.
+
+        Returns:
+            The pieces as they are generated. The token with which the model itself ends is not among them.
+
+        Raises:
+            InputError: The prompt is empty, too long or no text, or the limits make no sense.
+        """
+        ids = self.tokenize(prompt)
+        if not ids.size:
+            raise InputError("The prompt holds no token.", "Give a longer text.")
+        if ids.size >= self._max_length:
+            raise InputError(
+                f"The prompt has {ids.size} tokens, the model reads {self._max_length} with its answer.",
+                "Give a shorter prompt.",
+            )
+        if max_tokens < 1:
+            raise InputError(f"max_tokens must be 1 or more, not {max_tokens}.", "Give a larger one.")
+        if isinstance(stop, str) or not all(isinstance(word, str) and word for word in stop):
+            raise InputError(f"stop takes a list of texts, none of them empty; given {stop!r}.", "Give stop=['text'].")
+        length = min(int(ids.size) + max_tokens, self._max_length)
+        pieces = self._pieces(ids, length)
+        return until(pieces, stop) if stop else pieces
+
+    def score(self, text: str, *, sample: int = 0) -> TokenScores:
+        """How likely each token of a text is, given those before it.
+
+        Args:
+            text: The text; beyond `max_length` tokens it is cut off.
+            sample: Scored tokens whose whole distribution is wanted.
+
+        Raises:
+            InputError: No text that the tokenizer can read.
+        """
+        ids = self.tokenize(text)[: self._max_length]
+        if ids.size < 2:
+            return TokenScores(np.empty(0, np.float32), np.empty(0, np.int32), np.empty((0, 0), np.float32))
+        generator = self._generator(int(ids.size))
+        nll, top, kept = [], [], []
+        for start in range(0, ids.size - 1, _CHUNK):
+            targets = ids[start + 1 : start + 1 + _CHUNK]
+            generator.append_tokens(ids[start : start + targets.size])
+            rows = _log_softmax(np.asarray(generator.get_output("logits")[0], dtype=np.float32))
+            nll.append(-rows[np.arange(targets.size), targets])
+            top.append(rows.argmax(axis=1).astype(np.int32))
+            kept.append(rows[: max(0, sample - start)].copy())
+        return TokenScores(np.concatenate(nll), np.concatenate(top), np.concatenate(kept))
+
+    def check_golden(self) -> None:
+        """Generate the golden answers of the bundle again and compare.
+
+        The text must agree. On the instruction-set class that computed it, each log-probability must also lie within
+        0.02 of the golden one.
+
+        Raises:
+            CertificateError: One comes out differently here, or there is none; certificates do not hold then.
+        """
+        items = self._bundle.golden()
+        if not items:
+            raise CertificateError(
+                "The bundle has no golden items, so it cannot be checked here.", "Pack it with some."
+            )
+        same_isa = probe().isa in self._bundle.core.target.isa
+        for number, item in enumerate(items, start=1):
+            problem = _difference(item, self._answer(str(item.input)), same_isa=same_isa)
+            if problem:
+                raise CertificateError(
+                    f"Golden item {number} of {len(items)} comes out differently on this machine: {problem}.",
+                    "Certificates of this bundle do not hold here; certify it on this machine.",
+                )
+
+    def golden_items(self, prompts: Sequence[str]) -> tuple[GoldenItem, ...]:
+        """Answers to a few prompts, for packing beside the model; prompts that it answers with nothing are left out.
+
+        Raises:
+            InputError: A prompt is empty, too long or no text.
+        """
+        answers = (self._answer(prompt) for prompt in prompts)
+        return tuple(item for item in answers if item.logits)
+
+    def close(self) -> None:
+        """Free the model. It answers nothing afterwards; pieces that are still being generated end first."""
+        self._tokenizer = self._model = _Closed()
+
+    def __enter__(self) -> EdgeGenerator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(self, prompt: str) -> GoldenItem:
+        pieces = list(self.generate(prompt, max_tokens=GOLDEN_TOKENS))
+        logprobs = tuple(piece.logprob for piece in pieces)
+        score = float(np.mean(logprobs)) if logprobs else 0.0
+        return GoldenItem(prompt, "".join(piece.text for piece in pieces), score, logprobs)
+
+    def _generator(self, length: int) -> Any:
+        """One text of at most `length` tokens; the runtime takes the memory for all of them at once."""
+        params = self._genai.GeneratorParams(self._model)
+        params.set_search_options(max_length=length, **_GREEDY)
+        return self._genai.Generator(self._model, params)
+
+    def _pieces(self, ids: NDArray[np.int32], length: int) -> Iterator[Piece]:
+        generator, stream = self._generator(length), self._tokenizer.create_stream()
+        ends = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+        for start in range(0, ids.size, _CHUNK):
+            generator.append_tokens(ids[start : start + _CHUNK])
+        for _ in range(length - int(ids.size)):
+            logits = generator.get_logits().reshape(-1)
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            if token in ends:
+                return
+            yield Piece(stream.decode(token), token, _logprob(logits, token))
+
+
+class _Closed:
+    def __getattr__(self, name: str) -> Any:
+        raise InputError("This model is closed.", "Load it again.")
+
+
+def _import() -> ModuleType:
+    try:
+        import onnxruntime_genai
+    except ImportError as e:
+        raise MissingExtraError("Running a language model", "generate") from e
+    onnxruntime_genai.disable_telemetry_events()
+    return onnxruntime_genai  # type: ignore[no-any-return]  # it ships no types
+
+
+def _preprocessing(bundle: Bundle) -> GenerationPreprocessing:
+    how = bundle.core.preprocessing
+    if not isinstance(how, GenerationPreprocessing):
+        raise BundleError(
+            f"The bundle {bundle.core.name} is no language model, it does {bundle.core.task}.",
+            "Load it with edgewise.edge.EdgeModel.",
+        )
+    return how
+
+
+@contextmanager
+def _view(bundle: Bundle) -> Iterator[Path]:
+    """A folder as the runtime wants it while it loads: the small files by their names. The weights stay where they are.
+
+    Its configuration is read with the same strictness as when it was packed: it could name libraries to load.
+    """
+    files = {file.name: bundle.read(file.blob) for file in _preprocessing(bundle).files}
+    wrong = set(REQUIRED_FILES) - set(files) or set(files) - {*REQUIRED_FILES, *OPTIONAL_FILES}
+    if wrong:
+        raise BundleError(
+            f"The files of {bundle.core.name} are not a language model's: {sorted(wrong)[0]}.", "Pack it."
+        )
+    try:
+        read_config(files[CONFIG])
+    except InputError as e:
+        raise BundleError(e.problem, "Do not use this bundle.") from e
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgewise-") as name:
+            for file, data in files.items():
+                (Path(name) / file).write_bytes(data)
+            yield Path(name)
+    except OSError as e:
+        raise BundleError(
+            f"No temporary folder for the bundle {bundle.core.name}: {e.strerror or e}.", "Set TMPDIR."
+        ) from e
+
+
+def _overlay(bundle: Bundle, folder: Path, threads: int) -> str:
+    """What this machine adds to the configuration: threads, and the graph in its place among the blobs."""
+    # The runtime takes the name as one below the folder. Both are resolved, since ".." does not undo a link.
+    graph = os.path.relpath(bundle.graph_path.resolve(), folder.resolve())
+    session = {
+        "intra_op_num_threads": threads,
+        "inter_op_num_threads": 1,
+        "log_severity_level": 3,
+        # Spinning buys latency only where there is a pool, and burns a core while waiting.
+        "session.intra_op.allow_spinning": "1" if threads > 1 else "0",
+    }
+    return msgspec.json.encode({"model": {"decoder": {"filename": graph, "session_options": session}}}).decode()
+
+
+def _logprob(logits: NDArray[np.float32], token: int) -> float:
+    """Log-softmax at the greedy token, whose logit is the largest."""
+    shifted = logits - logits[token]
+    return -float(np.log(np.exp(shifted, out=shifted).sum()))
+
+
+def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows = rows - rows.max(axis=1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return rows
+
+
+def _difference(item: GoldenItem, found: GoldenItem, *, same_isa: bool) -> str | None:
+    if found.output != item.output or len(found.logits) != len(item.logits):
+        return f"it answers {found.output!r} instead of {item.output!r}"
+    worst = float(np.max(np.abs(np.subtract(found.logits, item.logits)), initial=0.0))
+    # Written so that a NaN counts as a difference.
+    if same_isa and not worst <= LOGPROB_TOLERANCE:
+        return f"a log-probability differs by {worst:.4g}, {LOGPROB_TOLERANCE:g} is allowed"
+    return None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
