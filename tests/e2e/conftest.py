@@ -87,14 +87,26 @@ def edgewise() -> Callable[..., subprocess.CompletedProcess[str]]:
 CACHE = Path(__file__).parents[2] / "build" / "tests"
 
 
-@pytest.fixture(scope="session")
-def workloads() -> ModuleType:
-    """The module tests/e2e/workloads.py, which pytest's importlib mode lets no test import by name."""
-    path = Path(__file__).parent / "workloads.py"
-    spec = importlib.util.spec_from_file_location("edgewise_workloads", path)
+def beside(name: str) -> ModuleType:
+    """A module of this folder, which pytest's importlib mode lets no test import by name."""
+    spec = importlib.util.spec_from_file_location(f"edgewise_{name}", Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def workloads() -> ModuleType:
+    """The module tests/e2e/workloads.py."""
+    return beside("workloads")
+
+
+@pytest.fixture(scope="session")
+def newsroom(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The module tests/e2e/newsroom.py, with `checkpoint`: a trained classifier."""
+    module = beside("newsroom")
+    module.checkpoint = module.train_text(tmp_path_factory.mktemp("newsroom") / "newsroom")
     return module
 
 
