@@ -67,7 +67,7 @@ def require_kind(examples: Sequence[Example], task: str, path: Path) -> None:
     Raises:
         DataError: The data is of the other kind.
     """
-    text = task == "text-classification"
+    text = task != "image-classification"
     if any(isinstance(example.input, str) is not text for example in examples):
         wanted, given = ("texts", "images") if text else ("images", "texts")
         raise DataError(

@@ -64,7 +64,11 @@ def test_a_classifier_answers_with_a_row_of_logits_an_item(tiny_text_bundle, tin
 
 
 def test_answers_survive_their_file(tmp_path):
-    answers = {"nll": np.array([1.5, 2.5], np.float32), "tokens": np.array([2]), "logprobs": np.zeros((1, 4), np.float16)}
+    answers = {
+        "nll": np.array([1.5, 2.5], np.float32),
+        "tokens": np.array([2]),
+        "logprobs": np.zeros((1, 4), np.float16),
+    }
     save(tmp_path / "a.npz", answers)
     found = load(tmp_path / "a.npz")
     assert {name: (values.dtype, values.tolist()) for name, values in found.items()} == {

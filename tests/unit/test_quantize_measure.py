@@ -89,7 +89,9 @@ def test_a_model_of_images_has_no_lengths(tmp_path, tiny_image_bundle):
     assert found.facts == ("latency at chosen lengths was not measured: the model takes no text",)
 
 
-@pytest.mark.parametrize(("asked", "told"), [({"lengths": (8, 0)}, "text length of 0"), ({"thread_counts": (-1,)}, "-1")])
+@pytest.mark.parametrize(
+    ("asked", "told"), [({"lengths": (8, 0)}, "text length of 0"), ({"thread_counts": (-1,)}, "-1")]
+)
 def test_lengths_and_threads_below_one_are_refused(tmp_path, tiny_text_bundle, asked, told):
     with pytest.raises(ConfigError, match=told):
         measure_interleaved({"a": tiny_text_bundle}, ["a"], work=tmp_path, log=tmp_path / "log", threads=1, **asked)
