@@ -149,7 +149,7 @@ class EdgeModel:
 
         Returns:
             Shape (words, labels), float32; words are what white space separates. For a word without a token see
-            `TaggerReading.word_logits`.
+            `reading.word_logits`.
 
         Raises:
             InputError: The model is no tagger, or cannot read the text.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgewise.bundle import Core, Kind, main_output
 from edgewise.contracts import FloatArray, Input, Prediction
-from edgewise.edge.entities import Words, entities_json
+from edgewise.edge.entities import OUTSIDE, Words, entities_json
 from edgewise.errors import BundleError
 
 EMBEDDING = "sentence_embedding"
@@ -104,28 +104,42 @@ class TaggerReading:
         logits = self.word_logits(words, encoded, results)
         return Prediction(
             output=entities_json(text, words, [self._labels[index] for index in logits.argmax(axis=1)]),
-            logits=_least_certain(logits) if len(logits) else self._absent(),
+            logits=_least_certain(logits) if len(logits) else _absent(self._labels),
             out_of_distribution=encoded.out_of_distribution,
         )
 
     def word_logits(self, words: Words, encoded: Encoded, results: Results) -> FloatArray:
-        """Logits of each word's first token, shape (words, labels), float32.
-
-        A word without a token, such as one cut off by the length limit, was not looked at: its row names the label "O",
-        the first label where there is none, by so little that no word is less certain.
-        """
+        """Logits of each word, shape (words, labels); see the function of this name."""
         tokens = _float32(results[self.outputs[0]][0])
         if tokens.ndim != 2 or tokens.shape[1] != len(self._labels):
             raise _shape_error(tokens, self._labels)
-        rows = np.tile(self._absent(), (len(words), 1))
-        for word, token in words.first_tokens(encoded.spans):
-            rows[word] = tokens[token]
-        return rows
+        return word_logits(words, encoded.spans, tokens, self._labels)
 
-    def _absent(self) -> FloatArray:
-        row = np.zeros(len(self._labels), dtype=np.float32)
-        row[self._labels.index("O") if "O" in self._labels else 0] = _ABSENT
-        return row
+
+def word_logits(
+    words: Words, spans: Sequence[tuple[int, int]], tokens: FloatArray, labels: Sequence[str]
+) -> FloatArray:
+    """Logits of each word's first token, shape (words, labels), float32.
+
+    A word without a token, such as one cut off by the length limit, was not looked at: its row names the label "O", the
+    first label where there is none, by so little that no word is less certain.
+
+    Args:
+        words: The words of the text.
+        spans: Characters of each token, (start, end); (0, 0) for special tokens.
+        tokens: Logits of each token, shape (tokens, labels).
+        labels: The labels.
+    """
+    rows = np.tile(_absent(labels), (len(words), 1))
+    for word, token in words.first_tokens(spans):
+        rows[word] = tokens[token]
+    return rows
+
+
+def _absent(labels: Sequence[str]) -> FloatArray:
+    row = np.zeros(len(labels), dtype=np.float32)
+    row[labels.index(OUTSIDE) if OUTSIDE in labels else 0] = _ABSENT
+    return row
 
 
 _ABSENT = 1e-3

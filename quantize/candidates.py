@@ -122,9 +122,9 @@ class Factory:
         """
         baseline = self._plan.choices[0]
         answers = self._draft_answers(baseline, Path(self._exported.onnx), self._plan.tuning.spread(SAMPLES))
-        expected = np.array(self._exported.logits)
-        found = np.array([item.logits for item in answers])
-        exporter = self._plan.exporter
+        expected = self._exported.answers
+        found = [item.logits for item in answers]
+        exporter = self._exported.exporter
         difference = require_agreement(expected, found, self._plan.checkpoint.architecture, exporter)
         return Export(
             exporter=exporter,
@@ -194,7 +194,7 @@ class Factory:
             labels=checkpoint.labels,
             recipe=Recipe(
                 choice.recipe.name,
-                {**choice.plain_options(), "exporter": self._plan.exporter},
+                {**choice.plain_options(), "exporter": self._exported.exporter},
                 self._seed,
                 self._plan.tools,
             ),

@@ -1,34 +1,38 @@
 """Turns a checkpoint into an ONNX graph, and proves that the two agree.
 
 Owns both exporters and the comparison. `export_here` runs in a worker process: it alone loads torch, and its output
-goes to a log. The same checkpoint gives the same graph each time.
+goes to a log. The same checkpoint gives the same graph each time. What the checkpoint itself answers is computed in
+`reference.py`.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
-from edgewise.contracts import FloatArray, Input
+from edgewise.bundle import Task
 from edgewise.errors import CheckpointError, ConfigError
-from edgewise.quantize.items import Item, inputs_of
+from edgewise.quantize.items import Item
+from edgewise.quantize.pooling import Pooling, append_pooling
+from edgewise.quantize.reference import Reference
 
-EXPORTERS = ("optimum", "torch")
-"""Known exporters, the default first."""
+EXPORTERS = ("auto", "optimum", "torch")
+"""What may be asked for, the default first: "auto" tries one exporter after the other."""
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit between checkpoint and graph, relative to the largest logit where that exceeds 1.
+"""Largest difference of a number between checkpoint and graph, relative to the largest one where that exceeds 1.
 
 Float32 graphs that are right agree to about 1e-5; a wrong mask, tokenizer or normalisation shows above 1e-2.
 """
 
-Exporter: TypeAlias = Literal["optimum", "torch"]
+Exporter: TypeAlias = Literal["auto", "optimum", "torch"]
+Rows: TypeAlias = Sequence[Sequence[float]]
+"""The answer to each item as a row of numbers; rows of a tagger differ in length."""
 
 
 class ExportJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,21 +40,25 @@ class ExportJob(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         checkpoint: Its folder.
-        task: "text-classification" or "image-classification".
+        task: What it does; any but "text-generation".
         architecture: Name of its class, for messages.
         exporter: Which exporter.
         max_length: Tokens a text is cut to; 0 for an image model.
         out: Folder for `model.onnx` and `tokenizer.json`; exists.
         samples: Items that the checkpoint answers.
+        pooling: Of an encoder, how the vectors of a text's tokens become one.
+        labels: Of a tagger, its labels.
     """
 
     checkpoint: str
-    task: str
+    task: Task
     architecture: str
     exporter: Exporter
     max_length: int
     out: str
     samples: tuple[Item, ...]
+    pooling: Pooling | None = None
+    labels: tuple[str, ...] = ()
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +67,19 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         onnx: The graph.
         tokenizer: The `tokenizer.json`, empty for an image model.
-        logits: The checkpoint's logits for each sample.
+        answers: What the checkpoint answers to each sample: logits, an embedding, or a tagger's logits of each word one
+            after the other. None where there is no checkpoint to compare with.
         seconds: Wall time of loading, exporting and answering, imports left out.
+        exporter: Which one made the graph: "optimum", "torch", or "none" for an ONNX file that was there.
+        refusals: Why the exporters tried before it failed, one sentence each.
     """
 
     onnx: str
     tokenizer: str
-    logits: tuple[tuple[float, ...], ...]
+    answers: tuple[tuple[float, ...], ...]
     seconds: float
+    exporter: str
+    refusals: tuple[str, ...] = ()
 
 
 def check_exporter(name: str) -> Exporter:
@@ -75,6 +88,8 @@ def check_exporter(name: str) -> Exporter:
     Raises:
         ConfigError: There is none.
     """
+    if name == "auto":
+        return "auto"
     if name == "optimum":
         return "optimum"
     if name == "torch":
@@ -82,195 +97,135 @@ def check_exporter(name: str) -> Exporter:
     raise ConfigError(f"There is no exporter {name!r}.", f"Choose one of: {', '.join(EXPORTERS)}.")
 
 
-def largest_difference(expected: FloatArray, found: FloatArray) -> tuple[float, float]:
-    """Largest absolute difference between logits, shape (n, classes), and the largest that is allowed."""
-    scale = max(1.0, float(np.abs(expected).max()))
-    return float(np.abs(expected - found).max()), TOLERANCE * scale
+def largest_difference(expected: Rows, found: Rows) -> tuple[float, float]:
+    """Largest absolute difference between two lists of rows, and the largest that is allowed.
+
+    A row that is longer or shorter than its counterpart differs by infinity.
+    """
+    scale = max([1.0, *(float(np.abs(row).max()) for row in expected if len(row))])
+    # numpy's, since Python's max takes a NaN only where it comes first.
+    return float(np.max(_differences(expected, found), initial=0.0)), TOLERANCE * scale
 
 
-def require_agreement(expected: FloatArray, found: FloatArray, architecture: str, exporter: str) -> float:
-    """The largest difference between the logits of the checkpoint and of the exported graph.
+def require_agreement(expected: Rows, found: Rows, architecture: str, exporter: str) -> float:
+    """The largest difference between the answers of the checkpoint and of the exported graph.
 
     Args:
-        expected: The checkpoint's, shape (n, classes).
-        found: The graph's through the edge runtime, same shape.
+        expected: The checkpoint's (`Exported.answers`): logits, embeddings, or a tagger's logits word by word.
+        found: The graph's through the edge runtime, in the same form.
         architecture: For the message.
         exporter: For the message.
 
     Raises:
-        CheckpointError: It is larger than allowed, or a logit is no number.
+        CheckpointError: It is larger than allowed, or a number is none.
     """
-    if not np.isfinite(expected).all():
+    if not all(np.isfinite(row).all() for row in expected):
         raise CheckpointError("The checkpoint answers real items with NaN or infinity.", "Check its weights.")
     difference, allowed = largest_difference(expected, found)
     # Written so that a NaN counts as a difference.
     if not difference <= allowed:
-        item = int(np.abs(expected - found).max(axis=1).argmax()) + 1
-        other = next(name for name in EXPORTERS if name != exporter)
+        item = int(np.argmax(_differences(expected, found))) + 1
+        others = [name for name in _EXPORT if name != exporter]
         raise CheckpointError(
             f"The graph that {exporter} exported of {architecture} differs from the checkpoint: on item {item} of "
-            f"{len(expected)} by {difference:.4g} in a logit, {allowed:.4g} is allowed.",
-            f"Try the other exporter: --exporter {other}.",
+            f"{len(expected)} by {difference:.4g}, {allowed:.4g} is allowed.",
+            f"Try the other exporter: --exporter {others[0]}.",
         )
     return difference
+
+
+def _differences(expected: Rows, found: Rows) -> list[float]:
+    """Largest difference of each item; NaN where a number is none."""
+    return [_difference(row, other) for row, other in zip(expected, found, strict=True)]
+
+
+def _difference(expected: Sequence[float], found: Sequence[float]) -> float:
+    if len(expected) != len(found):
+        return float("inf")
+    return float(np.abs(np.subtract(expected, found)).max()) if len(expected) else 0.0
 
 
 def export_here(job: ExportJob) -> Exported:
     """Export in this process.
 
     Raises:
-        CheckpointError: The checkpoint cannot be loaded or exported.
+        CheckpointError: The checkpoint cannot be loaded, or none of the exporters asked for can export it.
     """
     _quieten()
     started = time.perf_counter()
-    model = _load(job)
+    reference = Reference.load(job.checkpoint, job.task, job.max_length, job.pooling, job.labels)
     out = Path(job.out)
-    tokenizer = _save_tokenizer(job, out) if job.task == "text-classification" else ""
-    logits = _answer(job, model)
-    try:
-        _EXPORT[job.exporter](job, model, out)
-    except Exception as e:  # exporters raise whatever a layer raises
-        other = next(name for name in EXPORTERS if name != job.exporter)
-        raise CheckpointError(
-            f"{job.exporter} cannot export {job.architecture}: {_line(e)}.", f"Try --exporter {other}."
-        ) from e
+    tokenizer = reference.save_tokenizer(out / "tokenizer.json") if reference.reads_text else ""
+    answers = tuple(tuple(map(float, reference.answer(item))) for item in job.samples)
+    exporter, refusals = _export(job, reference, out / "model.onnx")
+    if job.pooling is not None:
+        append_pooling(out / "model.onnx", job.pooling)
     return Exported(
-        onnx=str(out / "model.onnx"), tokenizer=tokenizer, logits=logits, seconds=time.perf_counter() - started
+        onnx=str(out / "model.onnx"),
+        tokenizer=tokenizer,
+        answers=answers,
+        seconds=time.perf_counter() - started,
+        exporter=exporter,
+        refusals=refusals,
     )
 
 
-def _load(job: ExportJob) -> Any:
-    """The checkpoint as a float32 model in evaluation mode, all its weights found."""
-    import torch
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    text = job.task == "text-classification"
-    classes = AutoModelForSequenceClassification if text else AutoModelForImageClassification
-    try:
-        model, report = classes.from_pretrained(
-            job.checkpoint, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except Exception as e:  # transformers, safetensors and pickle each raise their own
-        raise CheckpointError(f"The checkpoint {job.checkpoint} cannot be loaded: {_line(e)}.", "Check it.") from e
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
-        raise CheckpointError(
-            f"The checkpoint {job.checkpoint} lacks {len(missing)} weights, such as {missing[0]!r}.",
-            "Fine-tune it for the task first, or download all of it.",
-        )
-    return model.eval()
+def _export(job: ExportJob, reference: Reference, out: Path) -> tuple[str, tuple[str, ...]]:
+    """Write the graph with the first exporter that can; its name, and why those before it could not."""
+    refusals: list[str] = []
+    for name in _EXPORT if job.exporter == "auto" else (job.exporter,):
+        try:
+            _EXPORT[name](job, reference, out)
+        except Exception as e:  # exporters raise whatever a layer raises
+            refusals.append(f"{name} cannot export {job.architecture}: {_line(e)}.")
+            cause = e
+        else:
+            return name, tuple(refusals)
+    others = [name for name in _EXPORT if name != job.exporter]
+    remedy = (
+        "Export it to ONNX yourself, and give the .onnx file."
+        if job.exporter == "auto"
+        else f"Try --exporter {others[0]}, or --exporter auto."
+    )
+    raise CheckpointError(" ".join(refusals), remedy) from cause
 
 
-def _save_tokenizer(job: ExportJob, out: Path) -> str:
-    """Write the tokenizer as transformers sets it up, which differs from a `tokenizer.json` that lies in the folder."""
-    from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
-
-    fast = _tokenizer(job)
-    tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    path = out / "tokenizer.json"
-    path.write_text(tokenizer.to_str(), encoding="utf-8")
-    return str(path)
-
-
-def _tokenizer(job: ExportJob) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(job.checkpoint, use_fast=True, local_files_only=True)
-    except Exception as e:  # a slow tokenizer that needs another package raises nearly anything
-        raise CheckpointError(
-            f"The tokenizer of {job.checkpoint} cannot be loaded: {_line(e)}.", "Save it as a fast tokenizer."
-        ) from e
-    if not tokenizer.is_fast:
-        raise CheckpointError(
-            f"The tokenizer of {job.checkpoint} ({type(tokenizer).__name__}) has no fast version.",
-            "A bundle needs a tokenizer.json; convert it first.",
-        )
-    return tokenizer
-
-
-def _answer(job: ExportJob, model: Any) -> tuple[tuple[float, ...], ...]:
-    """The checkpoint's own logits of the samples, batch of one, through its own preprocessing."""
-    import torch
-
-    encode = _text_encoder(job, model) if job.task == "text-classification" else _image_encoder(job, model)
-    with torch.inference_mode():
-        rows = [model(**encode(item)).logits[0].tolist() for item in inputs_of(job.samples)]
-    return tuple(tuple(float(value) for value in row) for row in rows)
-
-
-def _text_encoder(job: ExportJob, model: Any) -> Any:
-    tokenizer = _tokenizer(job)
-    accepted = _text_inputs(tokenizer, model)
-
-    def encode(text: Input) -> Mapping[str, Any]:
-        encoded = tokenizer(text, truncation=True, max_length=job.max_length, return_tensors="pt")
-        return {name: encoded[name] for name in accepted}
-
-    return encode
-
-
-def _text_inputs(tokenizer: Any, model: Any) -> list[str]:
-    """What the tokenizer gives and the model takes: some tokenizers give token types to models without them."""
-    accepted = inspect.signature(model.forward).parameters
-    return [name for name in tokenizer.model_input_names if name in accepted]
-
-
-def _image_encoder(job: ExportJob, model: Any) -> Any:
-    from transformers import AutoImageProcessor
-
-    from edgewise.edge import decode
-
-    # The slow processor resizes with Pillow, as the edge does; the fast one needs torchvision and differs by a little.
-    processor = AutoImageProcessor.from_pretrained(job.checkpoint, use_fast=False, local_files_only=True)
-    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
-
-    def encode(data: Input) -> Mapping[str, Any]:
-        pixels = np.asarray(decode(bytes(data)).convert(mode))  # type: ignore[arg-type]  # image items are bytes
-        planes = pixels[:, :, np.newaxis] if mode == "L" else pixels
-        return {"pixel_values": processor(planes, return_tensors="pt", input_data_format="channels_last").pixel_values}
-
-    return encode
-
-
-def _export_optimum(job: ExportJob, model: Any, out: Path) -> None:
+def _export_optimum(job: ExportJob, reference: Reference, out: Path) -> None:
     from optimum.exporters.onnx import onnx_export_from_model
 
-    onnx_export_from_model(model, out, task=job.task, do_validation=False, no_post_process=True)
+    onnx_export_from_model(reference.model, out.parent, task=job.task, do_validation=False, no_post_process=True)
 
 
-def _export_torch(job: ExportJob, model: Any, out: Path) -> None:
+def _export_torch(job: ExportJob, reference: Reference, out: Path) -> None:
     import torch
 
-    names, arguments, shapes = _torch_text(job, model) if job.max_length else _torch_image(job, model)
+    names, arguments, shapes = _torch_text(job, reference) if reference.reads_text else _torch_image(job, reference)
 
-    class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
-        """Takes inputs by position and gives the logits alone."""
+    class Answers(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+        """Takes inputs by position and gives the answers alone."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            self.model = reference.model
 
         def forward(self, *inputs: Any) -> Any:
-            return self.model(**dict(zip(names, inputs, strict=True))).logits
+            return getattr(self.model(**dict(zip(names, inputs, strict=True))), reference.output)
 
     program = torch.onnx.export(
-        Logits().eval(),
+        Answers().eval(),
         arguments,
         dynamo=True,
         input_names=names,
-        output_names=["logits"],
+        output_names=[reference.output],
         dynamic_shapes=(shapes,),
     )
-    program.save(out / "model.onnx")
+    program.save(out)
 
 
-def _torch_text(job: ExportJob, model: Any) -> tuple[list[str], tuple[Any, ...], Sequence[Any]]:
+def _torch_text(job: ExportJob, reference: Reference) -> tuple[list[str], tuple[Any, ...], Sequence[Any]]:
     import torch
 
-    names = _text_inputs(_tokenizer(job), model)
+    names = reference.text_inputs()
     # Sizes 0 and 1 would be burnt into the graph, hence two rows.
     shape = (2, min(16, job.max_length))
     makers = {"input_ids": torch.ones, "attention_mask": torch.ones}
@@ -279,11 +234,11 @@ def _torch_text(job: ExportJob, model: Any) -> tuple[list[str], tuple[Any, ...],
     return names, arguments, tuple(sizes for _ in names)
 
 
-def _torch_image(job: ExportJob, model: Any) -> tuple[list[str], tuple[Any, ...], Sequence[Any]]:
+def _torch_image(job: ExportJob, reference: Reference) -> tuple[list[str], tuple[Any, ...], Sequence[Any]]:
     """The size is the image processor's: a model without a size of its own is traced at the one it will be given."""
     import torch
 
-    pixels = _image_encoder(job, model)(next(iter(inputs_of(job.samples))))["pixel_values"]
+    pixels = reference.encode(job.samples[0])["pixel_values"]
     arguments = (torch.zeros((2, *pixels.shape[1:])),)
     return ["pixel_values"], arguments, ({0: torch.export.Dim("batch_size")},)
 
