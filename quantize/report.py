@@ -16,7 +16,7 @@ from edgewise.quantize.statistics import Latency, Quality
 
 FORMAT_VERSION = 1
 
-State: TypeAlias = Literal["measured", "failed", "inapplicable"]
+State: TypeAlias = Literal["measured", "failed", "inapplicable", "explored"]
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +60,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: Its name, and its folder under `candidates/`.
+        spelling: How `--recipes` names it.
         recipe: The recipe.
         options: Its options, defaults included.
-        state: "measured"; "failed" with a problem; "inapplicable" where the recipe found nothing to do.
+        state: "measured"; "failed" with a problem; "inapplicable" where the recipe found nothing to do; "explored"
+            where a search looked at it and left it.
         problem: Why it is not measured.
         facts: What became of the weights.
         skipped: Weights that the recipe promised to quantize and did not.
@@ -75,6 +77,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
+    spelling: str = ""
     recipe: str
     options: dict[str, str | int | float | bool]
     state: State
@@ -159,6 +162,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         built_on: This machine, where another one measured.
         test: The winner against the baseline on the test part, which is touched once, after the gate; None without.
         test_digest: Digest of the test part.
+        test_overlap: Items of the test part that occur in the tuning or the gate part as well.
         peak_rss_bytes: Largest resident memory of the run's processes.
     """
 
@@ -182,12 +186,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     built_on: Device | None = None
     test: Quality | None = None
     test_digest: str | None = None
+    test_overlap: int = 0
     peak_rss_bytes: int = 0
     format_version: int = FORMAT_VERSION
 
     def candidate(self, name: str) -> Candidate:
         """The candidate of that id."""
         return next(candidate for candidate in self.candidates if candidate.id == name)
+
+
+def pace_ms(cost: Performance) -> float:
+    """Milliseconds that a choice goes by: the median prediction; of a generator, one token."""
+    return cost.latency.p50_ms if cost.tokens_per_s is None else 1e3 / cost.tokens_per_s
 
 
 def headline(candidates: Sequence[Candidate], winner: str, *, max_drop: float, gate: Gate | None) -> str:
@@ -219,9 +229,7 @@ def _baseline_headline(baseline: Candidate, others: Sequence[Candidate], max_dro
     if all_lose_too_much((baseline, *others), max_drop):
         return f"Goal missed: every quantized candidate loses more than {points(max_drop)}; {baseline.id} is packed."
     own = baseline.performance
-    slower = own and all(
-        other.performance and other.performance.latency.p50_ms > own.latency.p50_ms for other in measured
-    )
+    slower = own and all(other.performance and pace_ms(other.performance) > pace_ms(own) for other in measured)
     larger = own and all(other.performance and other.performance.size_bytes >= own.size_bytes for other in measured)
     reasons = [
         *(["faster than every quantized candidate"] if slower else []),
@@ -234,7 +242,7 @@ def _comparison(best: Candidate, baseline: Candidate) -> str:
     if best.performance is None or baseline.performance is None or best.quality is None:
         raise ValueError(f"{best.id} won without being measured")
     size = baseline.performance.size_bytes / best.performance.size_bytes
-    speed = baseline.performance.latency.p50_ms / best.performance.latency.p50_ms
+    speed = pace_ms(baseline.performance) / pace_ms(best.performance)
     times = (
         "as fast"
         if 1 / SAME <= speed <= SAME
@@ -249,9 +257,20 @@ def _comparison(best: Candidate, baseline: Candidate) -> str:
     warning = f"Beware: {best.id} is {' and '.join(worse)}. " if worse else ""
     return (
         f"{warning}{best.id}: {best.performance.size_bytes / 1e6:.1f} MB ({size:.2g} x smaller), "
-        f"p50 {best.performance.latency.p50_ms:.2f} ms ({times}), accuracy {best.quality.accuracy:.4f} "
-        f"({best.quality.baseline_accuracy:.4f} before) on the tuning part."
+        f"{_pace_text(best.performance)} ({times}), {_answers(best.quality)} on the tuning part."
     )
+
+
+def _pace_text(cost: Performance) -> str:
+    return f"p50 {cost.latency.p50_ms:.2f} ms" if cost.tokens_per_s is None else f"{cost.tokens_per_s:.0f} tokens/s"
+
+
+def _answers(found: Quality) -> str:
+    if found.nll is not None and found.baseline_nll is not None:
+        return f"negative log-likelihood {found.nll:.3f} ({found.baseline_nll:.3f} before) a token"
+    if found.cosine_mean is not None:
+        return f"mean cosine {found.cosine_mean:.4f}"
+    return f"accuracy {found.accuracy:.4f} ({found.baseline_accuracy:.4f} before)"
 
 
 def _gate_clause(gate: Gate | None) -> str:
