@@ -3,8 +3,8 @@
     classifier   logits (n, classes)
     embedder     embedding (n, width)
     tagger       logits (words, labels): a row for the first token of each word; words (n,): rows of each item
-    generator    nll (tokens,), top (tokens,): the likeliest token's id; tokens (n,): scored tokens of each item;
-                 logprobs (k, vocabulary), float16: of the first k scored tokens
+    generator    nll (tokens,); top (tokens,): the likeliest token's id; targets (tokens,): the text's own token;
+                 tokens (n,): scored tokens of each item; logprobs (k, vocabulary), float16: of k of the scored tokens
 
 Owns their file and their order. Compares nothing: `quality.py` does.
 """

@@ -11,18 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from edgewise.bundle import GoldenItem, TextPreprocessing
+from edgewise.bundle import Bundle, GoldenItem
 from edgewise.contracts import Input
-from edgewise.edge import Device, EdgeModel, golden_items, probe
-from edgewise.errors import CertificateError, ConfigError, EdgewiseError
+from edgewise.edge import Device, EdgeGenerator, EdgeModel, golden_items, probe
+from edgewise.errors import CertificateError, ConfigError, DataError, EdgewiseError
 from edgewise.quantize.answers import Answers, answer_of, join, load, save, stacked
 from edgewise.quantize.items import Item, inputs_of, items_of
+from edgewise.quantize.lengths import LengthCalls, time_lengths
 from edgewise.quantize.process import run_fresh
 from edgewise.quantize.report import Performance, Setting
 from edgewise.quantize.statistics import latency
@@ -34,9 +34,6 @@ ROUNDS = 3
 WARM_UP = 3
 MIN_TIMED = 20
 """Timed calls a process at least; few items are repeated."""
-
-LENGTH_CALLS = 30
-"""Timed calls a process at each chosen length."""
 
 
 class MeasureJob(msgspec.Struct, frozen=True):
@@ -57,18 +54,6 @@ class MeasureJob(msgspec.Struct, frozen=True):
     answers: str
     check_golden: bool = False
     lengths: tuple[int, ...] = ()
-
-
-class LengthCalls(msgspec.Struct, frozen=True):
-    """Timed calls of the graph on texts of exactly this many tokens; tokenizing is not in them.
-
-    Attributes:
-        tokens: Tokens of each text, special ones included.
-        calls_ms: Each call after warming up.
-    """
-
-    tokens: int
-    calls_ms: tuple[float, ...]
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +88,7 @@ class GoldenJob(msgspec.Struct, frozen=True):
     Attributes:
         bundle: Its folder.
         items: The inputs.
-        signal: Name of the signal that scores them.
+        signal: Name of the signal that scores them; a generator has its own.
     """
 
     bundle: str
@@ -141,14 +126,17 @@ def measure_here(job: MeasureJob) -> Round:
     """Measure in this process."""
     inputs = inputs_of(msgspec.json.decode(Path(job.items).read_bytes(), type=tuple[Item, ...]))
     started = time.perf_counter()
-    model = EdgeModel.load(job.bundle, threads=job.threads)
+    bundle = Bundle.open(job.bundle)
+    if bundle.core.kind == "generator":
+        return _measure_generator(job, inputs)
+    model = EdgeModel.from_bundle(bundle, threads=job.threads)
     loaded = time.perf_counter()
     model.predict_one(inputs[0])
     answered = time.perf_counter()
     for item in inputs[:WARM_UP]:
         model.predict_one(item)
     calls, answers = _time_calls(model, inputs)
-    lengths, facts = _time_lengths(model, inputs, job.lengths)
+    lengths, facts = time_lengths(model, inputs, job.lengths)
     if job.check_golden:
         model.check_golden()
     if job.answers:
@@ -167,13 +155,17 @@ def measure_here(job: MeasureJob) -> Round:
 
 def golden_here(job: GoldenJob) -> GoldenAnswers:
     """Compute golden items in this process."""
-    return GoldenAnswers(golden_items(EdgeModel.load(job.bundle), inputs_of(job.items), signal_named(job.signal)))
+    inputs = inputs_of(job.items)
+    model = _load(job.bundle)
+    if isinstance(model, EdgeGenerator):
+        return GoldenAnswers(model.golden_items([str(prompt) for prompt in inputs]))
+    return GoldenAnswers(golden_items(model, inputs, signal_named(job.signal)))
 
 
 def check_here(job: CheckJob) -> Checked:
     """Check golden items in this process."""
     try:
-        EdgeModel.load(job.bundle).check_golden()
+        _load(job.bundle).check_golden()
     except CertificateError as e:
         return Checked(e.problem)
     return Checked("same")
@@ -305,6 +297,38 @@ def _settings(measured: Measured) -> tuple[Setting, ...]:
     )
 
 
+def _measure_generator(job: MeasureJob, inputs: Sequence[Input]) -> Round:
+    from edgewise.quantize.measure_generator import pace_of, prompts_of, score_texts
+
+    started = time.perf_counter()
+    model = EdgeGenerator.load(job.bundle, threads=job.threads)
+    loaded = time.perf_counter()
+    prompts = prompts_of(model, inputs)
+    cold = pace_of(model, prompts[:1], tokens=1)
+    pace = pace_of(model, prompts)
+    if not cold.first_ms or not pace.first_ms:
+        raise DataError("A language model answered nothing to the prompts that are timed.", "Give other texts.")
+    if job.check_golden:
+        model.check_golden()
+    if job.answers:
+        save(Path(job.answers), score_texts(model, inputs))
+    return Round(
+        threads=job.threads,
+        load_ms=(loaded - started) * 1e3,
+        first_ms=cold.first_ms[0],
+        calls_ms=pace.first_ms,
+        peak_rss_bytes=peak_rss_bytes(),
+        device=probe(),
+        tokens_per_s=pace.tokens_per_s,
+        facts=("latency at chosen lengths was not measured: prompts have their own",) if job.lengths else (),
+    )
+
+
+def _load(bundle: str) -> EdgeModel | EdgeGenerator:
+    opened = Bundle.open(bundle)
+    return EdgeGenerator.load(bundle) if opened.core.kind == "generator" else EdgeModel.from_bundle(opened)
+
+
 def _time_calls(model: EdgeModel, inputs: Sequence[Input]) -> tuple[tuple[float, ...], Answers]:
     calls: list[float] = []
     answers: list[Answers] = []
@@ -316,64 +340,6 @@ def _time_calls(model: EdgeModel, inputs: Sequence[Input]) -> tuple[tuple[float,
             if turn == 0:
                 answers.append(answer_of(model, item, prediction))
     return tuple(calls), stacked(answers)
-
-
-def _time_lengths(
-    model: EdgeModel, inputs: Sequence[Input], lengths: tuple[int, ...]
-) -> tuple[tuple[LengthCalls, ...], tuple[str, ...]]:
-    if not lengths:
-        return (), ()
-    how = model.bundle.core.preprocessing
-    if not isinstance(how, TextPreprocessing):
-        return (), ("latency at chosen lengths was not measured: the model takes no text",)
-    read = [model.feeds(item) for item in inputs[:LENGTH_CALLS]]
-    fitting = [length for length in lengths if length <= how.max_length]
-    facts = tuple(
-        f"latency at {length} tokens was not measured: the model reads {how.max_length} at most"
-        for length in lengths
-        if length > how.max_length
-    )
-    return tuple(LengthCalls(length, _time_graph(model, of_length(read, length))) for length in fitting), facts
-
-
-def _time_graph(model: EdgeModel, batches: Sequence[Mapping[str, NDArray[Any]]]) -> tuple[float, ...]:
-    calls = []
-    for number in range(WARM_UP + LENGTH_CALLS):
-        feeds = batches[number % len(batches)]
-        started = time.perf_counter()
-        model.run(feeds)
-        calls.append((time.perf_counter() - started) * 1e3)
-    return tuple(calls[WARM_UP:])
-
-
-def of_length(read: Sequence[Mapping[str, NDArray[Any]]], length: int) -> list[dict[str, NDArray[Any]]]:
-    """Texts cut, or repeated, to exactly this many tokens.
-
-    A first and a last token that all texts have in common, such as [CLS] and [SEP], stay at the ends.
-
-    Args:
-        read: Tensors of each text, shape (1, tokens), by input name; at least one text.
-        length: Tokens wanted, at least 1.
-    """
-    used = [_used(feeds) for feeds in read]
-    rows = [feeds["input_ids"][0] for feeds in read]
-    ends = {(int(row[0]), int(row[count - 1])) for row, count in zip(rows, used, strict=True)}
-    return [
-        {name: tensor[:, _positions(count, length, framed=len(ends) == 1)] for name, tensor in feeds.items()}
-        for feeds, count in zip(read, used, strict=True)
-    ]
-
-
-def _used(feeds: Mapping[str, NDArray[Any]]) -> int:
-    """Tokens that are not padding, which comes last."""
-    mask = feeds.get("attention_mask")
-    return int(mask.sum()) if mask is not None else next(iter(feeds.values())).shape[1]
-
-
-def _positions(used: int, length: int, *, framed: bool) -> NDArray[np.int64]:
-    if framed and used > 2 and length > 2:
-        return np.concatenate([[0], np.resize(np.arange(1, used - 1), length - 2), [used - 1]])
-    return np.resize(np.arange(used), length)
 
 
 def _turns(names: list[str], number: int) -> list[str]:

@@ -23,7 +23,8 @@ from edgewise.router.signals import margin, softmax
 
 Truth: TypeAlias = Indices | Sequence[Indices] | None
 """What is right. Of a classifier the label's index of each item, shape (n,); of a tagger one array an item, a tag's
-index for each word; of a generator one array an item, its scored tokens; of an embedder None: the baseline is."""
+index for each word; of an embedder None, since the baseline is; of a generator None, since its answers name the texts'
+own tokens."""
 
 Bools: TypeAlias = NDArray[np.bool_]
 
@@ -150,10 +151,12 @@ def _embedder(found: Answers, baseline: Answers, truth: Truth) -> Compared:
 
 def _generator(found: Answers, baseline: Answers, truth: Truth) -> Compared:
     _require_same({"the candidate": len(found["top"]), "the baseline": len(baseline["top"])}, "tokens")
-    worth, baseline_worth = (
-        _shares(_right_words(per_item(answers["top"], answers["tokens"]), truth), truth)
-        for answers in (found, baseline)
-    )
+    if not np.array_equal(found["targets"], baseline["targets"]):
+        raise DataError(
+            "The candidate's tokens are not the baseline's, so their likelihoods cannot be compared.",
+            "Build both with the same tokenizer.",
+        )
+    worth, baseline_worth = (_said_next(answers) for answers in (found, baseline))
     quality = msgspec.structs.replace(
         _counted(worth, baseline_worth, found["top"] != baseline["top"]),
         nll=float(found["nll"].mean()),
@@ -185,13 +188,13 @@ def _counted(worth: FloatArray, baseline_worth: FloatArray, flipped: Bools) -> Q
 
 
 def _right_words(answers: Sequence[NDArray[Any]], truth: Truth) -> list[Bools]:
-    """Of each item, which of its words or tokens are right; an answer may end early where the text was cut."""
+    """Of each item, which of its words are right; an answer may end early where the text was cut."""
     rows = _rows_of(truth)
     _require_same({"the answers": len(answers), "the truth": len(rows)}, "items")
     for number, (answer, row) in enumerate(zip(answers, rows, strict=True), start=1):
         if len(answer) > len(row):
             raise DataError(
-                f"Item {number} has {len(row)} words or tokens by its truth, and {len(answer)} were answered.",
+                f"Item {number} has {len(row)} words by its truth, and {len(answer)} were answered.",
                 "Give one tag for each word of a text.",
             )
     return [answer == row[: len(answer)] for answer, row in zip(answers, rows, strict=True)]
@@ -200,6 +203,12 @@ def _right_words(answers: Sequence[NDArray[Any]], truth: Truth) -> list[Bools]:
 def _shares(right: Sequence[Bools], truth: Truth) -> FloatArray:
     """The share of each item's words that is right; one that was not answered is not."""
     return np.array([part.sum() / max(1, len(row)) for part, row in zip(right, _rows_of(truth), strict=True)])
+
+
+def _said_next(answers: Answers) -> FloatArray:
+    """Of each text, the share of its tokens that is the likeliest one in its place; 0 of a text without tokens."""
+    right = per_item(answers["top"] == answers["targets"], answers["tokens"])
+    return np.array([part.sum() / max(1, len(part)) for part in right])
 
 
 def _rows_of(truth: Truth) -> Sequence[Indices]:

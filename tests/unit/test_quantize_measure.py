@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from edgewise.contracts import Example
-from edgewise.edge import EdgeModel
+from edgewise.edge import EdgeModel, TokenScores
 from edgewise.errors import BundleError, ConfigError, DataError
 from edgewise.quantize.answers import load
 from edgewise.quantize.items import inputs_of, items_of, label_indices, require_kind
+from edgewise.quantize.lengths import LENGTH_CALLS, LengthCalls, of_length
 from edgewise.quantize.measure import (
-    LENGTH_CALLS,
     MIN_TIMED,
-    LengthCalls,
     Measured,
     Round,
     measure_interleaved,
-    of_length,
     performance,
 )
+from edgewise.quantize.measure_generator import PROMPT_TOKENS, pace_of, prompts_of, score_texts
+from edgewise.quantize.quality import compare
 
 
 def test_candidates_take_turns_and_a_broken_one_is_left_out(tmp_path, tiny_text_bundle, tiny_models):
@@ -186,3 +186,54 @@ def test_missing_labels_are_counted(tmp_path):
 def test_data_of_the_other_kind_is_refused(tmp_path, task, given):
     with pytest.raises(DataError, match="needs"):
         require_kind([Example(given, "a")], task, tmp_path)
+
+
+class Parrot:
+    """Stands in for a language model of ten ids: a digit is a token, and the likeliest next one is the same again."""
+
+    max_length = 5
+
+    def tokenize(self, text):
+        return np.array([int(letter) for letter in text], dtype=np.int32)
+
+    def detokenize(self, ids):
+        return "".join(map(str, ids))
+
+    def generate(self, prompt, *, max_tokens):
+        if prompt[-1] == "0":  # ends at once
+            return
+        for _ in range(min(max_tokens, 3)):
+            yield prompt[-1]
+
+    def score(self, text, *, sample=0):
+        ids = self.tokenize(text)[: self.max_length]
+        rows = np.log(np.full((max(0, len(ids) - 1), 10), 0.05) + 0.5 * np.eye(10)[ids[:-1]]).astype(np.float32)
+        nll = -rows[np.arange(len(rows)), ids[1:]]
+        return TokenScores(nll, ids[:-1], rows[: max(0, sample)] if len(rows) else np.empty((0, 0), np.float32))
+
+
+def test_a_language_model_is_scored_on_the_tokens_of_the_texts():
+    answers = score_texts(Parrot(), ["7", "112", "99999999"], sample=3)
+    np.testing.assert_array_equal(answers["tokens"], [0, 2, 4])  # the last text is cut at five tokens
+    np.testing.assert_array_equal(answers["targets"], [1, 2, 9, 9, 9, 9])
+    np.testing.assert_array_equal(answers["top"], [1, 1, 9, 9, 9, 9])
+    np.testing.assert_allclose(answers["nll"], -np.log([0.55, 0.05, 0.55, 0.55, 0.55, 0.55]), rtol=1e-6)
+    assert (answers["logprobs"].shape, answers["logprobs"].dtype) == ((3, 10), np.float16)
+    quality = compare("generator", answers, answers, None).quality
+    assert (quality.accuracy, quality.kld, quality.flips) == (0.5, 0.0, 0.0)
+    with pytest.raises(DataError, match="two tokens"):
+        score_texts(Parrot(), ["7", "8"])
+
+
+def test_a_language_model_is_timed_to_its_first_token_and_after_it():
+    pace = pace_of(Parrot(), ["12", "10", "3"])
+    assert len(pace.first_ms) == 2  # the second prompt is answered with nothing
+    assert min(pace.first_ms) > 0
+    assert pace.tokens_per_s > 0
+    assert pace_of(Parrot(), ["12"], tokens=1).tokens_per_s is None
+    assert pace_of(Parrot(), ["10"]).first_ms == ()
+
+
+def test_prompts_are_the_first_texts_cut_short():
+    texts = ["1" * 100, *"23456789"]
+    assert prompts_of(Parrot(), texts) == ["1" * PROMPT_TOKENS, *"23456"]

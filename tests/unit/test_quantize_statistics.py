@@ -94,7 +94,7 @@ def test_words_that_a_tagger_did_not_reach_are_wrong():
     whole = {"logits": tags[[0, 1, 1, 1]], "words": np.array([4])}
     found = compare("tagger", short, whole, [np.array([0, 1, 1, 1])]).quality
     assert (found.accuracy, found.baseline_accuracy, found.flips) == (0.5, 1.0, 1.0)
-    with pytest.raises(DataError, match="Item 1 has 3 words or tokens by its truth, and 4 were answered"):
+    with pytest.raises(DataError, match="Item 1 has 3 words by its truth, and 4 were answered"):
         compare("tagger", whole, whole, [np.array([0, 1, 1])])
 
 
@@ -120,14 +120,17 @@ def test_a_generator_is_worth_the_tokens_that_it_would_have_said():
     theirs, ours = np.log([[0.5, 0.5], [1.0, 1e-30]]), np.log([[0.25, 0.75], [0.5, 0.5]])
     theirs[1, 1] = -np.inf
     tokens = np.array([2, 1])
-    candidate = {"nll": np.array([1.0, 2.0, 3.0]), "top": np.array([4, 5, 6]), "tokens": tokens, "logprobs": ours}
-    baseline = {"nll": np.array([1.0, 1.0, 1.0]), "top": np.array([4, 7, 6]), "tokens": tokens, "logprobs": theirs}
-    found = compare("generator", candidate, baseline, [np.array([4, 7]), np.array([6])]).quality
+    common = {"tokens": tokens, "targets": np.array([4, 7, 6])}
+    candidate = {**common, "nll": np.array([1.0, 2.0, 3.0]), "top": np.array([4, 5, 6]), "logprobs": ours}
+    baseline = {**common, "nll": np.array([1.0, 1.0, 1.0]), "top": np.array([4, 7, 6]), "logprobs": theirs}
+    found = compare("generator", candidate, baseline, None).quality
     assert (found.n, found.accuracy, found.baseline_accuracy, found.lost) == (2, 0.75, 1.0, 1)
     assert (found.nll, found.baseline_nll) == (2.0, 1.0)
     assert found.flips == pytest.approx(1 / 3)
     assert found.kld == pytest.approx((stats.entropy([0.5, 0.5], [0.25, 0.75]) + np.log(2)) / 2)
     assert (found.auroc, found.calibration_error) == (None, None)
+    with pytest.raises(DataError, match="tokens are not the baseline's"):
+        compare("generator", candidate, {**baseline, "targets": np.array([4, 7, 7])}, None)
 
 
 def test_the_baseline_beside_itself_loses_nothing():
