@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,14 @@ from edgewise.errors import DataError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 """File names that count as images, in lower case."""
 
+TOKENS = "tokens"
+"""Field of a text's words, where the field of the text itself is missing."""
+
+TAGS = "tags"
+"""Field of these words' labels, where the field of the label is missing."""
+
+# Only ASCII white space parts words: others, such as a no-break space, may stand inside one.
+_WORD = re.compile(r"[^ \t\n\r\f\v]+")
 _BOM = "\ufeff"
 _SHOWN = 80
 _JSONL_REMEDY = 'Each line must be one JSON object, such as {"text": "…", "label": "…"}.'
@@ -40,6 +49,10 @@ def load_examples(path: Path, *, text_field: str = "text", label_field: str = "l
     A file's kind follows from its name: `.jsonl` or `.ndjson` (one object a line) and `.csv` (RFC 4180, with a header).
     Both are UTF-8, with or without a byte-order mark; blank lines are skipped. In a folder each sub-folder is a class
     and the items are the bytes of its image files, sorted by name; hidden entries and other kinds of files are skipped.
+
+    A text may also be a list of words, in the field of the text or in "tokens", and its label a list of as many labels,
+    in the field of the label or in "tags": {"tokens": ["Alice", "left"], "tags": ["B-PER", "O"]}. Each list becomes one
+    string, joined by blanks.
 
     Args:
         path: The file or folder.
@@ -219,7 +232,8 @@ def _read_rows(path: Path, rows: Iterator[_Row], text_field: str, label_field: s
     first: _Row | None = None
     labelled = False
     for row in rows:
-        label = _label_of(path, row, label_field)
+        text = _text_of(path, row, text_field)
+        label = _label_of(path, row, label_field, _words_of(row, text_field))
         if first is None:
             first, labelled = row, label is not None
         elif labelled != (label is not None):
@@ -228,10 +242,13 @@ def _read_rows(path: Path, rows: Iterator[_Row], text_field: str, label_field: s
                 f"{path}, line {without.line} has no label in the field '{label_field}'; line {having.line} has one.",
                 "Give every item a label, or none.",
             )
-        yield Example(_text_of(path, row, text_field), label)
+        yield Example(text, label)
 
 
 def _text_of(path: Path, row: _Row, field: str) -> str:
+    words = _words_of(row, field)
+    if words is not None:
+        return _joined(path, row, words)
     if field not in row.fields:
         found = ", ".join(f"'{name}'" for name in row.fields) or "none"
         raise DataError(
@@ -251,8 +268,18 @@ def _text_of(path: Path, row: _Row, field: str) -> str:
     return text
 
 
-def _label_of(path: Path, row: _Row, field: str) -> str | None:
+def _words_of(row: _Row, field: str) -> str | None:
+    """The field that holds the text as a list of words, or None."""
+    name = field if field in row.fields else TOKENS
+    return name if isinstance(row.fields.get(name), list) else None
+
+
+def _label_of(path: Path, row: _Row, field: str, words: str | None) -> str | None:
+    if words is not None:
+        field = field if field in row.fields else TAGS
     label = row.fields.get(field)
+    if isinstance(label, list) and words is not None:
+        return _tags_of(path, row, words, field)
     if isinstance(label, int) and not isinstance(label, bool):
         return str(label)
     if label is not None and not isinstance(label, str):
@@ -261,6 +288,29 @@ def _label_of(path: Path, row: _Row, field: str) -> str | None:
             "Give a string or an integer, or name another field with --label-field.",
         )
     return label if label and label.strip() else None
+
+
+def _tags_of(path: Path, row: _Row, words: str, field: str) -> str:
+    if len(row.fields[field]) != len(row.fields[words]):
+        raise DataError(
+            f"{path}, line {row.line} has {len(row.fields[words])} words in the field '{words}' and "
+            f"{len(row.fields[field])} labels in the field '{field}'.",
+            "Give each word exactly one label.",
+        )
+    return _joined(path, row, field)
+
+
+def _joined(path: Path, row: _Row, field: str) -> str:
+    """A list of words, or of their labels, as one string."""
+    words = row.fields[field]
+    odd = [word for word in words if not isinstance(word, str) or not _WORD.fullmatch(word)]
+    if odd or not words:
+        raise DataError(
+            f"{path}, line {row.line}: the list in the field '{field}' holds {_shown(odd[0]) if odd else 'nothing'}; "
+            "a word is a string that is not empty and contains no white space.",
+            "Correct the list, or remove the line.",
+        )
+    return " ".join(words)
 
 
 def _load_images(root: Path) -> list[Example]:

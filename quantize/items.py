@@ -13,7 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.bundle import Kind
 from edgewise.contracts import Example, Input
+from edgewise.edge.entities import Words
 from edgewise.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -49,16 +51,26 @@ def label_indices(examples: Sequence[Example], labels: Sequence[str], path: Path
         DataError: A label is missing, or the model does not know it.
     """
     index = {label: position for position, label in enumerate(labels)}
-    unlabelled = sum(1 for example in examples if example.label is None)
-    if unlabelled:
-        raise DataError(
-            f"{unlabelled} of {len(examples)} items of {path} have no label; accuracy needs them.",
-            "Add labels, or name the field that holds them with --label-field.",
-        )
-    unknown = Counter(example.label for example in examples if example.label not in index)
+    _require_labels(examples, path)
+    unknown = Counter(str(example.label) for example in examples if example.label not in index)
     if unknown:
-        raise _unknown_label(examples, unknown, labels, path)
+        raise _unknown_label([[str(example.label)] for example in examples], unknown, labels, path)
     return np.array([index[example.label] for example in examples if example.label is not None], dtype=np.int64)
+
+
+def truth_of(kind: Kind, examples: Sequence[Example], labels: Sequence[str], path: Path) -> Indices | None:
+    """What a model of this kind should answer, as indices of its labels.
+
+    Returns:
+        Of a classifier, shape (n,). Of a tagger the labels of all words, one item after the other, shape (words,). None
+        of an embedder or a generator, which are measured without labels.
+
+    Raises:
+        DataError: A label is missing, or the model does not know it, or a text has more or fewer labels than words.
+    """
+    if kind == "classifier":
+        return label_indices(examples, labels, path)
+    return _tag_indices(examples, labels, path) if kind == "tagger" else None
 
 
 def require_kind(examples: Sequence[Example], task: str, path: Path) -> None:
@@ -76,6 +88,36 @@ def require_kind(examples: Sequence[Example], task: str, path: Path) -> None:
         )
 
 
+def _tag_indices(examples: Sequence[Example], labels: Sequence[str], path: Path) -> Indices:
+    _require_labels(examples, path)
+    index = {label: position for position, label in enumerate(labels)}
+    tags = [_words(str(example.label)) for example in examples]
+    for number, (example, own) in enumerate(zip(examples, tags, strict=True), start=1):
+        count = len(_words(str(example.input)))
+        if len(own) != count:
+            raise DataError(
+                f"Item {number} of {path} has {count} words and {len(own)} labels.",
+                'Give each word one label: {"tokens": ["Alice", "left"], "tags": ["B-PER", "O"]}.',
+            )
+    unknown = Counter(tag for own in tags for tag in own if tag not in index)
+    if unknown:
+        raise _unknown_label(tags, unknown, labels, path)
+    return np.array([index[tag] for own in tags for tag in own], dtype=np.int64)
+
+
+def _words(text: str) -> list[str]:
+    return [text[start:end] for start, end in Words.of(text).spans]
+
+
+def _require_labels(examples: Sequence[Example], path: Path) -> None:
+    unlabelled = sum(1 for example in examples if example.label is None)
+    if unlabelled:
+        raise DataError(
+            f"{unlabelled} of {len(examples)} items of {path} have no label; accuracy needs them.",
+            "Add labels, or name the field that holds them with --label-field.",
+        )
+
+
 def _item(value: Input) -> Item:
     if isinstance(value, str):
         return Item(text=value)
@@ -85,10 +127,10 @@ def _item(value: Input) -> Item:
 
 
 def _unknown_label(
-    examples: Sequence[Example], unknown: Counter[str | None], labels: Sequence[str], path: Path
+    given: Sequence[Sequence[str]], unknown: Counter[str], labels: Sequence[str], path: Path
 ) -> DataError:
     label = next(iter(unknown))
-    position = next(number for number, example in enumerate(examples, start=1) if example.label == label)
+    position = next(number for number, own in enumerate(given, start=1) if label in own)
     known = ", ".join(map(repr, labels[:_SHOWN])) + (", …" if len(labels) > _SHOWN else "")
     others = f" (and {len(unknown) - 1} other labels)" if len(unknown) > 1 else ""
     return DataError(

@@ -117,6 +117,15 @@ def test_the_fields_can_be_named(tmp_path: Path) -> None:
     assert load(tmp_path, "d.jsonl", content, text_field="body", label_field="topic") == [Example("one", "a")]
 
 
+def test_tagged_words_become_texts_and_labels_joined_by_blanks(tmp_path: Path) -> None:
+    content = '{"id": 1, "tokens": ["Alice", "no\u00a0break", "."], "tags": ["B-PER", "O", "O"]}'
+    assert load(tmp_path, "d.jsonl", content) == [Example("Alice no\u00a0break .", "B-PER O O")]
+    named = '{"words": ["a", "b"], "ner": ["X", "O"]}'
+    assert load(tmp_path, "d.jsonl", named, text_field="words", label_field="ner") == [Example("a b", "X O")]
+    assert load(tmp_path, "d.jsonl", '{"tokens": ["a", "b"]}') == [Example("a b", None)]
+    assert load(tmp_path, "d.jsonl", '{"text": "a b", "tags": ["news"]}') == [Example("a b", None)], "tags of the text"
+
+
 @pytest.mark.parametrize("content", ['{"text": "a"}', '{"text": "a", "label": null}', '{"text": "a", "label": " "}'])
 def test_labels_may_be_absent_everywhere(tmp_path: Path, content: str) -> None:
     examples = load(tmp_path, "d.jsonl", content)
@@ -153,6 +162,14 @@ def test_require_labels_gives_them_in_order(tmp_path: Path) -> None:
         ("d.jsonl", '{"text": "a", "label": true}', ["line 1", "'label'", "a boolean", "True"]),
         ("d.jsonl", '{"text": "a", "label": 1.0}', ["line 1", "'label'", "a number", "1.0"]),
         ("d.jsonl", '{"text": "a", "label": ["b"]}', ["line 1", "'label'", "a list", "['b']"]),
+        ("d.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', ["line 1", "2 words", "'tokens'", "1 labels", "'tags'"]),
+        ("d.jsonl", '{"tokens": ["a", "b c"], "tags": ["O", "O"]}', ["line 1", "'tokens'", "'b c'"]),
+        ("d.jsonl", '{"tokens": ["a", ""], "tags": ["O", "O"]}', ["line 1", "'tokens'", "''"]),
+        ("d.jsonl", '{"tokens": ["a"], "tags": [3]}', ["line 1", "'tags'", "holds 3"]),
+        ("d.jsonl", '{"tokens": ["a"], "tags": [null]}', ["line 1", "'tags'", "holds None"]),
+        ("d.jsonl", '{"tokens": [], "tags": []}', ["line 1", "'tokens'", "nothing"]),
+        ("d.jsonl", '{"tokens": ["a"], "tags": {"a": 1}}', ["line 1", "'tags'", "an object"]),
+        ("d.jsonl", '{"tokens": "a", "tags": ["O"]}', ["line 1", "no field 'text'"]),
         ("d.jsonl", '{"text": "a", "label": "b"}\n\n{"text": "c"}', ["line 3 has no label", "line 1 has one"]),
         ("d.csv", "text,label\na,\nb,c\n", ["line 2 has no label", "line 3 has one"]),
         ("d.csv", 'text,label\n"a\nb",c\nd,e,f\n', ["line 4 has 3 columns", "has 2 (text, label)"]),
