@@ -7,20 +7,31 @@ Owns which weights count as eligible, and the proof of what became of them. Quan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from edgewise.errors import CheckpointError
+from edgewise.quantize.surgery import inner_graphs, keep_weights
+
 MIN_ELEMENTS = 4096
-"""Weights with fewer values stay as they are: they are too small to matter and often too sensitive."""
+"""Matrices and tables with fewer values stay as they are: they are too small to matter and often too sensitive.
+
+A convolution's kernel counts whatever its size: its cost is in the positions that it is applied to.
+"""
 
 NOTHING = "the graph has no matrix and no embedding table worth quantizing"
 """Why a recipe for matrices and tables does not apply."""
 
 INT4_OPSET = 21
 """The first ai.onnx opset with 4-bit integer tensors."""
+
+
+_WEIGHT_INPUT = {"MatMul": 1, "Gather": 0, "Conv": 1}
+
+_WHAT = {"MatMul": "matrix weights", "Gather": "embedding tables", "Conv": "convolution kernels"}
 
 
 class PrepareJob(msgspec.Struct, frozen=True):
@@ -39,7 +50,7 @@ class Prepared(msgspec.Struct, frozen=True):
     """What was found in the prepared graph.
 
     Attributes:
-        weights: Eligible weights by kind of node: "MatMul" and "Gather".
+        weights: Eligible weights by kind of node: "MatMul", "Gather" and "Conv".
         float_bytes: Bytes of all float32 weights.
     """
 
@@ -53,6 +64,9 @@ def prepare_here(job: PrepareJob) -> Prepared:
     The recipes' tools look for a MatMul whose weight is a constant, and skip everything else in silence. A weight
     behind a Transpose or an Identity, or in a Gemm, would stay in float32 without a word; here it becomes what they
     look for.
+
+    Raises:
+        CheckpointError: A weight that is not finite.
     """
     import onnx
 
@@ -64,6 +78,7 @@ def prepare_here(job: PrepareJob) -> Prepared:
     _name_nodes(model)
     _drop_unused_opsets(model)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    require_finite(model)
     onnx.save(model, job.out)
     weights = Counter(node.op_type for node, _ in eligible(model))
     return Prepared(dict(weights), float_bytes(model))
@@ -72,20 +87,70 @@ def prepare_here(job: PrepareJob) -> Prepared:
 def eligible(model: Any) -> Iterator[tuple[Any, Any]]:
     """Each node with a weight worth quantizing, with that weight.
 
-    A MatMul by a constant matrix, or a Gather of rows from a constant table (an embedding), with float32 values and at
-    least `MIN_ELEMENTS` of them.
+    A MatMul by a constant matrix or a Gather of rows from a constant table (an embedding) of at least `MIN_ELEMENTS`
+    values, or a Conv with a constant kernel; all in float32. Nodes inside branches (If, Loop) are not among them.
     """
+    yield from _eligible(model.graph.node, model.graph.initializer)
+
+
+def _eligible(nodes: Any, initializers: Any) -> Iterator[tuple[Any, Any]]:
     import onnx
 
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        position = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+    weights = {tensor.name: tensor for tensor in initializers if tensor.data_type == onnx.TensorProto.FLOAT}
+    for node in nodes:
+        position = _WEIGHT_INPUT.get(node.op_type)
         tensor = weights.get(node.input[position]) if position is not None else None
-        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 2:
+        if tensor is not None and _worthwhile(node, tensor):
+            yield node, tensor
+
+
+def _worthwhile(node: Any, tensor: Any) -> bool:
+    if node.op_type == "Conv":
+        return True
+    if len(tensor.dims) != 2 or tensor.dims[0] * tensor.dims[1] < MIN_ELEMENTS:
+        return False
+    return node.op_type == "MatMul" or _axis(node) == 0
+
+
+def in_branches(model: Any, kinds: Collection[str]) -> tuple[str, ...]:
+    """Weights of these kinds of nodes that would be eligible outside the branch (If, Loop) that no tool looks into."""
+    found = set()
+    for node in model.graph.node:
+        for inner in inner_graphs(node):
+            known = [*model.graph.initializer, *inner.initializer]
+            found |= {tensor.name for child, tensor in _eligible(inner.node, known) if child.op_type in kinds}
+    return tuple(sorted(found))
+
+
+def eligible_weights(model: Any, kind: str) -> dict[str, Any]:
+    """The eligible weights of one kind of node by name, in the order of their first use."""
+    found: dict[str, Any] = {}
+    for node, tensor in eligible(model):
+        if node.op_type == kind:
+            found.setdefault(tensor.name, tensor)
+    return found
+
+
+def require_finite(model: Any) -> None:
+    """Refuse a model with a float weight that is not finite.
+
+    Raises:
+        CheckpointError: One holds NaN or infinity; it is named.
+    """
+    import numpy as np
+    import onnx
+
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
-        if tensor.dims[0] * tensor.dims[1] < MIN_ELEMENTS or (node.op_type == "Gather" and _axis(node) != 0):
-            continue
-        yield node, tensor
+        values = onnx.numpy_helper.to_array(tensor)
+        # An attention mask is built from single infinities on purpose.
+        if values.size > 1 and not np.isfinite(values).all():
+            bad = int(values.size - np.isfinite(values).sum())
+            raise CheckpointError(
+                f"The weight {tensor.name!r} holds {bad} values that are not finite (NaN or infinity).",
+                "The checkpoint is damaged or its training diverged: use another one.",
+            )
 
 
 def has_eligible(model: Any, kinds: tuple[str, ...]) -> bool:
@@ -94,7 +159,7 @@ def has_eligible(model: Any, kinds: tuple[str, ...]) -> bool:
 
 
 def eligible_names(model: Any, kind: str) -> list[str]:
-    """Names of the eligible nodes of one kind, "MatMul" or "Gather"."""
+    """Names of the eligible nodes of one kind: "MatMul", "Gather" or "Conv"."""
     return [node.name for node, _ in eligible(model) if node.op_type == kind]
 
 
@@ -115,7 +180,7 @@ def facts(before: Any, after: Any, promised: Mapping[str, str]) -> tuple[str, ..
     Args:
         before: The prepared graph.
         after: The graph that a recipe wrote.
-        promised: Kind of node ("MatMul", "Gather") to what the recipe promised for its weights, such as "int8".
+        promised: Kind of node ("MatMul", "Gather", "Conv") to what the recipe promised for its weights, such as "int8".
 
     Returns:
         One sentence a kind of node that occurs, and one on what stayed in float32.
@@ -126,75 +191,16 @@ def facts(before: Any, after: Any, promised: Mapping[str, str]) -> tuple[str, ..
 
 
 def skipped(before: Any, after: Any, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Eligible weights of these kinds of nodes that are float32 still."""
+    """Eligible weights of these kinds of nodes that are float32 still, and those inside branches."""
     left = _float_weights(after)
-    return tuple(
-        sorted({tensor.name for node, tensor in eligible(before) if node.op_type in kinds and tensor.name in left})
-    )
-
-
-def upgrade_opset(model: Any, opset: int) -> Any:
-    """The model, converted to an opset if its own is older."""
-    import onnx
-    from onnx import version_converter
-
-    own = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if own >= opset:
-        return model
-    converted = version_converter.convert_version(model, opset)
-    # 4-bit tensors came with IR version 10; the converter keeps the old one.
-    converted.ir_version = max(converted.ir_version, 10)
-    return onnx.shape_inference.infer_shapes(converted, data_prop=True)
-
-
-def sort_nodes(model: Any) -> None:
-    """Order the nodes so that each comes after what it reads, the reads of its subgraphs included, else unchanged.
-
-    onnxruntime's quantizer sorts without a look into subgraphs, and so breaks graphs with an If or a Loop.
-    """
-    waiting = dict(enumerate(model.graph.node))
-    made_by = {name: index for index, node in waiting.items() for name in node.output if name}
-    ordered: list[Any] = []
-    done: set[int] = set()
-    for start in waiting:
-        stack = [start]
-        while stack:
-            index = stack[-1]
-            needed = {made_by[name] for name in _reads(waiting[index]) if name in made_by} - done - {index}
-            if needed and index not in done:
-                stack.extend(sorted(needed, reverse=True))
-                continue
-            stack.pop()
-            if index not in done:
-                done.add(index)
-                ordered.append(waiting[index])
-    nodes = [type(node).FromString(node.SerializeToString()) for node in ordered]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def _reads(node: Any) -> Iterator[str]:
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
-            for child in inner.node:
-                yield from _reads(child)
-            yield from (value.name for value in inner.output)
-
-
-def drop_repeated_weights(model: Any) -> None:
-    """Keep the first initializer of each name: a tool that meets a shared weight twice writes its result twice."""
-    first: dict[str, int] = {}
-    for index, tensor in enumerate(model.graph.initializer):
-        first.setdefault(tensor.name, index)
-    _keep_weights(model, set(first.values()))
+    kept = {tensor.name for node, tensor in eligible(before) if node.op_type in kinds and tensor.name in left}
+    return tuple(sorted(kept.union(in_branches(before, kinds))))
 
 
 def _fact(before: Any, left: Mapping[str, int], kind: str, promise: str) -> str:
     names = {tensor.name for node, tensor in eligible(before) if node.op_type == kind}
     done = sum(1 for name in names if name not in left)
-    what = "matrix weights" if kind == "MatMul" else "embedding tables"
-    return f"{done} of {len(names)} {what} in {promise}"
+    return f"{done} of {len(names)} {_WHAT[kind]} in {promise}"
 
 
 def _left_over(after: Any, left: Mapping[str, int], before_bytes: int) -> str:
@@ -286,13 +292,7 @@ def _drop_unused_weights(model: Any) -> None:
     # A subgraph (If, Loop) may use an outer weight; then nothing is dropped.
     if any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute):
         return
-    _keep_weights(model, {index for index, tensor in enumerate(model.graph.initializer) if tensor.name in used})
-
-
-def _keep_weights(model: Any, indices: set[int]) -> None:
-    for index in reversed(range(len(model.graph.initializer))):
-        if index not in indices:
-            del model.graph.initializer[index]
+    keep_weights(model, {index for index, tensor in enumerate(model.graph.initializer) if tensor.name in used})
 
 
 def _name_nodes(model: Any) -> None:

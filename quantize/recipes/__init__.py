@@ -6,15 +6,28 @@ like `int8_dynamic.py` and list it here. Importing this loads neither onnx nor o
 
 from __future__ import annotations
 
-from edgewise.quantize.recipes import fp32, int4_matmul, int8_dynamic, int8_embed4
+from edgewise.quantize.recipes import (
+    fp16,
+    fp32,
+    int4_matmul,
+    int8_dynamic,
+    int8_embed4,
+    int8_matmul,
+    int8_static,
+    mixed,
+)
 from edgewise.quantize.recipes.base import Aids, Choice, Outcome, Recipe, parse_choices
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (fp32.RECIPE, int8_dynamic.RECIPE, int4_matmul.RECIPE, int8_embed4.RECIPE)
+    module.RECIPE.name: module.RECIPE
+    for module in (fp32, int8_dynamic, int4_matmul, int8_embed4, int8_static, int8_matmul, fp16, mixed)
 }
 """Every recipe by its name."""
 
 BASELINE = fp32.RECIPE.name
 """The recipe that every other is compared with."""
 
-__all__ = ["BASELINE", "RECIPES", "Aids", "Choice", "Outcome", "Recipe", "parse_choices"]
+DEFAULT_RECIPES = ("int8_dynamic", "int4_matmul", "int8_embed4")
+"""What is built where nobody asks for anything else: no calibration, and a good answer on every front."""
+
+__all__ = ["BASELINE", "DEFAULT_RECIPES", "RECIPES", "Aids", "Choice", "Outcome", "Recipe", "parse_choices"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,40 +10,12 @@ from typing import Any, Protocol
 import msgspec
 
 from edgewise.errors import ConfigError
+from edgewise.quantize.technique import Aids as Aids
+from edgewise.quantize.technique import Outcome as Outcome
+from edgewise.quantize.transforms import TRANSFORMS
 
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What a recipe did.
-
-    Attributes:
-        facts: Sentences on what became of the weights, read off the written graph.
-        skipped: Names of weights that the recipe promised to quantize and did not.
-        inapplicable: Why there is nothing in this graph for the recipe to do; empty where it wrote a graph.
-        tokenizer: A `tokenizer.json` that goes with the written graph in place of the checkpoint's; empty if none.
-        max_unknown_share: With it, the share of unknown tokens above which a text is not what the graph was made for.
-    """
-
-    facts: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    inapplicable: str = ""
-    tokenizer: str = ""
-    max_unknown_share: float | None = None
-
-
-class Aids(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recipe may read beside the graph; each is there if the recipe needs it.
-
-    Attributes:
-        calibration: An .npz of encoded tuning items, "NAME/NUMBER" to an array of batch one.
-        sensitivity: A JSON file: how much each weight's quantization moves the answers.
-        tokenizer: The `tokenizer.json` of a text model.
-        items: A JSON file of tuning items.
-    """
-
-    calibration: str = ""
-    sensitivity: str = ""
-    tokenizer: str = ""
-    items: str = ""
+PlainOptions = dict[str, str | int | float | bool]
+"""Options as they travel in JSON."""
 
 
 class Apply(Protocol):
@@ -52,6 +24,10 @@ class Apply(Protocol):
     def __call__(self, source: Path, out: Path, options: Any, *, seed: int, aids: Aids) -> Outcome:
         """Read the graph at `source`, write the quantized one to `out`."""
         ...
+
+
+def _nothing(options: Any) -> frozenset[str]:
+    return frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,6 +40,8 @@ class Recipe:
         options: Struct of its options, each with a default.
         apply: Does it.
         prepared: Whether it reads the prepared graph or the exported one.
+        needs: What it reads beside the graph, whatever its options: "calibration", "sensitivity".
+        also_needs: What it reads besides with these options.
     """
 
     name: str
@@ -71,32 +49,59 @@ class Recipe:
     options: type[msgspec.Struct]
     apply: Apply
     prepared: bool = True
+    needs: frozenset[str] = frozenset()
+    also_needs: Callable[[Any], frozenset[str]] = _nothing
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe with its options: what makes one candidate.
+    """A recipe with its options, on a graph that some transforms changed: what makes one candidate.
 
     Attributes:
-        id: The recipe's name, and each option that is not the default: "int8_dynamic", "int4_matmul.block_size-64".
+        id: The transforms, the recipe's name, and each option that is not the default: "int8_dynamic",
+            "trim+int4_matmul.block_size-64".
         recipe: The recipe.
         options: Its options.
+        transforms: Names of the transforms, in the order of their registry.
     """
 
     id: str
     recipe: Recipe
     options: msgspec.Struct
+    transforms: tuple[str, ...] = ()
 
-    def plain_options(self) -> dict[str, str | int | float | bool]:
+    @classmethod
+    def of(cls, recipe: Recipe, options: msgspec.Struct, transforms: Sequence[str] = ()) -> Choice:
+        """The choice of these.
+
+        Raises:
+            ConfigError: An unknown transform, or one twice.
+        """
+        ordered = _transforms(transforms)
+        changed = [f"{field}-{value}" for field, value in _changed(recipe, options)]
+        return cls(".".join(["+".join([*ordered, recipe.name]), *changed]), recipe, options, ordered)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be made ready for it beside the graph: names of fields of `Aids`."""
+        recipe = self.recipe.needs | self.recipe.also_needs(self.options)
+        return recipe.union(*(TRANSFORMS[name].needs for name in self.transforms))
+
+    def plain_options(self) -> PlainOptions:
         """The options as plain values, defaults included."""
         return {name: getattr(self.options, name) for name in self.options.__struct_fields__}
 
+    def spelling(self) -> str:
+        """The text that `parse_choices` reads as this choice."""
+        options = (f":{name}={value}" for name, value in _changed(self.recipe, self.options))
+        return "+".join([*self.transforms, self.recipe.name]) + "".join(options)
+
 
 def parse_choices(registry: Mapping[str, Recipe], texts: Sequence[str]) -> tuple[Choice, ...]:
-    """Choices as a user spells them: "NAME" or "NAME:option=value:option=value".
+    """Choices as a user spells them: "[TRANSFORM+…]RECIPE[:option=value…]".
 
     Raises:
-        ConfigError: An unknown recipe or option, a value out of its range, or one choice twice.
+        ConfigError: An unknown recipe, transform or option, a value out of its range, or a transform or a choice twice.
     """
     choices = tuple(_parse(registry, text) for text in texts)
     ids = [choice.id for choice in choices]
@@ -107,17 +112,34 @@ def parse_choices(registry: Mapping[str, Recipe], texts: Sequence[str]) -> tuple
 
 
 def _parse(registry: Mapping[str, Recipe], text: str) -> Choice:
-    name, _, rest = text.strip().partition(":")
+    head, _, rest = text.strip().partition(":")
+    *before, name = (part.strip() for part in head.split("+"))
     if name not in registry:
         raise ConfigError(f"There is no recipe {name!r}.", f"Choose from: {', '.join(registry)}.")
     recipe = registry[name]
-    options = _options(recipe, [part.strip() for part in rest.split(":") if part.strip()])
-    changed = [
-        f"{field}-{str(getattr(options, field)).lower()}"
-        for field in options.__struct_fields__
-        if getattr(options, field) != getattr(recipe.options(), field)
+    return Choice.of(recipe, _options(recipe, [part.strip() for part in rest.split(":") if part.strip()]), before)
+
+
+def _transforms(names: Sequence[str]) -> tuple[str, ...]:
+    unknown = next((name for name in names if name not in TRANSFORMS), None)
+    if unknown is not None:
+        raise ConfigError(f"There is no transform {unknown!r}.", f"Choose from: {', '.join(TRANSFORMS)}.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"The transform {twice!r} is named twice.", "Name each transform once.")
+    # The registry's order, whatever the user's: they are applied in that one, and a candidate has one name.
+    return tuple(name for name in TRANSFORMS if name in names)
+
+
+def _changed(recipe: Recipe, options: msgspec.Struct) -> list[tuple[str, str]]:
+    """Each option that is not the default, with its value as it is spelled."""
+    default = recipe.options()
+    values = {name: getattr(options, name) for name in options.__struct_fields__}
+    return [
+        (name, str(value).lower() if isinstance(value, bool) else str(value))
+        for name, value in values.items()
+        if value != getattr(default, name)
     ]
-    return Choice(".".join([name, *changed]), recipe, options)
 
 
 def _options(recipe: Recipe, parts: Sequence[str]) -> msgspec.Struct:

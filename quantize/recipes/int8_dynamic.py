@@ -6,6 +6,7 @@ Weights are signed (QInt8) and activations unsigned, the pair for which x86 and 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 
 from edgewise.quantize import graph
 from edgewise.quantize.recipes.base import Aids, Outcome, Recipe
+from edgewise.quantize.surgery import copy_of, sort_nodes
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,7 +45,9 @@ def apply(source: Path, out: Path, options: Options, *, seed: int, aids: Aids) -
     return Outcome(graph.facts(before, after, promised), graph.skipped(before, after, kinds))
 
 
-def quantize(model: Any, out: Path, kinds: tuple[str, ...], options: Options) -> None:
+def quantize(
+    model: Any, out: Path, kinds: tuple[str, ...], options: Options, *, only: Collection[str] | None = None
+) -> None:
     """Write the model with the eligible weights of these kinds of nodes in int8.
 
     Args:
@@ -51,19 +55,22 @@ def quantize(model: Any, out: Path, kinds: tuple[str, ...], options: Options) ->
         out: Where the quantized one goes.
         kinds: "MatMul", "Gather".
         options: How.
+        only: Names of the weights meant; None means all.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    names = [name for kind in kinds for name in graph.eligible_names(model, kind)]
+    names = [
+        node.name
+        for node, tensor in graph.eligible(model)
+        if node.op_type in kinds and (only is None or tensor.name in only)
+    ]
     if not names:
         # An empty list means "all nodes" to the tool.
         onnx.save(model, out)
         return
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     quantize_dynamic(
-        copy,
+        copy_of(model),
         out,
         op_types_to_quantize=list(kinds),
         nodes_to_quantize=names,
@@ -74,7 +81,7 @@ def quantize(model: Any, out: Path, kinds: tuple[str, ...], options: Options) ->
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
     written = onnx.load(out)
-    graph.sort_nodes(written)
+    sort_nodes(written)
     onnx.save(written, out)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from edgewise.quantize import graph
-from edgewise.quantize.recipes import int4_matmul, int8_dynamic
+from edgewise.quantize.recipes import int8_dynamic, nbits
 from edgewise.quantize.recipes.base import Aids, Outcome, Recipe
 
 
@@ -38,12 +38,9 @@ def apply(source: Path, out: Path, options: Options, *, seed: int, aids: Aids) -
     before = onnx.load(source)
     if not graph.has_eligible(before, ("Gather",)):
         return Outcome(inapplicable="the graph has no embedding table worth quantizing; int8_dynamic does the rest")
-    embedding = int4_matmul.Options(block_size=options.block_size, symmetric=options.symmetric)
+    embedding = nbits.Layout(block_size=options.block_size, symmetric=options.symmetric)
     matrices = int8_dynamic.Options(per_channel=options.per_channel, reduce_range=options.reduce_range)
-    halfway = out.with_suffix(".embedding.onnx")
-    onnx.save(int4_matmul.quantize(before, ("Gather",), embedding), halfway)
-    int8_dynamic.quantize(onnx.load(halfway), out, ("MatMul",), matrices)
-    halfway.unlink()
+    int8_dynamic.quantize(nbits.gather4(before, embedding), out, ("MatMul",), matrices)
     after = onnx.load(out)
     promised = {"MatMul": "int8", "Gather": f"4 bits in blocks of {options.block_size}"}
     return Outcome(graph.facts(before, after, promised), graph.skipped(before, after, ("MatMul", "Gather")))

@@ -198,6 +198,7 @@ def test_a_choice_is_named_after_the_options_that_differ():
         "symmetric": False,
         "accuracy_level": 4,
         "embedding": True,
+        "method": "rtn",
     }
 
 
@@ -208,6 +209,12 @@ def test_a_choice_is_named_after_the_options_that_differ():
         (["int4_matmul:blocks=3"], "no option 'blocks'.*block_size"),
         (["int4_matmul:block_size=33"], "block_size"),
         (["int4_matmul:block_size"], "'block_size' is no option"),
+        (["shrink+int8_dynamic"], "no transform 'shrink'.*fuse, trim, margin"),
+        (["trim+trim+int8_dynamic"], "transform 'trim' is named twice"),
+        (["trim+fuse+fp16", "fuse+trim+fp16"], "fuse.trim.fp16' is named twice"),
+        (["int4_matmul:method=hqq:symmetric=true"], "hqq places the zero itself"),
+        (["mixed:low=int8"], "low and high are both int8"),
+        (["mixed:share=1.5"], "share"),
         (["int8_dynamic", "int8_dynamic:per_channel=true"], "named twice"),
     ],
 )
