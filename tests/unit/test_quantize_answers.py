@@ -92,3 +92,17 @@ def test_nan_and_infinity_are_found_but_an_impossible_token_is_none():
         assert not finite({**fine, "nll": np.array([1.0, bad])})
     assert not finite({**fine, "logprobs": np.array([[np.nan, 0.0]])})
     assert not finite({**fine, "logprobs": np.array([[np.inf, 0.0]])})
+
+
+def test_a_tagger_answers_with_a_row_of_logits_a_word(tiny_tagger_bundle, tiny_models):
+    texts = ["wheat harvest rose", "port", "tariff deficit fell today"]
+    answers = answers_of(EdgeModel.load(tiny_tagger_bundle), texts)
+    assert answers["words"].tolist() == [3, 1, 4]
+    expected = np.concatenate([tiny_models.expected_tags(text) for text in texts])
+    np.testing.assert_allclose(answers["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_embedder_answers_with_a_vector_an_item(tiny_embedder_bundle, tiny_models):
+    answers = answers_of(EdgeModel.load(tiny_embedder_bundle), tiny_models.TEXTS)
+    expected = [tiny_models.expected_embedding(text) for text in tiny_models.TEXTS]
+    np.testing.assert_allclose(answers["embedding"], expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from edgewise.contracts import Example
 from edgewise.edge import EdgeModel, TokenScores
 from edgewise.errors import BundleError, ConfigError, DataError
-from edgewise.quantize.answers import load
+from edgewise.quantize.answers import answers_of, load
 from edgewise.quantize.items import inputs_of, items_of, label_indices, require_kind
 from edgewise.quantize.lengths import LENGTH_CALLS, LengthCalls, of_length
 from edgewise.quantize.measure import (
@@ -78,6 +78,16 @@ def test_other_lengths_and_numbers_of_threads_are_measured_in_their_own_processe
         (2, 16),
     ]
     assert {setting.latency.calls for setting in figures.settings if setting.tokens} == {LENGTH_CALLS}
+
+
+def test_a_tagger_s_words_come_back_in_the_order_of_the_data(tmp_path, tiny_tagger_bundle):
+    texts = ["wheat harvest rose", "port", "tariff deficit fell today", "a cargo of corn", "quota"]
+    measured = measure_interleaved(
+        {"it": tiny_tagger_bundle}, texts, work=tmp_path, log=tmp_path / "log", threads=1, rounds=2
+    )["it"]
+    expected = answers_of(EdgeModel.load(tiny_tagger_bundle), texts)
+    assert measured.answers["words"].tolist() == [3, 1, 4, 4, 1]
+    np.testing.assert_array_equal(measured.answers["logits"], expected["logits"])
 
 
 def test_a_model_of_images_has_no_lengths(tmp_path, tiny_image_bundle):
