@@ -70,7 +70,8 @@ def mean_bound(values: FloatArray, delta: float, *, low: float, high: float, see
     A mean m is ruled out where a gambler who bets on values below m multiplies his capital by 1/delta at any time,
     which happens to the true mean with probability delta at most (Ville). The bets are the paper's predictable plug-in
     ones for n values. The values are looked at in an order drawn with `seed`, since data are often sorted, and a bound
-    that depended on that would not hold.
+    that depended on that would not hold. Never less than the mean of the values: bets that went well early could rule
+    that out, and nobody would believe it.
 
     Args:
         values: Shape (n,), n at least 1, each in [low, high], drawn independently.
@@ -83,7 +84,8 @@ def mean_bound(values: FloatArray, delta: float, *, low: float, high: float, see
         ValueError: A value lies outside the range, or is NaN.
     """
     scaled = _scaled(values, low, high, seed)
-    return low + (high - low) * smallest(lambda mean: _ruled_out(scaled, mean, delta))
+    bound = low + (high - low) * smallest(lambda mean: _ruled_out(scaled, mean, delta))
+    return max(bound, float(values.mean()))
 
 
 def _ruled_out(values: FloatArray, mean: float, delta: float) -> bool:

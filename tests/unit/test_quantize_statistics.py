@@ -200,8 +200,14 @@ def test_the_bound_by_betting_fails_at_most_as_often_as_promised(kind):
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=80), deltas, st.integers(0, 3))
 def test_the_bound_by_betting_lies_above_the_mean_and_within_the_range(values, delta, seed):
     found = mean_bound(np.array(values), delta, low=-1.0, high=1.0, seed=seed)
-    assert np.mean(values) - 1e-9 <= found <= 1.0
-    assert mean_bound(np.array(values), delta / 2, low=-1.0, high=1.0, seed=seed) >= found - 1e-9
+    assert np.mean(values) <= found <= 1.0
+
+
+def test_more_confidence_and_worse_items_cost_a_larger_bound():
+    values = np.random.default_rng(3).binomial(8, 0.1, 300) / 8
+    bounds = [mean_bound(values, delta, low=-1, high=1) for delta in (0.2, 0.05, 0.01)]
+    assert bounds == sorted(bounds)
+    assert mean_bound(np.minimum(values + 0.1, 1), 0.05, low=-1, high=1) > bounds[1]
 
 
 def test_the_bound_by_betting_closes_in_on_the_mean_and_depends_on_the_seed_alone():
