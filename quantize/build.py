@@ -47,6 +47,7 @@ def build_here(job: BuildJob) -> Outcome:
     finally:
         for step in steps:
             step.unlink(missing_ok=True)
+            step.with_suffix(".feeds.npz").unlink(missing_ok=True)
 
 
 def _build(job: BuildJob, out: Path, steps: list[Path]) -> Outcome:

@@ -131,11 +131,17 @@ def observe(
     try:
         session = onnxruntime.InferenceSession(str(scratch), options, providers=["CPUExecutionProvider"])
         for feed in feeds:
-            values = session.run(computed, {name: value for name, value in feed.items() if name in given})
-            seen = {**feed, **dict(zip(computed, values, strict=True))}
+            seen = {**feed, **_run(session, computed, {name: a for name, a in feed.items() if name in given})}
             for name in names:
                 see(name, seen[name])
-    except Exception as e:  # onnxruntime's errors share no base but Exception
-        raise DataError(f"The graph cannot run on the calibration data: {e}", "Give items of the model's kind.") from e
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _run(session: Any, names: Sequence[str], feed: Feeds) -> Feeds:
+    if not names:  # an empty list means "all outputs" to onnxruntime
+        return {}
+    try:
+        return dict(zip(names, session.run(names, feed), strict=True))
+    except Exception as e:  # onnxruntime's errors share no base but Exception
+        raise DataError(f"The graph cannot run on the calibration data: {e}", "Give items of the model's kind.") from e

@@ -12,7 +12,7 @@ import msgspec
 
 from edgewise.errors import CheckpointError
 from edgewise.quantize.recipes.base import Aids, Outcome, Recipe
-from edgewise.quantize.surgery import copy_of
+from edgewise.quantize.surgery import copy_of, sort_nodes
 
 LARGEST = 65504.0
 """The largest float16."""
@@ -37,6 +37,8 @@ def apply(source: Path, out: Path, options: Options, *, seed: int, aids: Aids) -
         return Outcome(inapplicable="the graph has no float32 weights")
     _require_small(before)
     model = convert_float_to_float16(copy_of(before), keep_io_types=True, disable_shape_infer=False)
+    # The tool appends the casts of inputs at the end.
+    sort_nodes(model)
     onnx.save(model, out)
     left = _float_weights(onnx.load(out)) & names
     fact = f"{len(names) - len(left)} of {len(names)} float weights in float16; inputs and outputs in float32"
