@@ -133,6 +133,26 @@ def read_facts(path: Path) -> GraphFacts:
     return graph_facts(_parse(load_onnx(), path))
 
 
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Files beside an ONNX file that hold its external data, sorted.
+
+    Raises:
+        InputError: Not an ONNX model, a file is missing, or it lies outside the folder.
+        MissingExtraError: `onnx` is not installed.
+    """
+    model = _parse(load_onnx(), path)
+    places = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    files = tuple(path.parent / place for place in sorted(places))
+    for file in files:
+        if not file.resolve().is_relative_to(path.parent.resolve()):
+            raise InputError(f"The weights of {path} lie outside its folder, in {file}.", "Save it with its weights.")
+        if not file.is_file():
+            raise InputError(f"{path} lacks its weights {file.name}.", "Put the file beside it.")
+    return files
+
+
 def large_weights(model: Any) -> Iterator[tuple[Any, bytes]]:
     """Each initializer of 64 KiB and more, with its raw little-endian bytes."""
     onnx = load_onnx()
@@ -181,7 +201,7 @@ def _stored(onnx: ModuleType, tensor: Any, folder: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             stream.seek(where.offset or 0)
-            data = stream.read(where.length if where.length is not None else -1)
+            data: bytes = stream.read(where.length if where.length is not None else -1)
     except OSError as e:
         raise InputError(f"The weight {tensor.name!r} cannot be read: {e.strerror or e}.", _REMEDY) from e
     width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize

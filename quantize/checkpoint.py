@@ -15,7 +15,7 @@ from typing import Any
 
 from edgewise.bundle import KINDS, ImagePreprocessing, Task
 from edgewise.errors import CheckpointError
-from edgewise.files import sha256_tree
+from edgewise.files import sha256_bytes, sha256_file, sha256_tree
 from edgewise.quantize.images import read_preprocessing
 from edgewise.quantize.licence import read_licence
 from edgewise.quantize.pooling import Pooling, max_length_of, read_pooling
@@ -74,17 +74,18 @@ class Checkpoint:
     """A checkpoint that can be quantized.
 
     Attributes:
-        path: Its folder.
+        path: Its folder, or the ONNX file.
         architecture: Name of its class in transformers.
         model_type: Its family, such as "bert".
         task: What it does.
         labels: Labels in the order of the logits; none of an encoder or a language model.
-        weights: Its weight files.
+        weights: Its weight files; an ONNX file is its own first one.
         size_bytes: Bytes of the weight files.
         max_length: Tokens a text is cut to; None for an image model.
         image: Image preprocessing; None for a text model.
         licences: SPDX identifier or text of its licence, where it names one.
         pooling: Of an encoder, how the vectors of a text's tokens become one; None for other tasks.
+        tokenizer: The `tokenizer.json` that goes with an ONNX file; that of a folder comes with its export.
     """
 
     path: Path
@@ -98,15 +99,26 @@ class Checkpoint:
     image: ImagePreprocessing | None
     licences: tuple[str, ...]
     pooling: Pooling | None = None
+    tokenizer: Path | None = None
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX file, which needs no export."""
+        return self.model_type == "onnx"
 
     @property
     def name(self) -> str:
         """A name for URLs: that of its folder, other characters than letters, digits, dot and hyphen replaced."""
-        return safe_name(self.path.resolve().name)
+        path = self.path.resolve()
+        return safe_name(path.stem if self.is_onnx else path.name)
 
     def digest(self) -> str:
-        """Hex SHA-256 over the names and contents of all its files."""
-        return sha256_tree(self.path)
+        """Hex SHA-256 over the names and contents of all its files, and over what was given beside an ONNX file."""
+        if not self.is_onnx:
+            return sha256_tree(self.path)
+        files = (*self.weights, *([self.tokenizer] if self.tokenizer is not None else []))
+        given = (*(sha256_file(file) for file in files), repr(self.labels), repr(self.image), repr(self.pooling))
+        return sha256_bytes("\n".join(given).encode())
 
 
 def inspect_checkpoint(path: Path, *, task: str = "auto", max_length: int | None = None) -> Checkpoint:

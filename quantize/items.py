@@ -58,12 +58,14 @@ def label_indices(examples: Sequence[Example], labels: Sequence[str], path: Path
     return np.array([index[example.label] for example in examples if example.label is not None], dtype=np.int64)
 
 
-def truth_of(kind: Kind, examples: Sequence[Example], labels: Sequence[str], path: Path) -> Indices | None:
+def truth_of(
+    kind: Kind, examples: Sequence[Example], labels: Sequence[str], path: Path
+) -> Indices | list[Indices] | None:
     """What a model of this kind should answer, as indices of its labels.
 
     Returns:
-        Of a classifier, shape (n,). Of a tagger the labels of all words, one item after the other, shape (words,). None
-        of an embedder or a generator, which are measured without labels.
+        Of a classifier, shape (n,). Of a tagger one array an item, the labels of its words. None of an embedder or a
+        generator, which are measured without labels.
 
     Raises:
         DataError: A label is missing, or the model does not know it, or a text has more or fewer labels than words.
@@ -88,7 +90,7 @@ def require_kind(examples: Sequence[Example], task: str, path: Path) -> None:
         )
 
 
-def _tag_indices(examples: Sequence[Example], labels: Sequence[str], path: Path) -> Indices:
+def _tag_indices(examples: Sequence[Example], labels: Sequence[str], path: Path) -> list[Indices]:
     _require_labels(examples, path)
     index = {label: position for position, label in enumerate(labels)}
     tags = [_words(str(example.label)) for example in examples]
@@ -102,7 +104,7 @@ def _tag_indices(examples: Sequence[Example], labels: Sequence[str], path: Path)
     unknown = Counter(tag for own in tags for tag in own if tag not in index)
     if unknown:
         raise _unknown_label(tags, unknown, labels, path)
-    return np.array([index[tag] for own in tags for tag in own], dtype=np.int64)
+    return [np.array([index[tag] for tag in own], dtype=np.int64) for own in tags]
 
 
 def _words(text: str) -> list[str]:

@@ -138,6 +138,20 @@ def append_pooling(path: Path, pooling: Pooling) -> None:
     onnx.save_model(model, path)
 
 
+def keep_output(path: Path, name: str) -> None:
+    """Drop all other outputs of the graph at `path`, and what only they needed."""
+    import onnx
+
+    model = onnx.load_model(path, load_external_data=False)
+    if [value.name for value in model.graph.output] == [name]:
+        return
+    kept = [type(value).FromString(value.SerializeToString()) for value in model.graph.output if value.name == name]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    _drop_unread(model.graph)
+    onnx.save_model(model, path)
+
+
 class _Nodes:
     """Appends nodes whose values are named after the pooling."""
 

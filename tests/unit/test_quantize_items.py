@@ -20,9 +20,9 @@ def test_a_classifier_has_one_index_an_item():
     np.testing.assert_array_equal(found, [2, 0])
 
 
-def test_a_tagger_has_one_index_a_word_items_one_after_the_other():
+def test_a_tagger_has_one_index_a_word():
     examples = [Example("Alice Smith left", "B-PER I-PER O"), Example("no\u00a0break", "O")]
-    np.testing.assert_array_equal(truth_of("tagger", examples, TAGS, DATA), [1, 2, 0, 0])
+    assert [indices.tolist() for indices in truth_of("tagger", examples, TAGS, DATA)] == [[1, 2, 0], [0]]
 
 
 @pytest.mark.parametrize("kind", ["embedder", "generator"])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -12,7 +13,8 @@ from edgewise.bundle import Bundle
 from edgewise.edge import EdgeModel
 from edgewise.errors import InputError, OutputExistsError
 from edgewise.quantize import pack_onnx
-from edgewise.quantize.pack import read_labels
+from edgewise.quantize.onnx_source import inspect_onnx, read_labels
+from edgewise.quantize.pooling import DEFAULT
 
 
 @pytest.fixture
@@ -149,8 +151,113 @@ def test_an_output_that_exists_is_refused_before_anything_is_read(tmp_path):
         pack_onnx(tmp_path / "nowhere.onnx", tmp_path / "bundle", labels=["a", "b"])
 
 
-def test_packing_loads_no_torch():
-    code = "import sys, edgewise.quantize; print(sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for name in ("torch", "transformers", "optimum", "onnx"):
-        assert f"'{name}'" not in loaded
+def test_a_file_that_is_cut_short_is_refused_before_anything_is_written(tmp_path, tiny_text_onnx, tokenizer):
+    whole = tiny_text_onnx.read_bytes()
+    (tmp_path / "half.onnx").write_bytes(whole[: len(whole) // 2])
+    labels = ["a", "b", "c"]
+    refused("not a readable ONNX model", tmp_path / "half.onnx", tmp_path, labels=labels, tokenizer=tokenizer)
+
+
+def test_a_tagger_is_packed_and_an_encoder_too(tmp_path, tiny_models, tokenizer):
+    onnx.save(tiny_models.tagger_model(), tmp_path / "tagger.onnx")
+    pack_onnx(tmp_path / "tagger.onnx", tmp_path / "tagger", labels=tiny_models.TAGS, tokenizer=tokenizer)
+    tagger = EdgeModel.load(tmp_path / "tagger")
+    tagger.check_golden()
+    assert tagger.task == "token-classification"
+    onnx.save(tiny_models.embedder_model(), tmp_path / "encoder.onnx")
+    pack_onnx(tmp_path / "encoder.onnx", tmp_path / "encoder", tokenizer=tokenizer)
+    encoder = EdgeModel.load(tmp_path / "encoder")
+    encoder.check_golden()
+    assert len(encoder.bundle.golden()) == 4
+    np.testing.assert_allclose(
+        encoder.predict_one("wheat port").output, tiny_models.expected_embedding("wheat port"), rtol=1e-5, atol=1e-7
+    )
+
+
+def token_vectors(tiny_models, path, *, pooled=False):
+    """An encoder that gives a vector a token, and beside it the mean that sentence-transformers exports, if asked."""
+    model = tiny_models.text_model(with_embedding=True)
+    outputs = [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["batch", "tokens", tiny_models.WIDTH])]
+    outputs += [value for value in model.graph.output if pooled and value.name == "sentence_embedding"]
+    kept = [type(value).FromString(value.SerializeToString()) for value in outputs]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def test_vectors_of_tokens_are_pooled_and_the_weights_beside_the_graph_come_along(tmp_path, tiny_models, tokenizer):
+    (tmp_path / "in").mkdir()
+    source = token_vectors(tiny_models, tmp_path / "in" / "encoder.onnx")
+    found = inspect_onnx(source, tokenizer=tokenizer)
+    assert (found.pooling, found.labels, found.name) == (DEFAULT, (), "encoder")
+    assert [file.name for file in found.weights] == ["encoder.onnx", "weights.bin"]
+    assert found.size_bytes == sum(file.stat().st_size for file in found.weights)
+    pack_onnx(source, tmp_path / "bundle", tokenizer=tokenizer)
+    expected = tiny_models.expected_embedding("wheat port")
+    output = EdgeModel.load(tmp_path / "bundle").predict_one("wheat port").output
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-7)
+    (tmp_path / "in" / "weights.bin").unlink()
+    refused("lacks its weights weights.bin", source, tmp_path / "again", tokenizer=tokenizer)
+
+
+def test_an_embedding_beside_the_vectors_is_taken_as_it_is(tmp_path, tiny_models, tokenizer):
+    source = token_vectors(tiny_models, tmp_path / "encoder.onnx", pooled=True)
+    assert inspect_onnx(source, tokenizer=tokenizer).pooling is None
+    pack_onnx(source, tmp_path / "bundle", tokenizer=tokenizer)
+    model = EdgeModel.load(tmp_path / "bundle")
+    assert [spec.name for spec in model.bundle.core.outputs] == ["sentence_embedding"]
+    np.testing.assert_allclose(model.predict_one("wheat").output, tiny_models.embedding()[2], rtol=1e-5)
+
+
+def test_weights_outside_the_folder_are_not_followed(tmp_path, tiny_models, tokenizer):
+    (tmp_path / "in").mkdir()
+    source = token_vectors(tiny_models, tmp_path / "in" / "encoder.onnx")
+    model = onnx.load(source, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "../weights.bin"
+    source.write_bytes(model.SerializeToString())
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "weights.bin")
+    with pytest.raises(InputError, match="outside its folder"):
+        inspect_onnx(source, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"task": "token-classification", "labels": ["a", "b", "c"]}, "does text-classification, not token"),
+        ({"task": "summarization", "labels": ["a", "b", "c"]}, "'summarization' is not supported"),
+        ({"labels": ["a", "b", "c"], "max_length": 0}, "leaves nothing"),
+    ],
+)
+def test_what_does_not_go_with_a_graph_is_refused(tiny_text_onnx, tokenizer, options, match):
+    with pytest.raises(InputError, match=match) as caught:
+        inspect_onnx(tiny_text_onnx, tokenizer=tokenizer, **options)
+    assert caught.value.remedy
+
+
+def test_the_identity_of_a_file_is_all_that_was_given_with_it(tmp_path, tiny_text_onnx, tokenizer):
+    def digest(**changes):
+        return inspect_onnx(tiny_text_onnx, **{"labels": ["a", "b", "c"], "tokenizer": tokenizer, **changes}).digest()
+
+    first = digest()
+    assert digest() == first
+    assert digest(labels=["a", "c", "b"]) != first
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+    assert digest() != first
+
+
+def test_an_onnx_file_is_packed_without_torch(tmp_path, tiny_text_onnx, tokenizer):
+    """Importing loads not even onnx; packing loads that and no more."""
+    code = f"""
+import sys
+from pathlib import Path
+from edgewise.quantize import pack_onnx
+heavy = {{"torch", "transformers", "optimum"}}
+assert not ({{"onnx"}} | heavy) & set(sys.modules), "at import"
+pack_onnx(Path({str(tiny_text_onnx)!r}), Path({str(tmp_path / "out")!r}), labels=["a", "b", "c"],
+          tokenizer=Path({str(tokenizer)!r}))
+assert not heavy & set(sys.modules), "when packing"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
