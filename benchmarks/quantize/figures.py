@@ -1,7 +1,7 @@
-"""The arithmetic of the benchmarks: intervals, spreads, and what it means that one set of models answers another. Pure.
+"""The arithmetic of the benchmarks: intervals, spreads, and when one point answers another. Pure.
 
 A referee brings rulers of its own: calibration error and AUROC come from here and from scikit-learn, not from the code
-under test. Only the bound on a paired drop is edgewise's, since it is exact and tests of its own compare it with scipy.
+under test. Only the bound on a paired drop is edgewise's, since it is exact and tests of its own hold it against scipy.
 """
 
 from __future__ import annotations
@@ -197,8 +197,10 @@ def _loss(point: Point, rival: Point) -> str:
 
 
 def hypervolume(points: Sequence[Point], baseline: Point) -> float:
-    """Share of the box between (nothing, at once, no loss) and (the baseline's size and p50, 5 points lost) that the
-    points dominate; more is better. A gain in accuracy counts as no loss.
+    """Share of a box that the points dominate; more is better.
+
+    The box goes from nothing, at once, without loss to the baseline's size, its p50 and 5 points lost. A gain in
+    accuracy counts as no loss.
     """
     coordinates = [
         (
@@ -214,7 +216,7 @@ def hypervolume(points: Sequence[Point], baseline: Point) -> float:
 def dominated_volume(points: Sequence[tuple[float, float, float]]) -> float:
     """Volume of the part of the unit cube that is dominated (all coordinates are costs), exactly: slab by slab."""
     inside = sorted((point for point in points if max(point) < 1), key=lambda point: point[2])
-    ends = [*(point[2] for point in inside[1:]), 1.0]
+    ends = [*(point[2] for point in inside), 1.0][1:]
     return math.fsum(
         (end - point[2]) * _dominated_area([(x, y) for x, y, _ in inside[: place + 1]])
         for place, (point, end) in enumerate(zip(inside, ends, strict=True))

@@ -1,4 +1,4 @@
-"""The float32 graphs that everything starts from: the exported one as a single file, and fused ones. Measures nothing."""
+"""The float32 graphs that everything starts from: the exported one as a single file, and fused ones."""
 
 from __future__ import annotations
 

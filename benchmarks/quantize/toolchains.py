@@ -1,7 +1,7 @@
 """The rivals: which commands quantize the same ONNX file, and what each built. Measures no model.
 
-Raw onnxruntime and optimum-cli run in this environment. Olive gets one of its own, made here: `pip install olive-ai[cpu]`
-beside the same onnxruntime and transformers.
+Raw onnxruntime and optimum-cli run in this environment. Olive gets one of its own, made here: `pip install
+olive-ai[cpu]` beside the same onnxruntime and transformers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from edgewise.files import sha256_file, sha256_tree, write_atomically
 OLIVE = "olive-ai[cpu]==0.13.0"
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
-# Its own switches come too late: with OLIVE_DISABLE_TELEMETRY and --disable_telemetry it still sends a first message, and
-# waits ten seconds for it where there is no network. On what it takes for a CI machine it sends nothing.
+# Its own switches come too late: with OLIVE_DISABLE_TELEMETRY and --disable_telemetry it still sends a first message,
+# and waits ten seconds for it where there is no network. On what it takes for a CI machine it sends nothing.
 OLIVE_ENVIRONMENT = {"CI": "1", "OLIVE_DISABLE_TELEMETRY": "1"}
 
 _DYNAMIC = "from onnxruntime.quantization import quantize_dynamic as q; q({source!r}, 'out/model.onnx'{options})"
