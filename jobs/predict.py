@@ -7,26 +7,35 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.contracts import Input
+from edgewise.contracts import Input, Output, Prediction
 from edgewise.edge import EdgeModel
+from edgewise.edge.entities import Entity
 from edgewise.errors import DataError
-from edgewise.jobs.certify import edge_scores
+from edgewise.router.signals import score_of
+
+_SHOWN = 4
 
 
-class Predicted(msgspec.Struct, frozen=True):
+class Predicted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One item's answer.
 
     Attributes:
         input: The text, or the path of the image.
-        output: The label.
+        output: The label; a tagger's entities in words; the beginning of an embedder's vector.
         signal: Name of the score.
-        score: Confidence; larger is more confident.
+        score: Confidence; larger is more confident. NaN where there is none.
+        entities: A tagger's entities.
+        vector: An embedder's whole vector.
+        out_of_distribution: Whether the router would not trust the model with this item whatever the score.
     """
 
     input: str
     output: str
     signal: str
     score: float
+    entities: tuple[Entity, ...] | None = None
+    vector: tuple[float, ...] | None = None
+    out_of_distribution: bool = False
 
 
 def predict_items(bundle: Path, items: Sequence[str], *, threads: int = 1) -> list[Predicted]:
@@ -39,13 +48,36 @@ def predict_items(bundle: Path, items: Sequence[str], *, threads: int = 1) -> li
     """
     model = EdgeModel.load(bundle, threads=threads)
     inputs: list[Input] = [_read(item) for item in items] if model.kind == "image" else list(items)
-    predictions = model.predict(inputs)
     signal = model.bundle.core.signal
-    scores = edge_scores(predictions, signal)
     return [
-        Predicted(item, str(prediction.output), signal, float(score))
-        for item, prediction, score in zip(items, predictions, scores, strict=True)
+        _predicted(item, model.predict_one(value), signal, tags=model.bundle.core.kind == "tagger")
+        for item, value in zip(items, inputs, strict=True)
     ]
+
+
+def _predicted(item: str, prediction: Prediction, signal: str, *, tags: bool) -> Predicted:
+    output = prediction.output
+    entities = msgspec.json.decode(str(output), type=tuple[Entity, ...]) if tags else None
+    return Predicted(
+        input=item,
+        output=_in_words(output) if entities is None else _listed(entities),
+        signal=signal,
+        score=score_of(prediction, signal),
+        entities=entities,
+        vector=output if isinstance(output, tuple) else None,
+        out_of_distribution=prediction.out_of_distribution,
+    )
+
+
+def _in_words(output: Output) -> str:
+    if isinstance(output, str):
+        return output
+    beginning = ", ".join(f"{value:.4f}" for value in output[:_SHOWN])
+    return f"[{beginning}{', …' if len(output) > _SHOWN else ''}] ({len(output)} numbers)"
+
+
+def _listed(entities: Sequence[Entity]) -> str:
+    return ", ".join(f"{entity.text} ({entity.label})" for entity in entities) or "no entity"
 
 
 def _read(path: str) -> bytes:

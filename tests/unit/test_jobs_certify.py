@@ -8,9 +8,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from edgewise.bundle import Bundle, attach
+from edgewise.bundle import Bundle, TextSource, attach
 from edgewise.contracts import CloudReply, Reference
 from edgewise.dataset import digest_examples, digest_items, load_examples
+from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError
 from edgewise.jobs.certify import CertifyJob, certify_with_cloud, certify_with_predictions
 from edgewise.quantize import NullProgress
@@ -135,3 +136,34 @@ def test_a_cloud_that_changes_is_noticed_at_the_first_answer_of_the_other_versio
 def test_the_certificate_is_json_that_can_be_read_again(job):
     found = certify_with_cloud(job, Cloud(), NullProgress())
     assert msgspec.json.decode(found.path.read_bytes())["reference"] == {"name": "big", "version": "sha256:cloud"}
+
+
+def test_a_bundle_whose_answers_have_no_score_is_refused_before_the_cloud_is_asked(job, tiny_embedder_bundle):
+    cloud = Cloud()
+    with pytest.raises(CertificateError, match="feature-extraction; its answers carry no logits"):
+        certify_with_cloud(replace(job, bundle=tiny_embedder_bundle), cloud, NullProgress())
+    assert cloud.asked == 0
+
+
+def test_what_the_router_would_veto_counts_and_is_never_local(job, tiny_models, tmp_path):
+    """Every other item is of unknown words: they stay in n, and no threshold answers them here."""
+    (tmp_path / "cut").mkdir()
+    limited = TextSource(tiny_models.tokenizer_json(), max_length=16, max_unknown_share=0.4)
+    bundle = tiny_models.pack_text(tmp_path / "cut", preprocessing=limited)
+    rows = [{"text": "wheat corn" if number % 2 else "wheat zebra"} for number in range(320)]
+    found = certify_with_cloud(replace(job, bundle=bundle, data=write(job.data, rows)), Cloud(), NullProgress())
+    bound = found.certificate.bound
+    assert (bound.n, bound.local_share) == (320, 0.5)
+
+
+def test_a_tagger_is_certified_by_its_least_certain_word(job, tiny_tagger_bundle, tmp_path):
+    shutil.copytree(tiny_tagger_bundle, tmp_path / "tagger")
+    model = EdgeModel.load(tmp_path / "tagger")
+    texts = [f"wheat corn {number}" for number in range(320)]
+    rows = [{"output": model.predict_one(text).output, "model": "big", "model_version": "1"} for text in texts]
+    data = write(job.data, [{"text": text} for text in texts])
+    tagging = replace(job, bundle=tmp_path / "tagger", data=data)
+    answers = write(tmp_path / "answers.jsonl", rows)
+    found = certify_with_predictions(tagging, answers, NullProgress())
+    assert found.disagreements == 0
+    assert found.certificate.bound.local_share == 1.0
