@@ -73,22 +73,41 @@ def _root(
 
 @app.command()
 def quantize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face checkpoint.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face checkpoint, or a .onnx file.")
+    ],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for the run; must not exist without --cached.")],
     gate: Annotated[
         Path | None, typer.Option("--gate", help="Items no choice has seen, for the accuracy bound.")
     ] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Items touched once, after the gate.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="Other texts of the task, for the vocabulary of trim.")
+    ] = None,
     task: Annotated[str, typer.Option("--task", help="Task, or auto.")] = "auto",
-    recipes: Annotated[str, typer.Option("--recipes", help="NAME or NAME:option=value, by commas.")] = "",
+    recipes: Annotated[str, typer.Option("--recipes", help="[TRANSFORM+]NAME[:option=value], by commas.")] = "",
+    search: Annotated[
+        bool, typer.Option("--search", help="Explore recipes, options and layers; can be resumed.")
+    ] = False,
+    minutes: Annotated[float, typer.Option("--minutes", help="Time of --search.")] = 10.0,
     max_drop: Annotated[float, typer.Option("--max-drop", help="Largest loss of accuracy, as a share.")] = 0.01,
     confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the gate's bound.")] = 0.95,
     prefer: Annotated[
         str, typer.Option("--prefer", help="What the pick favours: balanced, size or speed.")
     ] = "balanced",
-    threads: Annotated[int, typer.Option("--threads", help="Threads of one prediction when measuring.")] = 1,
+    threads: Annotated[str, typer.Option("--threads", help="Threads of one prediction; 1,2 measures both.")] = "1",
+    lengths: Annotated[str, typer.Option("--lengths", help="Also measure texts of so many tokens: 16,128.")] = "",
+    profile_cmd: Annotated[
+        str | None, typer.Option("--profile-cmd", help="Measure with this command; {bundle} is the bundle's folder.")
+    ] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Longest text, in tokens.")] = None,
-    exporter: Annotated[str, typer.Option("--exporter", help="optimum or torch.")] = "optimum",
+    exporter: Annotated[str, typer.Option("--exporter", help="auto, optimum or torch.")] = "auto",
+    labels: Annotated[Path | None, typer.Option("--labels", help="For a .onnx file: its labels.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="For a .onnx file: its tokenizer.json.")] = None,
+    preprocessor: Annotated[
+        Path | None, typer.Option("--preprocessor", help="For a .onnx file: its preprocessor_config.json.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn.")] = 0,
     golden: Annotated[str, typer.Option("--golden", help="Golden items: tuning takes 4, synthetic none.")] = "tuning",
     text_field: TextField = "text",
@@ -102,32 +121,102 @@ def quantize(
     """
     from edgewise.quantize import QuantizeJob
     from edgewise.quantize import quantize as run
-    from edgewise.quantize.plan import DEFAULT_RECIPES
 
     job = QuantizeJob(
         checkpoint=model,
         data=data,
         out=out,
         gate=gate,
+        test=test,
+        texts=texts,
         task=task,
+        recipes=tuple(part for part in recipes.split(",") if part.strip()),
+        search=search,
+        minutes=minutes,
         max_drop=max_drop,
         confidence=confidence,
         prefer=prefer,
-        threads=threads,
+        threads=_numbers(threads, "--threads"),
+        lengths=_numbers(lengths, "--lengths"),
+        profile_cmd=profile_cmd,
         max_length=max_length,
         text_field=text_field,
         label_field=label_field,
         exporter=exporter,
+        labels=labels,
+        tokenizer=tokenizer,
+        preprocessor=preprocessor,
         seed=seed,
         golden=golden,
         reuse=cached,
-        recipes=tuple(recipes.split(",")) if recipes else DEFAULT_RECIPES,
     )
     with rendering.progress_on(ERR) as progress:
         result = run(job, progress)
     _show(rendering.quantized_view(result), result.report, as_json)
     if not result.goal_met:
         raise typer.Exit(1)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as e:
+        raise typer.BadParameter(f"{option} takes whole numbers separated by commas, not {text!r}.") from e
+
+
+@app.command()
+def profile(
+    bundle: BundlePath,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Items to answer; the bundle's golden items unless given.")
+    ] = None,
+    threads: Annotated[str, typer.Option("--threads", help="Threads of one prediction; 1,2 measures both.")] = "1",
+    lengths: Annotated[str, typer.Option("--lengths", help="Also measure texts of so many tokens: 16,128.")] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Fresh processes.")] = 3,
+    text_field: TextField = "text",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a bundle on this machine: size, load, first answer, latency, memory. The base install is enough.
+
+    Example: edgewise profile run/bundle --threads 1,2 --lengths 16,128
+    """
+    from edgewise.jobs.profile import ProfileJob, profile_bundle
+
+    job = ProfileJob(
+        bundle=bundle,
+        data=data,
+        threads=_numbers(threads, "--threads"),
+        lengths=_numbers(lengths, "--lengths"),
+        rounds=rounds,
+        text_field=text_field,
+    )
+    with rendering.progress_on(ERR) as progress:
+        found = profile_bundle(job, progress)
+    _show(rendering.profile_view(found), found, as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that quantize wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html unless given.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a finished run again, and write its report as one page that opens offline.
+
+    Example: edgewise report run --open
+    """
+    from edgewise.jobs.report import rebuild_report
+    from edgewise.quantize import read_report
+
+    found = read_report(run)
+    page = rebuild_report(run, out)
+    _show(rendering.report_view(found), found, as_json)
+    if not as_json:
+        OUT.print(f"{page}")
+    if show:
+        typer.launch(page.resolve().as_uri())
 
 
 @app.command()

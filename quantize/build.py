@@ -90,4 +90,5 @@ def _merge(outcomes: list[Outcome]) -> Outcome:
         max_unknown_share=next(
             (outcome.max_unknown_share for outcome in outcomes if outcome.max_unknown_share is not None), None
         ),
+        unknown_share=next((outcome.unknown_share for outcome in outcomes if outcome.unknown_share is not None), None),
     )

@@ -1,50 +1,39 @@
-"""Turns choices into bundles: graph, golden items, bundle.
+"""A candidate on its way from a choice to a bundle: what was made of it, and who makes it.
 
-Owns what goes into a candidate's bundle, and that one candidate's failure is that candidate's alone. Measures nothing.
+Owns the values and the Protocol that the pipeline builds with. Makes nothing: `graph_maker.py` and
+`generation/maker.py` do.
 """
 
 from __future__ import annotations
 
-import io
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
+import msgspec
 
-from edgewise.bundle import (
-    BundleSource,
-    GoldenItem,
-    ImagePreprocessing,
-    Recipe,
-    Target,
-    TextSource,
-    pack_bundle,
-    read_facts,
-)
-from edgewise.contracts import Input
-from edgewise.edge import probe
-from edgewise.errors import EdgewiseError, InputError
-from edgewise.quantize.build import BuildJob
-from edgewise.quantize.export import Exported, largest_difference, require_agreement
-from edgewise.quantize.graph import Prepared, PrepareJob
-from edgewise.quantize.items import items_of
-from edgewise.quantize.measure import GoldenAnswers, GoldenJob
-from edgewise.quantize.plan import SAMPLES, Plan
-from edgewise.quantize.process import run_fresh
+from edgewise.files import write_atomically
 from edgewise.quantize.recipes import Choice, Outcome
 from edgewise.quantize.report import Candidate, Export, Performance, State
 from edgewise.quantize.statistics import Quality
 
-SIGNAL = "margin"
-"""The signal of the golden scores."""
 
-GOLDEN_ITEMS = 4
-"""Items that travel in a bundle, so that a device can tell whether it computes what was measured."""
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a choice.
 
-MIN_ONNXRUNTIME = "1.23"
-"""The oldest onnxruntime that edgewise runs on; every recipe's operators are older."""
+    Attributes:
+        state: As in the report; "measured" as long as nothing went wrong.
+        problem: Why there is no bundle, or no measurement; empty otherwise.
+        outcome: What the recipe did.
+        model_digest: The bundle's.
+        seconds: Time to build it.
+    """
+
+    state: State = "measured"
+    problem: str = ""
+    outcome: Outcome = Outcome()
+    model_digest: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,183 +43,93 @@ class Built:
     Attributes:
         choice: The choice.
         bundle: Where its bundle lies, if it came about.
-        outcome: What the recipe did, if it ran.
-        failure: Why there is no bundle, or None.
-        state: As in the report.
-        model_digest: The bundle's.
+        made: What became of it.
     """
 
     choice: Choice
     bundle: Path
-    outcome: Outcome | None = None
-    failure: str | None = None
-    state: State = "measured"
-    model_digest: str = ""
+    made: Made
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a bundle."""
+        return self.made.state == "measured"
 
     def describe(
         self,
         *,
+        state: State | None = None,
+        problem: str = "",
         performance: Performance | None = None,
         quality: Quality | None = None,
         drop_bound: float | None = None,
+        more: tuple[str, ...] = (),
     ) -> Candidate:
         """It, as the report shows it."""
         return Candidate(
             id=self.choice.id,
+            spelling=self.choice.spelling(),
             recipe=self.choice.recipe.name,
             options=self.choice.plain_options(),
-            state=self.state,
-            problem=self.failure or "",
-            facts=self.outcome.facts if self.outcome else (),
-            skipped=self.outcome.skipped if self.outcome else (),
-            model_digest=self.model_digest,
+            state=state or self.made.state,
+            problem=problem or self.made.problem,
+            facts=(*self.made.outcome.facts, *more),
+            skipped=self.made.outcome.skipped,
+            model_digest=self.made.model_digest,
+            seconds=self.made.seconds,
             performance=performance,
             quality=quality,
             drop_bound=drop_bound,
         )
 
 
-def failed(built: Built, problem: str) -> Candidate:
-    """A candidate whose bundle came about and did not pass its measurement."""
-    return Built(built.choice, built.bundle, built.outcome, problem, "failed", built.model_digest).describe()
+class Maker(Protocol):
+    """Makes bundles of choices. What it has made once in a folder it does not make again."""
 
-
-class Factory:
-    """Builds the candidates of one run.
-
-    Args:
-        plan: What is to be built.
-        exported: The exported graph.
-        folder: The run folder; it has a `work` folder.
-        seed: Seed of whatever a recipe draws.
-    """
-
-    def __init__(self, plan: Plan, exported: Exported, folder: Path, *, seed: int) -> None:
-        self._plan = plan
-        self._exported = exported
-        self._folder = folder
-        self._work = folder / "work"
-        self._seed = seed
-        self._target_isa = (probe().isa,)
-        self._prepared: Path | None = None
-
-    def check_export(self) -> Export:
-        """Compare the checkpoint with the exported graph, as the edge runtime answers with it, on real items.
+    def export(self) -> Export:
+        """Make ready what every candidate is made from, and prove that it answers as the checkpoint does.
 
         Raises:
-            CheckpointError: They differ by more than rounding.
+            CheckpointError: It does not, or cannot be exported at all.
         """
-        baseline = self._plan.choices[0]
-        answers = self._draft_answers(baseline, Path(self._exported.onnx), self._plan.tuning.spread(SAMPLES))
-        expected = self._exported.answers
-        found = [item.logits for item in answers]
-        exporter = self._exported.exporter
-        difference = require_agreement(expected, found, self._plan.checkpoint.architecture, exporter)
-        return Export(
-            exporter=exporter,
-            samples=len(answers),
-            largest_difference=difference,
-            allowed_difference=largest_difference(expected, found)[1],
-        )
+        ...
 
     def build(self, choice: Choice) -> Built:
-        """Build one candidate; whatever goes wrong is kept as its failure, unless it is the baseline.
+        """Build one candidate; whatever goes wrong is kept as its problem, unless it is the baseline.
 
         Raises:
             EdgewiseError: The baseline cannot be built.
         """
-        bundle = self._folder / "candidates" / choice.id
-        outcome = None
-        try:
-            graph = self._work / f"{choice.id}.onnx"
-            outcome = self._apply(choice, graph)
-            if outcome.inapplicable:
-                return Built(choice, bundle, outcome, outcome.inapplicable, "inapplicable")
-            golden = self._draft_answers(choice, graph, self._golden_inputs(choice, graph))
-            digest = pack_bundle(self._source(choice, graph, golden), bundle)
-            graph.unlink()
-        except EdgewiseError as e:
-            if choice is self._plan.choices[0]:
-                raise
-            return Built(choice, bundle, outcome, str(e), "failed")
-        return Built(choice, bundle, outcome, model_digest=digest)
-
-    def _apply(self, choice: Choice, graph: Path) -> Outcome:
-        source = self._prepare() if choice.recipe.prepared else Path(self._exported.onnx)
-        job = BuildJob(choice.recipe.name, choice.plain_options(), str(source), str(graph), self._seed)
-        return run_fresh("build", job, Outcome, log=self._log(choice.id), threads=1)
-
-    def _prepare(self) -> Path:
-        """The graph that recipes read, made when the first of them needs it."""
-        if self._prepared is None:
-            out = self._work / "prepared.onnx"
-            job = PrepareJob(self._exported.onnx, str(out))
-            run_fresh("prepare", job, Prepared, log=self._log("prepare"), threads=1)
-            self._prepared = out
-        return self._prepared
-
-    def _golden_inputs(self, choice: Choice, graph: Path) -> Sequence[Input]:
-        if self._plan.synthetic_golden:
-            return synthetic_inputs(self._source(choice, graph, ()))
-        return self._plan.tuning.spread(GOLDEN_ITEMS)
-
-    def _draft_answers(self, choice: Choice, graph: Path, inputs: Sequence[Input]) -> tuple[GoldenItem, ...]:
-        """What the edge runtime answers with a graph to some items: by a bundle that has no golden items yet."""
-        draft = self._work / "draft"
-        try:
-            pack_bundle(self._source(choice, graph, ()), draft)
-            job = GoldenJob(str(draft), items_of(inputs), SIGNAL)
-            return run_fresh("golden", job, GoldenAnswers, log=self._log(choice.id), threads=1).items
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-
-    def _source(self, choice: Choice, graph: Path, golden: tuple[GoldenItem, ...]) -> BundleSource:
-        checkpoint = self._plan.checkpoint
-        return BundleSource(
-            name=checkpoint.name,
-            task=checkpoint.task,
-            onnx_path=graph,
-            preprocessing=self._preprocessing(),
-            labels=checkpoint.labels,
-            recipe=Recipe(
-                choice.recipe.name,
-                {**choice.plain_options(), "exporter": self._exported.exporter},
-                self._seed,
-                self._plan.tools,
-            ),
-            target=Target(self._target_isa, MIN_ONNXRUNTIME, read_facts(graph).opset),
-            signal=SIGNAL,
-            golden=golden,
-            licences=checkpoint.licences,
-        )
-
-    def _preprocessing(self) -> TextSource | ImagePreprocessing:
-        checkpoint = self._plan.checkpoint
-        if checkpoint.image is not None:
-            return checkpoint.image
-        if checkpoint.max_length is None:
-            raise InputError(f"{checkpoint.path} has neither text nor image preprocessing.")
-        return TextSource(Path(self._exported.tokenizer).read_bytes(), checkpoint.max_length)
-
-    def _log(self, name: str) -> Path:
-        return self._folder / "logs" / f"{name}.log"
+        ...
 
 
-def synthetic_inputs(source: BundleSource) -> list[Input]:
-    """Golden inputs without data, the same on every machine: the labels' names, or patterns of pixels.
+class Shelf:
+    """What was made in a work folder: bundles under `candidates/`, a record of each under `made/`.
 
-    Any input shows whether a device computes what the packing machine did.
+    Args:
+        work: The folder.
     """
-    if isinstance(source.preprocessing, TextSource):
-        return list(source.labels[:GOLDEN_ITEMS])
-    return [_pattern(source.preprocessing, number) for number in range(GOLDEN_ITEMS)]
 
+    def __init__(self, work: Path) -> None:
+        self._work = work
 
-def _pattern(to: ImagePreprocessing, number: int) -> bytes:
-    from PIL import Image
+    def bundle(self, choice: Choice) -> Path:
+        """Where a choice's bundle lies, or will."""
+        return self._work / "candidates" / choice.id
 
-    rows, columns = np.mgrid[0 : to.height, 0 : to.width]
-    pixels = ((rows * (number + 1) + columns * (2 * number + 1)) % 256).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
+    def find(self, choice: Choice) -> Built | None:
+        """What was made of a choice, if its record and its bundle are there."""
+        try:
+            made = msgspec.json.decode(self._record(choice).read_bytes(), type=Made)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        found = Built(choice, self.bundle(choice), made)
+        return found if found.bundle.is_dir() or not found.usable else None
+
+    def keep(self, choice: Choice, made: Made) -> Built:
+        """Write down what became of a choice."""
+        write_atomically(self._record(choice), msgspec.json.encode(made))
+        return Built(choice, self.bundle(choice), made)
+
+    def _record(self, choice: Choice) -> Path:
+        return self._work / "made" / f"{choice.id}.json"

@@ -1,32 +1,31 @@
-"""The way from a checkpoint to a measured bundle: export, build, measure, pick, gate, report.
+"""The way from a checkpoint to a measured bundle: export, search, build, measure, pick, gate, test, report.
 
-Owns the order of the stages and what each hands on; `run_folder.py` owns where it lies. Nothing appears under the run
-folder before all of it is there. Decides nothing: `select.py` does.
+Owns the order of the stages and what each hands on. `run_folder.py` owns where it lies, `assess.py` what is measured,
+`select.py` what is chosen. Nothing appears under the run folder before all of it is there.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgewise.bundle import KINDS, Bundle, attach
+from msgspec.structs import replace
+
 from edgewise.contracts import Progress
-from edgewise.errors import EdgewiseError
 from edgewise.files import refuse_existing
-from edgewise.quantize.answers import Answers, finite
-from edgewise.quantize.candidates import Built, Factory, failed
-from edgewise.quantize.export import Exported, ExportJob
-from edgewise.quantize.items import items_of
-from edgewise.quantize.measure import ROUNDS, Measured, measure_interleaved, performance
-from edgewise.quantize.plan import SAMPLES, Part, Plan, QuantizeJob, make_plan
-from edgewise.quantize.process import run_fresh
+from edgewise.quantize.assess import Assessment, Assessor
+from edgewise.quantize.bounds import bound_of, needed_for
+from edgewise.quantize.candidates import Built, Maker
+from edgewise.quantize.exploring import Explorer
+from edgewise.quantize.graph_maker import GraphMaker
+from edgewise.quantize.plan import Part, Plan, QuantizeJob, make_plan
 from edgewise.quantize.progress import NullProgress
-from edgewise.quantize.quality import compare
+from edgewise.quantize.quality import Compared
+from edgewise.quantize.recipes import parse_choices
 from edgewise.quantize.report import (
     Candidate,
     CheckpointFacts,
@@ -35,19 +34,12 @@ from edgewise.quantize.report import (
     Stage,
     all_lose_too_much,
     headline,
+    pace_ms,
 )
-from edgewise.quantize.run_folder import (
-    CANDIDATES,
-    WINNER,
-    fresh_folder,
-    keep_predictions,
-    link_tree,
-    recover,
-    stored_report,
-    write_report,
-)
-from edgewise.quantize.select import Entry, Gate, Pick, Verdict, judge, pick
-from edgewise.quantize.statistics import Quality, drop_bound
+from edgewise.quantize.run_folder import WINNER, fresh_folder, recover, stored_report, workshop
+from edgewise.quantize.saving import save_run
+from edgewise.quantize.search import Ledger, Tried, finalists
+from edgewise.quantize.select import Entry, Gate, Pick, Verdict, front, judge, pick
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,8 @@ class QuantizeResult:
 def quantize(job: QuantizeJob, progress: Progress | None = None) -> QuantizeResult:
     """Build the candidates of a checkpoint, measure each, and pack the winner.
 
-    A missed goal is a result like any other: everything is saved, and the verdict says so.
+    A missed goal is a result like any other: everything is saved, and the verdict says so. A search that is stopped, or
+    killed, goes on where it was when the same job is asked for again.
 
     Args:
         job: What to do.
@@ -94,14 +87,19 @@ def quantize(job: QuantizeJob, progress: Progress | None = None) -> QuantizeResu
     if not job.reuse:
         refuse_existing(job.out)
     plan = make_plan(job)
-    if plan.gate is not None and plan.gate_overlap:
-        progress.note(_overlap_sentence(plan.gate_overlap, len(plan.gate.inputs)))
+    for sentence in _overlaps(plan):
+        progress.note(sentence)
     stored = stored_report(job.out, plan.inputs_digest) if job.reuse else None
     if stored is not None:
         return QuantizeResult(stored, job.out, job.out / WINNER, unchanged=True)
-    with fresh_folder(job.out) as folder:
-        report = _Run(job, plan, folder, progress).execute()
+    # The workshop of a search goes only when the run has its name.
+    with _workshop(job, plan) as work, fresh_folder(job.out) as folder:
+        report = _Run(job, plan, folder, work or folder / "work", progress).execute()
     return QuantizeResult(report, job.out, job.out / WINNER, unchanged=False)
+
+
+def _workshop(job: QuantizeJob, plan: Plan) -> AbstractContextManager[Path | None]:
+    return workshop(job.out, plan.search_digest) if job.search else nullcontext()
 
 
 @dataclass
@@ -111,138 +109,102 @@ class _Run:
     job: QuantizeJob
     plan: Plan
     folder: Path
+    work: Path
     progress: Progress
     stages: list[Stage] = field(default_factory=list)
+    peak_rss_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        logs = self.folder / "logs"
+        logs.mkdir()
+        self.work.mkdir(exist_ok=True)
+        self.assessor = Assessor(self.job, self.plan, self.work, logs, self._note_peak)
+        self.maker = _maker(self.plan, self.work, logs, self._note_peak)
 
     def execute(self) -> Report:
         """Do all stages and write the report."""
         with self._stage("export", 1):
-            exported = self._export()
-        with self._stage("build", len(self.plan.choices)):
-            built, export = self._build(exported)
-        with self._stage("measure", ROUNDS * sum(1 for item in built if item.failure is None)):
-            measured = self._measure(built)
-        candidates = [self._candidate(item, measured) for item in built]
-        choice = self._pick(candidates)
-        gate = self._gate(choice) if self.plan.gate is not None else None
-        report = self._report(candidates, choice, gate, export, measured)
-        self._save(report, candidates)
+            export = self.maker.export()
+            self.progress.advance()
+        tried = self._search() if self.job.search else ()
+        built = self._build(tried)
+        with self._stage("measure", self.assessor.steps(built)):
+            assessed = self.assessor.on_tuning(built, self.progress.advance)
+        entries = [_entry(candidate) for candidate in assessed.candidates if candidate.state == "measured"]
+        choice = pick(entries[0], entries[1:], max_drop=self.job.max_drop, prefer=self.plan.prefer)
+        bundles = {item.choice.id: item.bundle for item in built}
+        gate = self._gate(choice, bundles)
+        test = self._on_part("test", self.plan.test, choice, bundles)
+        candidates = [
+            *(replace(found, on_front=found.id in front(entries)) for found in assessed.candidates),
+            *_explored(tried, built),
+        ]
+        report = self._report(export, candidates, assessed, choice, gate, test)
+        save_run(self.folder, report, self.plan, bundles, assessed.answers)
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report
 
-    def _export(self) -> Exported:
-        (self.folder / "work").mkdir()
-        checkpoint = self.plan.checkpoint
-        job = ExportJob(
-            checkpoint=str(checkpoint.path.resolve()),
-            task=checkpoint.task,
-            architecture=checkpoint.architecture,
-            exporter=self.plan.exporter,
-            max_length=checkpoint.max_length or 0,
-            out=str(self.folder / "work"),
-            samples=items_of(self.plan.tuning.spread(SAMPLES)),
-        )
-        # Two threads at most: exporting gains little from more, and memory grows with them.
-        exported = run_fresh("export", job, Exported, log=self._log("export"), threads=min(2, os.cpu_count() or 1))
-        self.progress.advance()
-        return exported
+    def _search(self) -> tuple[Tried, ...]:
+        with self._stage("search", int(60 * self.job.minutes)):
+            explorer = Explorer(
+                self.job, self.plan, self.maker, self.assessor, Ledger(self.work / "tried"), self.progress
+            )
+            return explorer.run()
 
-    def _build(self, exported: Exported) -> tuple[list[Built], Export]:
-        factory = Factory(self.plan, exported, self.folder, seed=self.job.seed)
-        export = factory.check_export()
+    def _build(self, tried: Sequence[Tried]) -> list[Built]:
+        """The baseline and what the user named; after a search the baseline and its front."""
+        choices = self.plan.choices
+        if tried:
+            spellings = {found.id: found.spelling for found in tried}
+            best = parse_choices(self.plan.recipes, [spellings[name] for name in finalists(tried)])
+            choices = (self.plan.choices[0], *best)
         built = []
-        for choice in self.plan.choices:
-            item = factory.build(choice)
-            if item.failure is not None:
-                self.progress.note(f"{choice.id}: {item.failure}")
-            built.append(item)
-            self.progress.advance()
-        return built, export
+        with self._stage("build", len(choices)):
+            for choice in choices:
+                built.append(self.maker.build(choice))
+                if built[-1].made.problem:
+                    self.progress.note(f"{choice.id}: {built[-1].made.problem}")
+                self.progress.advance()
+        return built
 
-    def _measure(self, built: list[Built]) -> dict[str, Measured | EdgewiseError]:
-        return measure_interleaved(
-            {item.choice.id: item.bundle for item in built if item.failure is None},
-            self.plan.tuning.inputs,
-            work=self.folder / "work",
-            log=self._log("measure"),
-            threads=self.job.threads,
-            advance=self.progress.advance,
-        )
-
-    def _candidate(self, built: Built, measured: dict[str, Measured | EdgewiseError]) -> Candidate:
-        if built.failure is not None:
-            return built.describe()
-        found, baseline = measured[built.choice.id], measured[self.plan.choices[0].id]
-        if isinstance(baseline, EdgewiseError):
-            raise baseline
-        if isinstance(found, EdgewiseError):
-            return failed(built, str(found))
-        if not finite(found.answers):
-            return failed(built, "it answers items of the tuning part with NaN or infinity")
-        answers = self._compare(found.answers, baseline.answers, self.plan.tuning)
-        return built.describe(
-            performance=performance(found, Bundle.open(built.bundle).size_bytes),
-            quality=answers,
-            drop_bound=0.0 if found is baseline else self._bound(answers),
-        )
-
-    def _pick(self, candidates: list[Candidate]) -> Pick:
-        entries = [_entry(candidate) for candidate in candidates if candidate.state == "measured"]
-        return pick(entries[0], entries[1:], max_drop=self.job.max_drop, prefer=self.plan.prefer)
-
-    def _gate(self, choice: Pick) -> Gate | None:
-        part = self.plan.gate
-        if part is None:
+    def _gate(self, choice: Pick, bundles: Mapping[str, Path]) -> Gate | None:
+        compared = self._on_part("gate", self.plan.gate, choice, bundles)
+        if compared is None:
             return None
-        baseline = self.plan.choices[0].id
-        names = list(dict.fromkeys([baseline, choice.id]))
-        with self._stage("gate", len(names)):
-            given = self._answers(names, part)
-            answers = self._compare(given[choice.id], given[baseline], part)
+        delta = 1 - self.job.confidence
+        # The baseline loses nothing against itself, whatever a bound says.
+        bound = 0.0 if choice.id == self.plan.choices[0].id else bound_of(compared, delta)
+        met = bound <= self.job.max_drop
         return judge(
-            answers,
+            compared.quality,
+            bound=bound,
+            needed=None if met else needed_for(compared, self.job.max_drop, delta),
             max_drop=self.job.max_drop,
             confidence=self.job.confidence,
-            is_baseline=choice.id == baseline,
         )
 
-    def _compare(self, found: Answers, baseline: Answers, part: Part) -> Quality:
-        return compare(KINDS[self.plan.checkpoint.task], found, baseline, part.truth).quality
-
-    def _answers(self, names: list[str], part: Part) -> dict[str, Answers]:
-        """Answers of some candidates on a part, each in one fresh process that also checks the golden items."""
-        work = self.folder / "work" / "gate"
-        work.mkdir()
-        found = measure_interleaved(
-            {name: self.folder / CANDIDATES / name for name in names},
-            part.inputs,
-            work=work,
-            log=self._log("gate"),
-            threads=self.job.threads,
-            rounds=1,
-            check_golden=True,
-            advance=self.progress.advance,
-        )
-        given = {}
-        for name, measured in found.items():
-            if isinstance(measured, EdgewiseError):
-                raise measured
-            given[name] = measured.answers
-        return given
+    def _on_part(self, name: str, part: Part | None, choice: Pick, bundles: Mapping[str, Path]) -> Compared | None:
+        """The winner beside the baseline on a part that no choice has seen."""
+        if part is None:
+            return None
+        names = list(dict.fromkeys([self.plan.choices[0].id, choice.id]))
+        with self._stage(name, len(names)):
+            found = self.assessor.on_part({id_: bundles[id_] for id_ in names}, part, name, self.progress.advance)
+            return self.assessor.compared(found[-1], found[0], part)
 
     def _report(
         self,
-        candidates: list[Candidate],
+        export: Export,
+        candidates: Sequence[Candidate],
+        assessed: Assessment,
         choice: Pick,
         gate: Gate | None,
-        export: Export,
-        measured: dict[str, Measured | EdgewiseError],
+        test: Compared | None,
     ) -> Report:
         verdict: Verdict = gate.verdict if gate is not None else "untested"
         if all_lose_too_much(candidates, self.job.max_drop):
             verdict = "missed"
-        devices = [
-            round_.device for found in measured.values() if isinstance(found, Measured) for round_ in found.rounds
-        ]
+        gate_part, test_part = self.plan.gate, self.plan.test
         return Report(
             headline=headline(candidates, choice.id, max_drop=self.job.max_drop, gate=gate),
             verdict=verdict,
@@ -253,39 +215,23 @@ class _Run:
             checkpoint=_checkpoint_facts(self.plan),
             export=export,
             data_digest=self.plan.tuning.digest,
-            gate_digest=self.plan.gate.digest if self.plan.gate is not None else None,
+            gate_digest=gate_part.digest if gate_part is not None else None,
             candidates=tuple(candidates),
             gate=gate,
-            device=devices[0],
-            threads=self.job.threads,
+            device=assessed.device,
+            built_on=assessed.built_on,
+            threads=self.job.threads[0],
             tools=self.plan.tools,
             stages=tuple(self.stages),
             gate_overlap=self.plan.gate_overlap,
+            test=test.quality if test is not None else None,
+            test_digest=test_part.digest if test_part is not None else None,
+            test_overlap=self.plan.test_overlap,
+            peak_rss_bytes=self.peak_rss_bytes,
         )
 
-    def _save(self, report: Report, candidates: list[Candidate]) -> None:
-        for candidate in candidates:
-            if candidate.state == "measured":
-                payload = _measurement(report, candidate, self.plan.tuning)
-                attach(self.folder / CANDIDATES / candidate.id, "measurement", payload)
-        link_tree(self.folder / CANDIDATES / report.winner, self.folder / WINNER)
-        if report.gate is not None:
-            gate_payload = {
-                "data_digest": report.gate_digest,
-                "items_digest": self.plan.gate.items_digest if self.plan.gate is not None else None,
-                "baseline_digest": _baseline_digest(report),
-                "gate": report.gate,
-            }
-            attach(self.folder / WINNER, "gate", gate_payload)
-        keep_predictions(self.folder, [candidate.id for candidate in candidates if candidate.state == "measured"])
-        shutil.rmtree(self.folder / "work")
-        write_report(self.folder, report, self.plan.inputs_digest)
-
-    def _bound(self, answers: Quality) -> float:
-        return drop_bound(answers.lost, answers.won, answers.n, 1 - self.job.confidence)
-
-    def _log(self, name: str) -> Path:
-        return self.folder / "logs" / f"{name}.log"
+    def _note_peak(self, size_bytes: int) -> None:
+        self.peak_rss_bytes = max(self.peak_rss_bytes, size_bytes)
 
     @contextmanager
     def _stage(self, name: str, total: int) -> Iterator[None]:
@@ -295,13 +241,40 @@ class _Run:
         self.stages.append(Stage(name, round(time.perf_counter() - started, 3)))
 
 
+def _maker(plan: Plan, work: Path, logs: Path, peak: Callable[[int], None]) -> Maker:
+    if plan.kind == "generator":
+        from edgewise.quantize.generation.maker import GeneratorMaker
+
+        return GeneratorMaker(plan, work, logs, peak)
+    return GraphMaker(plan, work, logs, peak)
+
+
+def _explored(tried: Sequence[Tried], built: Sequence[Built]) -> Iterator[Candidate]:
+    """What a search looked at and did not measure in full."""
+    full = {item.choice.id for item in built}
+    for found in tried:
+        if found.id not in full:
+            figures = (
+                f"{found.size_bytes / 1e6:.1f} MB, {found.p50_ratio:.2f} x the baseline's p50, drop {found.drop:+.4f}"
+            )
+            yield Candidate(
+                id=found.id,
+                spelling=found.spelling,
+                recipe=str(found.parameters["recipe"]),
+                options={},
+                state="failed" if found.problem else "explored",
+                problem=found.problem or f"not on the front after a first look: {figures}",
+                seconds=found.seconds,
+            )
+
+
 def _entry(candidate: Candidate) -> Entry:
     if candidate.performance is None or candidate.quality is None:
         raise ValueError(f"{candidate.id} was not measured")
     return Entry(
         id=candidate.id,
         size_bytes=candidate.performance.size_bytes,
-        p50_ms=candidate.performance.latency.p50_ms,
+        p50_ms=pace_ms(candidate.performance),
         drop=candidate.quality.drop,
     )
 
@@ -319,28 +292,14 @@ def _checkpoint_facts(plan: Plan) -> CheckpointFacts:
     )
 
 
-def _measurement(report: Report, candidate: Candidate, tuning: Part) -> dict[str, object]:
-    """The payload of a "measurement" attestation: `drop_bound` comes from a part that a choice has seen."""
-    return {
-        "part": "tuning",
-        "data_digest": report.data_digest,
-        "items_digest": tuning.items_digest,
-        "baseline_digest": _baseline_digest(report),
-        "checkpoint_bytes": report.checkpoint.size_bytes,
-        "quality": candidate.quality,
-        "drop_bound": candidate.drop_bound,
-        "performance": candidate.performance,
-        "threads": report.threads,
-        "device": report.device,
-    }
-
-
-def _overlap_sentence(count: int, of: int) -> str:
-    return (
-        f"{count} of {of} gate items occur in the tuning part as well, which a choice has seen; the gate's bound holds "
-        "for items drawn apart from it."
-    )
-
-
-def _baseline_digest(report: Report) -> str:
-    return report.candidates[0].model_digest
+def _overlaps(plan: Plan) -> Iterator[str]:
+    if plan.gate is not None and plan.gate_overlap:
+        yield (
+            f"{plan.gate_overlap} of {len(plan.gate.inputs)} gate items occur in the tuning part as well, which a "
+            "choice has seen; the gate's bound holds for items drawn apart from it."
+        )
+    if plan.test is not None and plan.test_overlap:
+        yield (
+            f"{plan.test_overlap} of {len(plan.test.inputs)} test items occur in the tuning or the gate part as well; "
+            "the test's figures hold for items drawn apart from them."
+        )

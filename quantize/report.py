@@ -96,16 +96,18 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     """How the graph was made and how well it agrees with the checkpoint.
 
     Attributes:
-        exporter: "optimum" or "torch".
+        exporter: "optimum", "torch", "genai", or "none" for an ONNX file.
         samples: Items that both answered.
-        largest_difference: Of a logit.
+        largest_difference: Of a number: a logit, or a component of an embedding.
         allowed_difference: What would still have been accepted.
+        refusals: Why the exporters tried before could not, or what was wrong with their graph.
     """
 
     exporter: str
     samples: int
     largest_difference: float
     allowed_difference: float
+    refusals: tuple[str, ...] = ()
 
 
 class CheckpointFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,14 +4,17 @@
     RUN/candidates/ID/         every candidate, each a bundle of its own
     RUN/predictions/ID.npz     answers to the tuning part, in the order of the data; see `answers.py`
     RUN/report.json            every figure
+    RUN/report.html            the same for people, one page that opens offline
     RUN/run.json               digest of everything that went in
     RUN/logs/                  what exporter and recipes printed
 
-Owns no figure in it.
+Beside it lies, while a search is under way or after it was stopped, `.RUN.search`: its workshop, which the next search
+with the same inputs goes on with. Owns no figure in any of it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,10 +25,12 @@ import msgspec
 
 from edgewise.bundle import Bundle
 from edgewise.errors import EdgewiseError, InputError, OutputExistsError
-from edgewise.files import staged_directory
+from edgewise.files import staged_directory, write_atomically
+from edgewise.quantize.page import PAGE, render_page
 from edgewise.quantize.report import Report
 
 REPORT = "report.json"
+PREDICTIONS = "predictions"
 INPUTS = "run.json"
 WINNER = "bundle"
 CANDIDATES = "candidates"
@@ -54,8 +59,9 @@ def read_report(run: Path) -> Report:
 
 
 def write_report(run: Path, report: Report, inputs_digest: str) -> None:
-    """Write the two files that make a folder a finished run."""
+    """Write the files that make a folder a finished run."""
     (run / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    (run / PAGE).write_text(render_page(report), encoding="utf-8")
     (run / INPUTS).write_bytes(msgspec.json.encode(RunInputs(inputs_digest)))
 
 
@@ -116,11 +122,47 @@ def _old(out: Path) -> Path:
     return out.with_name(f".{out.name}.old")
 
 
-def keep_predictions(folder: Path, names: list[str]) -> None:
-    """Move the answers of these candidates out of the work folder."""
-    (folder / "predictions").mkdir()
-    for name in names:
-        (folder / "work" / f"{name}.npz").rename(folder / "predictions" / f"{name}.npz")
+@contextmanager
+def workshop(out: Path, search_digest: str) -> Iterator[Path]:
+    """The folder in which a search works; it stays when the block is left by an error or a kill, and goes when it ends.
+
+    Args:
+        out: The run folder that comes of it.
+        search_digest: Digest of what candidates depend on; a workshop of another one is begun anew.
+
+    Raises:
+        InputError: Another search is under way in it.
+    """
+    folder = search_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise InputError(f"Another search for {out} is under way.", "Wait for it, or give another --out.") from e
+        _begin(folder, search_digest)
+        yield folder
+        shutil.rmtree(folder)
+
+
+def search_folder(out: Path) -> Path:
+    """Where a search for this run folder works."""
+    return out.with_name(f".{out.name}.search")
+
+
+def _begin(folder: Path, search_digest: str) -> None:
+    marker = folder / INPUTS
+    try:
+        if msgspec.json.decode(marker.read_bytes(), type=RunInputs).inputs_digest == search_digest:
+            return
+    except (OSError, msgspec.MsgspecError):
+        pass
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != "lock":
+            entry.unlink()
+    write_atomically(marker, msgspec.json.encode(RunInputs(search_digest)))
 
 
 def link_tree(source: Path, to: Path) -> None:

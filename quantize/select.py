@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from edgewise.errors import ConfigError
-from edgewise.quantize.statistics import Quality, drop_bound, items_needed
+from edgewise.quantize.statistics import Quality
 
 Verdict: TypeAlias = Literal["met", "missed", "untested"]
 Prefer: TypeAlias = Literal["balanced", "size", "speed"]
@@ -83,6 +83,23 @@ def check_preference(name: str) -> Prefer:
     return found
 
 
+def front(entries: Sequence[Entry]) -> frozenset[str]:
+    """Ids of the Pareto front: those for which no other is at least as good in size, p50 and drop, and better in one.
+
+    Of entries alike in all three, all are on it.
+    """
+    return frozenset(entry.id for entry in entries if not any(_dominates(other, entry) for other in entries))
+
+
+def _dominates(other: Entry, entry: Entry) -> bool:
+    theirs, own = _figures(other), _figures(entry)
+    return theirs != own and all(a <= b for a, b in zip(theirs, own, strict=True))
+
+
+def _figures(entry: Entry) -> tuple[float, float, float]:
+    return entry.size_bytes, entry.p50_ms, entry.drop
+
+
 def pick(baseline: Entry, candidates: Sequence[Entry], *, max_drop: float, prefer: Prefer) -> Pick:
     """Choose among the baseline and the candidates that lose at most `max_drop` on the tuning part.
 
@@ -103,27 +120,24 @@ def pick(baseline: Entry, candidates: Sequence[Entry], *, max_drop: float, prefe
     return Pick(best.id, _why(best, baseline, candidates, allowed, max_drop, prefer))
 
 
-def judge(quality: Quality, *, max_drop: float, confidence: float, is_baseline: bool = False) -> Gate:
+def judge(quality: Quality, *, bound: float, needed: int | None, max_drop: float, confidence: float) -> Gate:
     """Judge the winner by the bound on its accuracy drop on the gate part.
 
     Args:
         quality: Winner against baseline on the gate part.
+        bound: Upper bound on its drop.
+        needed: About how many items would show less than `max_drop`, where the bound does not; None if none would.
         max_drop: Allowed drop.
         confidence: Confidence of the bound, in (0, 1).
-        is_baseline: The winner is the baseline itself, which loses nothing against itself.
     """
-    delta = 1 - confidence
-    bound = 0.0 if is_baseline else drop_bound(quality.lost, quality.won, quality.n, delta)
     met = bound <= max_drop
-    rates = {"lost_rate": quality.lost / quality.n, "won_rate": quality.won / quality.n}
-    needed = None if met else items_needed(max_drop, delta, **rates)
     return Gate(
         verdict="met" if met else "missed",
         bound=bound,
         max_drop=max_drop,
         confidence=confidence,
         quality=quality,
-        items_needed=needed,
+        items_needed=None if met else needed,
         sentence=_sentence(quality, bound, max_drop, confidence, needed),
     )
 

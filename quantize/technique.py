@@ -17,6 +17,7 @@ class Outcome(msgspec.Struct, frozen=True):
         inapplicable: Why there is nothing in this graph for the recipe to do; empty where it wrote a graph.
         tokenizer: A `tokenizer.json` that goes with the written graph in place of the checkpoint's; empty if none.
         max_unknown_share: With it, the share of unknown tokens above which a text is not what the graph was made for.
+        unknown_share: With it, the share of tokens that texts of the same kind will have unknown.
     """
 
     facts: tuple[str, ...] = ()
@@ -24,6 +25,7 @@ class Outcome(msgspec.Struct, frozen=True):
     inapplicable: str = ""
     tokenizer: str = ""
     max_unknown_share: float | None = None
+    unknown_share: float | None = None
 
 
 class Aids(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,13 +21,17 @@ from edgewise.quantize.process import Failure
 # Each names a function of one struct; a worker imports the module of its own work and no other.
 WORK: Mapping[str, str] = {
     "export": "edgewise.quantize.export:export_here",
+    "take": "edgewise.quantize.onnx_source:take_here",
     "prepare": "edgewise.quantize.graph:prepare_here",
     "feeds": "edgewise.quantize.calibration:feeds_here",
     "sensitivity": "edgewise.quantize.sensitivity:sensitivity_here",
     "build": "edgewise.quantize.build:build_here",
     "measure": "edgewise.quantize.measure:measure_here",
+    "answer": "edgewise.quantize.answering:answer_here",
     "golden": "edgewise.quantize.measure:golden_here",
     "check": "edgewise.quantize.measure:check_here",
+    "genai": "edgewise.quantize.generation.builder:genai_here",
+    "agree": "edgewise.quantize.generation.agreement:agreement_here",
 }
 
 

@@ -111,7 +111,7 @@ def _outcome(rows: int, written: Any, name: str, counts: list[tuple[int, int]], 
         f"{unknown / max(total, 1):.2%} of the tokens of held-out tuning texts are unknown ({FOLDS} folds)",
         f"texts with more than {threshold:.1%} unknown tokens are not what it was made for",
     )
-    return Outcome(facts, tokenizer=str(cut), max_unknown_share=threshold)
+    return Outcome(facts, tokenizer=str(cut), max_unknown_share=threshold, unknown_share=unknown / max(total, 1))
 
 
 def _aids(aids: Aids, cut: Path, numbers: dict[int, int], out: Path) -> Aids:

@@ -1,4 +1,4 @@
-"""A small text classifier that has learnt made-up words, and data for it: trained in seconds, for tests of `quantize`."""
+"""A small text classifier that has learnt made-up words, and data for it: trained in seconds, to quantize in tests."""
 
 from __future__ import annotations
 

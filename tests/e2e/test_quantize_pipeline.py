@@ -137,7 +137,7 @@ def test_the_export_agrees_with_the_checkpoint(result):
 
 def test_the_report_is_on_disk_and_nothing_else_is_left(result):
     assert read_report(result.out) == result.report
-    kept = {"bundle", "candidates", "predictions", "logs", "report.json", "run.json"}
+    kept = {"bundle", "candidates", "predictions", "logs", "report.json", "report.html", "run.json"}
     assert {path.name for path in result.out.iterdir()} == kept
     assert [path.name for path in result.out.parent.glob(".run.*")] == []
 

@@ -1,0 +1,83 @@
+"""A search within a run: which candidates there are, how one is looked at, and how long the end will take.
+
+Owns the link between `search.py`, which decides, and the makers and measurements that do the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgewise.contracts import Progress
+from edgewise.quantize.assess import LOOK_ITEMS, Assessor
+from edgewise.quantize.candidates import Maker
+from edgewise.quantize.plan import Plan, QuantizeJob
+from edgewise.quantize.recipes import BASELINE, Choice
+from edgewise.quantize.search import Budget, Ledger, Tried, explore, finalists
+from edgewise.quantize.space import Space
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A search within a run.
+
+    Attributes:
+        job: What was asked for.
+        plan: What was read.
+        maker: Builds candidates.
+        assessor: Measures them.
+        ledger: Where each finished look is written down, for a search that goes on after a kill.
+        progress: Advanced by seconds.
+    """
+
+    job: QuantizeJob
+    plan: Plan
+    maker: Maker
+    assessor: Assessor
+    ledger: Ledger
+    progress: Progress
+
+    @property
+    def space(self) -> Space:
+        """What the search may choose."""
+        recipes = {name: recipe for name, recipe in self.plan.recipes.items() if name != BASELINE}
+        return Space(recipes, self.plan.transforms)
+
+    def run(self) -> tuple[Tried, ...]:
+        """Explore until the time is up."""
+        known = self.ledger.read()
+        if known:
+            self.progress.note(f"The search goes on: {len(known)} candidates were tried before.")
+        return explore(
+            self.space,
+            self._look,
+            first=[choice for choice in self.plan.choices[1:] if self.space.has(choice)],
+            known=known,
+            seed=self.job.seed,
+            budget=Budget(60 * self.job.minutes, self._finishing, time.monotonic),
+            progress=self.progress,
+        )
+
+    def _look(self, choice: Choice) -> Tried:
+        started = time.monotonic()
+        built = self.maker.build(choice)
+        tried = Tried(
+            id=choice.id,
+            spelling=choice.spelling(),
+            parameters=self.space.parameters(choice),
+            problem=built.made.problem,
+            seconds=time.monotonic() - started,
+        )
+        if built.usable:
+            tried = self.assessor.look(built, self.maker.build(self.plan.choices[0]), tried)
+        self.ledger.keep(tried)
+        return tried
+
+    def _finishing(self, tried: Sequence[Tried]) -> float:
+        """Seconds that measuring the front in full will take: its part of a look, for all items."""
+        looked = [found.seconds for found in tried if not found.problem]
+        if not looked:
+            return 0.0
+        more = max(1.0, len(self.plan.tuning.inputs) / LOOK_ITEMS)
+        return (len(finalists(tried)) + 1) * more * min(looked)
