@@ -3,6 +3,10 @@
 Owns how onnxruntime-genai is given a bundle, greedy generation with the probability of each token, and scoring. Writes
 no prompt and keeps no conversation. onnxruntime-genai (extra "generate") is imported when a model is loaded.
 
+Texts go through the tokenizers library, as the checkpoint's do. onnxruntime-genai has a tokenizer of its own that goes
+by the class in `tokenizer_config.json`: where that is wrong a newline becomes -1, and even where it is right it splits
+some digits differently.
+
     from edgewise.edge import EdgeGenerator
 
     model = EdgeGenerator.load("bundle")
@@ -14,8 +18,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -24,8 +27,10 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
+from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]
 
-from edgewise.bundle import Bundle, GenerationPreprocessing, GoldenItem, read_config
+from edgewise.bundle import Bundle, GenaiConfig, GenerationPreprocessing, GoldenItem, read_config
 from edgewise.bundle.generator import CONFIG, OPTIONAL_FILES, REQUIRED_FILES
 from edgewise.edge.device import probe
 from edgewise.edge.stops import Piece, until
@@ -79,11 +84,14 @@ class EdgeGenerator:
     Build it with `EdgeGenerator.load(path)`. Close it, or use it in a `with` block, to free its memory early.
     """
 
-    def __init__(self, bundle: Bundle, genai: ModuleType, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self, bundle: Bundle, genai: ModuleType, model: Any, tokenizer: Tokenizer, ends: frozenset[int]
+    ) -> None:
         self._bundle = bundle
         self._genai = genai
         self._model = model
         self._tokenizer = tokenizer
+        self._ends = ends
         self._max_length = _preprocessing(bundle).max_length
 
     @classmethod
@@ -102,19 +110,9 @@ class EdgeGenerator:
         if threads < 1:
             raise InputError(f"A model needs one thread or more, not {threads}.", "Give threads=1.")
         bundle = Bundle.open(path)
-        _preprocessing(bundle)
+        files = _files(bundle)
         genai = _import()
-        with _view(bundle) as folder:
-            try:
-                config = genai.Config(str(folder))
-                config.overlay(_overlay(bundle, folder, threads))
-                model = genai.Model(config)
-                return cls(bundle, genai, model, genai.Tokenizer(model))
-            except RuntimeError as e:
-                raise BundleError(
-                    f"onnxruntime-genai {genai.__version__} cannot open the bundle {bundle.core.name}: {_line(e)}",
-                    "Update it, or build the model again with this version.",
-                ) from e
+        return cls(bundle, genai, _model(bundle, files, genai, threads), _tokenizer(files), _ends(files))
 
     @property
     def bundle(self) -> Bundle:
@@ -139,22 +137,14 @@ class EdgeGenerator:
         """
         if not isinstance(text, str):
             raise InputError(f"A language model takes a text (str), given {type(text).__name__}.", "Give a str.")
-        if "\0" in text:  # the runtime takes C strings, and would silently drop what follows
-            raise InputError("The text holds a NUL character.", "Leave it out.")
         try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise InputError(f"The text is not valid Unicode: {e}.", "Give valid Unicode.") from e
-        ids = np.asarray(self._tokenizer.encode(text), dtype=np.int32) if text else np.empty(0, np.int32)
-        if (ids < 0).any():  # how the runtime's tokenizer says "unknown"; the graph would read another row
-            raise InputError(f"The tokenizer does not know a part of {text[:80]!r}.", "Give another text.")
-        return ids
+            return np.asarray(self._tokenizer.encode(text).ids, dtype=np.int32)
+        except TypeError as e:  # the Rust library's word for a lone surrogate
+            raise InputError(f"This text cannot be tokenized: {e}.", "Give valid Unicode.") from e
 
     def detokenize(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of ids; special tokens have none."""
-        tokens = np.asarray(ids, dtype=np.int32)
-        # The runtime divides by the number of tokens.
-        return str(self._tokenizer.decode(tokens)) if tokens.size else ""
+        return str(self._tokenizer.decode([int(token) for token in ids]))
 
     def generate(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[Piece]:
         """Continue a text greedily: each token is the likeliest one.
@@ -197,18 +187,26 @@ class EdgeGenerator:
             InputError: No text that the tokenizer can read.
         """
         ids = self.tokenize(text)[: self._max_length]
-        if ids.size < 2:
-            return TokenScores(np.empty(0, np.float32), np.empty(0, np.int32), np.empty((0, 0), np.float32))
-        generator = self._generator(int(ids.size))
-        nll, top, kept = [], [], []
-        for start in range(0, ids.size - 1, _CHUNK):
-            targets = ids[start + 1 : start + 1 + _CHUNK]
-            generator.append_tokens(ids[start : start + targets.size])
-            rows = _log_softmax(np.asarray(generator.get_output("logits")[0], dtype=np.float32))
-            nll.append(-rows[np.arange(targets.size), targets])
+        nll, top, kept = [np.empty(0, np.float32)], [np.empty(0, np.int32)], []
+        scored = 0
+        for logits in self._forced(ids[:-1]):
+            rows = _log_softmax(logits)
+            targets = ids[scored + 1 : scored + 1 + len(rows)]
+            nll.append(-rows[np.arange(len(rows)), targets])
             top.append(rows.argmax(axis=1).astype(np.int32))
-            kept.append(rows[: max(0, sample - start)].copy())
-        return TokenScores(np.concatenate(nll), np.concatenate(top), np.concatenate(kept))
+            if scored < sample:
+                kept.append(rows[: sample - scored].copy())
+            scored += len(rows)
+        logprobs = np.concatenate(kept) if kept else np.empty((0, 0), np.float32)
+        return TokenScores(np.concatenate(nll), np.concatenate(top), logprobs)
+
+    def logits(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """What the graph gives after each of some tokens, shape (n, vocabulary); `score` needs far less memory.
+
+        Args:
+            ids: One or more tokens, at most `max_length`.
+        """
+        return np.concatenate(list(self._forced(ids)))
 
     def check_golden(self) -> None:
         """Generate the golden answers of the bundle again and compare.
@@ -266,18 +264,28 @@ class EdgeGenerator:
         params.set_search_options(max_length=length, **_GREEDY)
         return self._genai.Generator(self._model, params)
 
+    def _forced(self, ids: NDArray[np.int32]) -> Iterator[NDArray[np.float32]]:
+        """The logits after each token, a chunk of tokens at a time, shape (chunk, vocabulary)."""
+        if not ids.size:
+            return
+        generator = self._generator(int(ids.size) + 1)
+        for start in range(0, ids.size, _CHUNK):
+            generator.append_tokens(ids[start : start + _CHUNK])
+            yield np.asarray(generator.get_output("logits")[0], dtype=np.float32)
+
     def _pieces(self, ids: NDArray[np.int32], length: int) -> Iterator[Piece]:
-        generator, stream = self._generator(length), self._tokenizer.create_stream()
-        ends = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+        # It begins with the prompt: some tokenizers drop the blank before the first word of a text.
+        stream = DecodeStream(ids=ids.tolist(), skip_special_tokens=True)
+        tokenizer, generator = self._tokenizer, self._generator(length)
         for start in range(0, ids.size, _CHUNK):
             generator.append_tokens(ids[start : start + _CHUNK])
         for _ in range(length - int(ids.size)):
             logits = generator.get_logits().reshape(-1)
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
-            if token in ends:
+            if token in self._ends:
                 return
-            yield Piece(stream.decode(token), token, _logprob(logits, token))
+            yield Piece(stream.step(tokenizer, token) or "", token, _logprob(logits, token))
 
 
 class _Closed:
@@ -304,30 +312,57 @@ def _preprocessing(bundle: Bundle) -> GenerationPreprocessing:
     return how
 
 
-@contextmanager
-def _view(bundle: Bundle) -> Iterator[Path]:
-    """A folder as the runtime wants it while it loads: the small files by their names. The weights stay where they are.
-
-    Its configuration is read with the same strictness as when it was packed: it could name libraries to load.
-    """
+def _files(bundle: Bundle) -> dict[str, bytes]:
+    """The small files by name."""
     files = {file.name: bundle.read(file.blob) for file in _preprocessing(bundle).files}
     wrong = set(REQUIRED_FILES) - set(files) or set(files) - {*REQUIRED_FILES, *OPTIONAL_FILES}
     if wrong:
-        raise BundleError(
-            f"The files of {bundle.core.name} are not a language model's: {sorted(wrong)[0]}.", "Pack it."
-        )
+        problem = f"The bundle {bundle.core.name} lacks, or should not hold, the file {min(wrong)}."
+        raise BundleError(problem, "Do not use this bundle.")
+    return files
+
+
+def _config(files: Mapping[str, bytes]) -> GenaiConfig:
+    """The configuration, read with the same strictness as when it was packed: it could name libraries to load."""
     try:
-        read_config(files[CONFIG])
+        return read_config(files[CONFIG])
     except InputError as e:
         raise BundleError(e.problem, "Do not use this bundle.") from e
+
+
+def _ends(files: Mapping[str, bytes]) -> frozenset[int]:
+    """The tokens that end an answer."""
+    found = _config(files).model.eos_token_id
+    return frozenset(() if found is None else (found,) if isinstance(found, int) else found)
+
+
+def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    except Exception as e:  # the Rust library raises plain Exception and ValueError
+        raise BundleError(f"The tokenizer of the bundle cannot be read: {e}.", "Update tokenizers.") from e
+    # Set once, here: changing it later would race with other threads' encoding.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _model(bundle: Bundle, files: Mapping[str, bytes], genai: ModuleType, threads: int) -> Any:
+    """The runtime's model. It wants a folder with its configuration; the graph and the weights stay where they are."""
+    _config(files)
     try:
         with tempfile.TemporaryDirectory(prefix="edgewise-") as name:
-            for file, data in files.items():
-                (Path(name) / file).write_bytes(data)
-            yield Path(name)
+            (Path(name) / CONFIG).write_bytes(files[CONFIG])
+            config = genai.Config(name)
+            config.overlay(_overlay(bundle, Path(name), threads))
+            return genai.Model(config)
     except OSError as e:
+        problem = f"The bundle {bundle.core.name} needs a temporary folder to be opened: {e.strerror or e}."
+        raise BundleError(problem, "Set TMPDIR to a folder that can be written.") from e
+    except RuntimeError as e:
         raise BundleError(
-            f"No temporary folder for the bundle {bundle.core.name}: {e.strerror or e}.", "Set TMPDIR."
+            f"onnxruntime-genai {genai.__version__} cannot open the bundle {bundle.core.name}: {_line(e)}",
+            "Update it, or build the model again with this version.",
         ) from e
 
 
