@@ -18,8 +18,18 @@ hypothesis.settings.load_profile("edgewise")
 @pytest.fixture(scope="session")
 def tiny_models() -> ModuleType:
     """The module tests/unit/tiny_models.py, which pytest's importlib mode lets no test import by name."""
-    path = Path(__file__).parent / "unit" / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("edgewise_tiny_models", path)
+    return _neighbour("tiny_models")
+
+
+@pytest.fixture(scope="session")
+def tiny_generator() -> ModuleType:
+    """The module tests/unit/tiny_generator.py: a language model of one table."""
+    return _neighbour("tiny_generator")
+
+
+def _neighbour(name: str) -> ModuleType:
+    path = Path(__file__).parent / "unit" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"edgewise_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -60,3 +70,9 @@ def tiny_tagger_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPat
 def tiny_embedder_bundle(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny embedder with golden items. Shared: copy it before changing it."""
     return tiny_models.pack_embedder(tmp_path_factory.mktemp("tiny-embedder"))
+
+
+@pytest.fixture(scope="session")
+def tiny_generator_bundle(tiny_generator: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny language model with golden items. Shared: copy it before changing it."""
+    return tiny_generator.pack(tmp_path_factory.mktemp("tiny-generator"))

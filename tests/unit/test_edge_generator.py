@@ -1,0 +1,258 @@
+"""A language model at the edge: greedy pieces, their probabilities, scores, stop texts, golden items."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgewise.bundle import Bundle, GoldenItem, pack_generator
+from edgewise.edge import EdgeGenerator, EdgeModel, Piece
+from edgewise.edge.stops import until
+from edgewise.errors import BundleCorruptError, BundleError, CertificateError, InputError, MissingExtraError
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_generator_bundle):
+    with EdgeGenerator.load(tiny_generator_bundle) as model:
+        yield model
+
+
+def text_of(pieces):
+    return "".join(piece.text for piece in pieces)
+
+
+def test_pieces_are_the_likeliest_tokens_with_their_probabilities(generator, tiny_generator):
+    pieces = list(generator.generate("once a", max_tokens=5))
+    assert text_of(pieces) == "bcdef"
+    ids = tiny_generator.ids_of("abcdef")
+    assert [piece.token for piece in pieces] == ids[1:]
+    expected = tiny_generator.expected_logprobs(ids)[np.arange(5), ids[1:]]
+    np.testing.assert_allclose([piece.logprob for piece in pieces], expected, atol=1e-5)
+
+
+def test_an_answer_ends_with_the_model_and_its_end_is_no_piece(generator):
+    assert text_of(generator.generate("x", max_tokens=50)) == "yz"
+    assert list(generator.generate("z", max_tokens=50)) == []
+
+
+def test_a_character_of_two_tokens_comes_whole(generator):
+    assert [piece.text for piece in generator.generate("0", max_tokens=4)] == ["", "é", " ", "a"]
+
+
+def test_generation_may_be_dropped_halfway_and_runs_beside_another(generator):
+    first = generator.generate("a", max_tokens=20)
+    next(first)
+    second = list(generator.generate("m", max_tokens=3))
+    first.close()
+    assert text_of(second) == "nop"
+
+
+def test_threads_generate_at_once(generator):
+    found = {}
+
+    def work(letter):
+        found[letter] = [text_of(generator.generate(letter, max_tokens=3)) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(letter,)) for letter in "agm"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {"a": ["bcd"] * 20, "g": ["hij"] * 20, "m": ["nop"] * 20}
+
+
+def test_scores_are_those_of_the_table(generator, tiny_generator):
+    text = "hello world, é"
+    ids = tiny_generator.ids_of(text)
+    scores = generator.score(text, sample=4)
+    expected = tiny_generator.expected_logprobs(ids)
+    np.testing.assert_allclose(scores.nll, -expected[np.arange(len(ids) - 1), ids[1:]], atol=1e-5)
+    assert scores.top.tolist() == expected.argmax(axis=1).tolist()
+    np.testing.assert_allclose(scores.logprobs, expected[:4], atol=1e-5)
+
+
+def test_a_text_of_several_chunks_scores_as_in_one(generator, tiny_generator):
+    text = "the end is near " * 20
+    ids = tiny_generator.ids_of(text)
+    assert len(ids) > 256 + 50
+    scores = generator.score(text, sample=300)
+    expected = tiny_generator.expected_logprobs(ids)
+    np.testing.assert_allclose(scores.nll, -expected[np.arange(len(ids) - 1), ids[1:]], atol=1e-5)
+    np.testing.assert_allclose(scores.logprobs, expected[:300], atol=1e-5)
+
+
+def test_short_and_long_texts_are_scored_as_far_as_they_can_be(generator):
+    for text in ("", "a"):
+        scores = generator.score(text, sample=3)
+        assert scores.nll.shape == scores.top.shape == (0,)
+        assert len(scores.logprobs) == 0
+    assert generator.score("ab" * 1000).nll.shape == (generator.max_length - 1,)
+    assert len(generator.score("ab" * 1000).logprobs) == 0
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
+def test_texts_come_back_from_their_tokens(generator, text):
+    assert generator.detokenize(generator.tokenize(text)) == text
+
+
+def test_special_tokens_have_no_text(generator):
+    assert generator.tokenize("a</s>").tolist()[-1] == 1
+    assert generator.detokenize([1]) == ""
+
+
+@pytest.mark.parametrize("prompt", ["", 7, b"bytes", "\ud800", "a" * 512])
+def test_a_prompt_that_cannot_be_continued(generator, prompt):
+    with pytest.raises(InputError):
+        generator.generate(prompt, max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_tokens": 0}, {"max_tokens": 3, "stop": "b"}, {"max_tokens": 3, "stop": [""]}]
+)
+def test_limits_that_make_no_sense(generator, options):
+    with pytest.raises(InputError):
+        generator.generate("a", **options)
+
+
+def test_prompt_and_answer_stay_within_the_model(generator):
+    assert len(list(generator.generate("b" * 500 + "a", max_tokens=100))) == generator.max_length - 501
+
+
+def test_golden_items_are_checked(generator, tiny_generator_bundle, tiny_generator, tmp_path):
+    generator.check_golden()
+    items = Bundle.open(tiny_generator_bundle).golden()
+    built = tiny_generator.write_folder(tmp_path / "built")
+    wrong = {
+        "text": msgspec.structs.replace(items[0], output="other"),
+        "logprob": msgspec.structs.replace(items[0], logits=tuple(value - 1 for value in items[0].logits)),
+    }
+    for name, item in wrong.items():
+        pack_generator(tiny_generator.source(built, golden=(items[1], item)), tmp_path / name)
+        with EdgeGenerator.load(tmp_path / name) as model, pytest.raises(CertificateError, match="item 2 of 2"):
+            model.check_golden()
+    pack_generator(tiny_generator.source(built), tmp_path / "none")
+    with EdgeGenerator.load(tmp_path / "none") as model, pytest.raises(CertificateError, match="no golden items"):
+        model.check_golden()
+
+
+def test_prompts_that_are_answered_with_nothing_become_no_golden_items(generator):
+    assert [item.input for item in generator.golden_items(["z", "a"])] == ["a"]
+    item = generator.golden_items(["x"])[0]
+    assert isinstance(item, GoldenItem)
+    assert item.score == pytest.approx(np.mean(item.logits))
+
+
+def test_loading_writes_nothing_into_the_bundle_and_leaves_nothing_behind(tiny_generator_bundle, tmp_path, monkeypatch):
+    place = tmp_path / "some" / "bundle"
+    shutil.copytree(tiny_generator_bundle, place)
+    before = sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*"))
+    for path in [*place.rglob("*"), place]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    link = tmp_path / "current"
+    link.symlink_to(place)
+    with EdgeGenerator.load(link) as model:
+        assert text_of(model.generate("a", max_tokens=2)) == "bc"
+        assert list((tmp_path / "temporary").iterdir()) == []
+    for path in [*place.rglob("*"), place]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*")) == before
+
+
+def test_a_damaged_bundle_is_refused_before_anything_is_loaded(tiny_generator_bundle, tmp_path):
+    shutil.copytree(tiny_generator_bundle, tmp_path / "bundle")
+    weights = Bundle.open(tiny_generator_bundle).core.weights[0].blob.hex
+    path = tmp_path / "bundle" / "blobs" / "sha256" / weights
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(BundleCorruptError):
+        EdgeGenerator.load(tmp_path / "bundle")
+
+
+def test_a_graph_that_the_runtime_cannot_open(tiny_generator, tmp_path):
+    built = tiny_generator.write_folder(tmp_path / "built")
+    config = json.loads((built / "genai_config.json").read_text())
+    config["model"]["decoder"]["outputs"]["logits"] = "nowhere"
+    (built / "genai_config.json").write_text(json.dumps(config))
+    pack_generator(tiny_generator.source(built), tmp_path / "bundle")
+    with pytest.raises(BundleError, match="cannot open"):
+        EdgeGenerator.load(tmp_path / "bundle")
+
+
+def test_each_kind_is_loaded_by_its_own_class(tiny_text_bundle, tiny_generator_bundle):
+    with pytest.raises(BundleError, match="no language model"):
+        EdgeGenerator.load(tiny_text_bundle)
+    with pytest.raises(BundleError, match="language model"):
+        EdgeModel.load(tiny_generator_bundle)
+    with pytest.raises(InputError, match="thread"):
+        EdgeGenerator.load(tiny_generator_bundle, threads=0)
+
+
+def test_a_closed_model_says_so(tiny_generator_bundle):
+    model = EdgeGenerator.load(tiny_generator_bundle)
+    model.close()
+    with pytest.raises(InputError, match="closed"):
+        model.generate("a", max_tokens=1)
+
+
+def test_without_the_runtime_the_extra_is_named(tiny_generator_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
+    with pytest.raises(MissingExtraError, match="generate"):
+        EdgeGenerator.load(tiny_generator_bundle)
+
+
+def test_importing_the_edge_does_not_load_the_runtime():
+    code = "import sys, edgewise.edge; sys.exit('onnxruntime_genai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path("/")).returncode == 0
+
+
+WORDS = st.lists(st.text("ab ", min_size=1, max_size=3), max_size=12)
+STOPS = st.lists(st.text("ab ", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+def oracle(texts, stop):
+    """The text before the stop text that is complete first, looking after each piece."""
+    for count in range(len(texts) + 1):
+        text = "".join(texts[:count])
+        found = [text.find(word) for word in stop if word in text]
+        if found:
+            return text[: min(found)]
+    return "".join(texts)
+
+
+@given(WORDS, STOPS)
+def test_nothing_of_a_stop_text_gets_out(words, stop):
+    pieces = [Piece(text, number, -1.0) for number, text in enumerate(words)]
+    kept = list(until(iter(pieces), stop))
+    assert text_of(kept) == oracle(words, stop)
+    assert [piece.token for piece in kept] == list(range(len(kept)))
+
+
+@given(WORDS, STOPS)
+def test_what_cannot_become_a_stop_text_is_not_held_back(words, stop):
+    taken = []
+
+    def source():
+        for number, text in enumerate(words):
+            taken.append(text)
+            yield Piece(text, number, -1.0)
+
+    given_out = 0
+    for piece in until(source(), stop):
+        given_out += len(piece.text)
+        held = "".join(taken)[given_out:]
+        # Held is at most the pieces that a begun stop text reaches into.
+        assert len(held) < max(len(word) for word in stop) + max(len(word) for word in words)
+
+
+def test_a_stop_text_ends_the_stream_before_more_is_generated(generator):
+    assert text_of(generator.generate("a", max_tokens=50, stop=["zz", "fg"])) == "bcde"
+    assert text_of(generator.generate("a", max_tokens=3, stop=["de"])) == "bcd"
