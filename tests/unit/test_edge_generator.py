@@ -114,12 +114,10 @@ def test_a_prompt_that_cannot_be_continued(generator, prompt):
         generator.generate(prompt, max_tokens=3)
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_tokens": 0}, {"max_tokens": 3, "stop": "b"}, {"max_tokens": 3, "stop": [""]}]
-)
-def test_limits_that_make_no_sense(generator, options):
+@pytest.mark.parametrize(("max_tokens", "stop"), [(0, ()), (3, "b"), (3, [""]), (3, [7])])
+def test_limits_that_make_no_sense(generator, max_tokens, stop):
     with pytest.raises(InputError):
-        generator.generate("a", **options)
+        generator.generate("a", max_tokens=max_tokens, stop=stop)
 
 
 def test_prompt_and_answer_stay_within_the_model(generator):
@@ -177,14 +175,28 @@ def test_a_damaged_bundle_is_refused_before_anything_is_loaded(tiny_generator_bu
         EdgeGenerator.load(tmp_path / "bundle")
 
 
-def test_a_graph_that_the_runtime_cannot_open(tiny_generator, tmp_path):
-    built = tiny_generator.write_folder(tmp_path / "built")
+def packed_with(tiny_generator, folder, change):
+    built = tiny_generator.write_folder(folder / "built")
     config = json.loads((built / "genai_config.json").read_text())
-    config["model"]["decoder"]["outputs"]["logits"] = "nowhere"
+    change(config["model"])
     (built / "genai_config.json").write_text(json.dumps(config))
-    pack_generator(tiny_generator.source(built), tmp_path / "bundle")
+    pack_generator(tiny_generator.source(built), folder / "bundle")
+    return folder / "bundle"
+
+
+def test_a_model_that_the_runtime_does_not_know(tiny_generator, tmp_path):
+    bundle = packed_with(tiny_generator, tmp_path, lambda model: model.update(type="unheard-of"))
     with pytest.raises(BundleError, match="cannot open"):
-        EdgeGenerator.load(tmp_path / "bundle")
+        EdgeGenerator.load(bundle)
+
+
+def test_a_graph_that_fails_while_it_runs(tiny_generator, tmp_path):
+    bundle = packed_with(tiny_generator, tmp_path, lambda model: model["decoder"]["outputs"].update(logits="nowhere"))
+    with EdgeGenerator.load(bundle) as model:
+        with pytest.raises(BundleError, match="cannot run"):
+            list(model.generate("a", max_tokens=2))
+        with pytest.raises(BundleError, match="cannot run"):
+            model.score("abc")
 
 
 def test_each_kind_is_loaded_by_its_own_class(tiny_text_bundle, tiny_generator_bundle):

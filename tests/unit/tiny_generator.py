@@ -1,4 +1,4 @@
-"""A tiny language model whose answers can be computed by hand: what follows a byte depends on that byte alone. No torch.
+"""A tiny language model whose answers can be computed by hand: what follows a byte depends on that byte alone.
 
 Reached through the fixtures of tests/conftest.py: under pytest's importlib mode a test cannot import its neighbours.
 """
@@ -6,6 +6,7 @@ Reached through the fixtures of tests/conftest.py: under pytest's importlib mode
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def table() -> np.ndarray:
     chains = ["abcdefghijklmnopqrstuvwxyz", "0é a"]
     for chain in chains:
         ids = ids_of(chain)
-        for before, after in zip(ids, ids[1:], strict=False):
+        for before, after in pairwise(ids):
             logits[before, after] += 12.0
     logits[ids_of("z")[0], 1] += 12.0
     return logits
