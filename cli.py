@@ -19,7 +19,7 @@ from rich.console import Console
 from edgewise import __version__, rendering
 from edgewise.config import BackendSection, Config, load_config
 from edgewise.contracts import Mode
-from edgewise.errors import EdgewiseError
+from edgewise.errors import DiskFullError, EdgewiseError
 
 TERMINAL = sys.stdout.isatty()
 # What goes to a pipe must not be folded at the width of a terminal that is not there.
@@ -568,9 +568,10 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        ERR.print(
-            f"error: {error.strerror or error}{where}.\n       Check the path, its permissions and the free space."
+        told = DiskFullError.caused_by(error) or EdgewiseError(
+            f"{error.strerror or error}{where}.", "Check the path, its permissions and the free space."
         )
+        ERR.print(f"error: {told.problem}\n       {told.remedy}")
         sys.exit(2)
 
 

@@ -19,6 +19,7 @@
     │   └── CloudResponseError
     │       └── CloudRefusedError     it will refuse this very request every time
     ├── OutboxFullError         no room to owe one more answer          (exit code 2)
+    ├── DiskFullError           no room for a file that is being written      (exit code 2)
     ├── StoreError              the durable store cannot be read or written (exit code 2)
     └── GoalMissedError         the work is done, its goal is not reached    (exit code 1)
 
@@ -26,6 +27,8 @@ Raising is the job of every room; printing and exiting is the command line's alo
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class EdgewiseError(Exception):
@@ -90,6 +93,18 @@ class BundleCorruptError(BundleError):
 
 class BundleVersionError(BundleError):
     """A bundle was written by a newer format than this edgewise reads."""
+
+
+class DiskFullError(EdgewiseError):
+    """There is no room for a file; what was written of it is gone."""
+
+    @classmethod
+    def caused_by(cls, error: OSError) -> DiskFullError | None:
+        """The error for a system error that means a full disk, a quota or a size limit; None for any other."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return None
+        where = f" for {error.filename}" if error.filename else ""
+        return cls(f"There is no room{where}: {error.strerror}.", "Free some space, or choose another disk.")
 
 
 class CertificateError(InputError):

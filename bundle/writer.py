@@ -29,7 +29,7 @@ from edgewise.bundle.manifest import (
 )
 from edgewise.bundle.model_file import GraphFacts, graph_facts, large_weights, move_out, read_model
 from edgewise.bundle.reader import BLOBS, MANIFEST, Bundle, encode_golden
-from edgewise.errors import BundleError, InputError
+from edgewise.errors import BundleError, DiskFullError, InputError
 from edgewise.files import refuse_existing, staged_directory
 
 
@@ -124,6 +124,9 @@ def publish(out: Path, write_blobs: Callable[[Path], Core]) -> str:
             # What cannot be read back must not be published.
             return Bundle.open(staged).model_digest
     except OSError as e:
+        full = DiskFullError.caused_by(e)
+        if full is not None:
+            raise full from e
         raise BundleError(
             f"The bundle {out} cannot be written: {e.strerror or e}.", "Check space and permissions."
         ) from e

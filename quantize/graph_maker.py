@@ -29,7 +29,7 @@ from edgewise.bundle import (
 )
 from edgewise.contracts import Input
 from edgewise.edge import probe
-from edgewise.errors import CheckpointError, EdgewiseError, InputError
+from edgewise.errors import CheckpointError, DiskFullError, EdgewiseError, InputError
 from edgewise.files import write_atomically
 from edgewise.quantize.answering import Answered, AnswerJob
 from edgewise.quantize.build import BuildJob
@@ -128,6 +128,9 @@ class GraphMaker:
                 return Made(state="inapplicable", problem=outcome.inapplicable, outcome=outcome)
             golden = self._golden(choice, graph, outcome)
             digest = pack_bundle(self._source(choice, graph, outcome, golden), bundle)
+        except DiskFullError:
+            # It would meet every other candidate as well.
+            raise
         except EdgewiseError as e:
             if choice is self._plan.choices[0]:
                 raise

@@ -36,7 +36,7 @@ from edgewise.quantize.report import (
     headline,
     pace_ms,
 )
-from edgewise.quantize.run_folder import WINNER, fresh_folder, recover, stored_report, workshop
+from edgewise.quantize.run_folder import WINNER, fresh_folder, recover, search_folder, stored_report, workshop
 from edgewise.quantize.saving import save_run
 from edgewise.quantize.search import Ledger, Tried, finalists
 from edgewise.quantize.select import Entry, Gate, Pick, Verdict, front, judge, pick
@@ -93,9 +93,19 @@ def quantize(job: QuantizeJob, progress: Progress | None = None) -> QuantizeResu
     if stored is not None:
         return QuantizeResult(stored, job.out, job.out / WINNER, unchanged=True)
     # The workshop of a search goes only when the run has its name.
-    with _workshop(job, plan) as work, fresh_folder(job.out) as folder:
+    with _told_to_resume(job, progress), _workshop(job, plan) as work, fresh_folder(job.out) as folder:
         report = _Run(job, plan, folder, work or folder / "work", progress).execute()
     return QuantizeResult(report, job.out, job.out / WINNER, unchanged=False)
+
+
+@contextmanager
+def _told_to_resume(job: QuantizeJob, progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if job.search and search_folder(job.out).exists():
+            progress.note("What was tried is kept: the same command, given again, goes on with it.")
+        raise
 
 
 def _workshop(job: QuantizeJob, plan: Plan) -> AbstractContextManager[Path | None]:

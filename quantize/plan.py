@@ -7,7 +7,7 @@ Exports, builds and measures nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +40,8 @@ _TOOLS = (
 GOLDEN = ("tuning", "synthetic")
 """Where the golden inputs that travel in a bundle come from, the default first."""
 
-_NEEDED = {"onnx", "torch", "transformers"}
+_NEEDED = frozenset({"onnx", "torch", "transformers"})
+_EXPORTING = frozenset({"torch", "transformers"})
 
 _CODE = ("bundle", "edge", "quantize", "router/signals.py", "contracts.py", "dataset.py", "files.py")
 """Sources of edgewise that shape a run: its own version stays the same while they are worked on."""
@@ -211,7 +212,7 @@ def make_plan(job: QuantizeJob) -> Plan:
     choices = parse_choices(
         recipes, [BASELINE, *(text for text in job.recipes or defaults if text.strip() != BASELINE)]
     )
-    tools = tool_versions()
+    tools = tool_versions(needed=_NEEDED - _EXPORTING if checkpoint.is_onnx else _NEEDED)
     parts = {name: _read_part(job, path, checkpoint) for name, path in _paths(job).items()}
     _check_disjoint(_paths(job), parts)
     tuning, gate, test = parts["tuning"], parts.get("gate"), parts.get("test")
@@ -271,8 +272,11 @@ def _paths(job: QuantizeJob) -> dict[str, Path]:
     return {name: path for name, path in parts.items() if path is not None}
 
 
-def tool_versions() -> dict[str, str]:
+def tool_versions(needed: Set[str] = _NEEDED) -> dict[str, str]:
     """Versions of edgewise and of the libraries that shape a bundle.
+
+    Args:
+        needed: Libraries that must be there.
 
     Raises:
         MissingExtraError: The extra "quantize" is not installed.
@@ -282,7 +286,7 @@ def tool_versions() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError as e:
-            if name in _NEEDED:
+            if name in needed:
                 raise MissingExtraError("edgewise quantize", "quantize") from e
     return found
 

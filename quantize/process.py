@@ -17,9 +17,12 @@ from typing import TypeVar
 import msgspec
 
 from edgewise import errors
-from edgewise.errors import EdgewiseError
+from edgewise.errors import DiskFullError, EdgewiseError
 
 Result = TypeVar("Result")
+
+DISK_FULL = 74
+"""Exit code of a worker that found no room, not even for its result; EX_IOERR of sysexits.h."""
 
 _SHOWN_LINES = 3
 
@@ -65,6 +68,7 @@ def run_fresh(
 
     Raises:
         EdgewiseError: What the work itself raised.
+        DiskFullError: There was no room for what it wrote, or for its result.
         WorkerError: It ended without a result.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +78,11 @@ def run_fresh(
         asked.write_bytes(msgspec.json.encode(job))
         command = [sys.executable, "-P", "-m", "edgewise.quantize.worker", work, str(asked), str(answered)]
         code = _run(command, log, _environment(threads), peak)
+        if code == DISK_FULL:
+            raise DiskFullError(
+                f"There is no room for what '{work}' writes beside {log.parent}.",
+                "Free some space, or choose another disk.",
+            )
         if not answered.exists():
             raise WorkerError(*_death(work, code, log))
         return _read(answered.read_bytes(), result)

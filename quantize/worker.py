@@ -6,6 +6,7 @@ Owns the list of works and the way their errors travel. Not a public command.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -15,8 +16,8 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from edgewise.errors import EdgewiseError
-from edgewise.quantize.process import Failure
+from edgewise.errors import DiskFullError, EdgewiseError
+from edgewise.quantize.process import DISK_FULL, Failure
 
 # Each names a function of one struct; a worker imports the module of its own work and no other.
 WORK: Mapping[str, str] = {
@@ -34,6 +35,8 @@ WORK: Mapping[str, str] = {
     "agree": "edgewise.quantize.generation.agreement:agreement_here",
 }
 
+_NO_ROOM_BYTES = 1 << 16
+
 
 def main(arguments: list[str]) -> None:
     """Do one piece of work and write its result, or its error, as JSON."""
@@ -42,10 +45,19 @@ def main(arguments: list[str]) -> None:
     function, job_type = _find(work)
     job = msgspec.json.decode(Path(asked).read_bytes(), type=job_type)
     try:
-        answer = {"result": function(job)}
+        Path(answered).write_bytes(msgspec.json.encode(_answer(function, job)))
+    except Exception as e:
+        # Whatever failed: libraries that write by themselves do not say why they could not.
+        if (isinstance(e, OSError) and DiskFullError.caused_by(e)) or shutil.disk_usage(asked).free < _NO_ROOM_BYTES:
+            sys.exit(DISK_FULL)
+        raise
+
+
+def _answer(function: Callable[[Any], Any], job: Any) -> dict[str, Any]:
+    try:
+        return {"result": function(job)}
     except EdgewiseError as e:
-        answer = {"failure": Failure(type(e).__name__, e.problem, e.remedy)}
-    Path(answered).write_bytes(msgspec.json.encode(answer))
+        return {"failure": Failure(type(e).__name__, e.problem, e.remedy)}
 
 
 def _find(work: str) -> tuple[Callable[[Any], Any], Any]:

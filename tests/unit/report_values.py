@@ -90,7 +90,7 @@ def full_report(kind: str = "text-classification", **changes) -> Report:
         Candidate(id="gptq", recipe="gptq", options={}, state="failed", problem="calibration never reached 2 weights"),
         Candidate(id="mixed", recipe="mixed", options={}, state="inapplicable", problem="no layer stands out"),
     )
-    gate = judge(quality(3, 2, n=900), max_drop=0.01, confidence=0.95)
+    gate = judge(quality(3, 2, n=900), bound=0.0086, needed=None, max_drop=0.01, confidence=0.95)
     report = Report(
         headline=headline(candidates, WINNER, max_drop=0.01, gate=gate),
         verdict=gate.verdict,

@@ -189,7 +189,7 @@ def test_every_error_code_is_documented_with_its_status():
 
 def test_every_recipe_is_documented_with_its_options_and_defaults():
     rows = {row[0]: row[2] for row in table(read("docs/quantize.md"), "## Recipes")}
-    told = {name: dict(re.findall(r"`(\w+)` \((\w+)\)", f"`{text}")) for name, text in rows.items()}
+    told = {name: dict(re.findall(r"`(\w+)` \(([\w.]+)\)", f"`{text}")) for name, text in rows.items()}
     assert told == {
         name: {field.name: str(field.default).lower() for field in msgspec.structs.fields(recipe.options)}
         for name, recipe in RECIPES.items()

@@ -57,7 +57,7 @@ def test_the_baseline_named_as_a_recipe_is_built_once(job):
     [
         ({"max_drop": 0.0}, ConfigError, "accuracy drop of 0"),
         ({"confidence": 1.0}, ConfigError, "no confidence"),
-        ({"threads": 0}, ConfigError, "0 threads"),
+        ({"threads": (0,)}, ConfigError, "0 threads"),
         ({"prefer": "cheap"}, ConfigError, "'cheap'"),
         ({"exporter": "keras"}, ConfigError, "'keras'"),
         ({"golden": "mine"}, ConfigError, "'mine'"),
@@ -145,7 +145,7 @@ def test_the_inputs_digest_follows_machine_libraries_and_our_own_code(job, monke
     else:
         tools = plan.tool_versions()
         assert fact in tools
-        monkeypatch.setattr(plan, "tool_versions", lambda: tools | {fact: "999"})
+        monkeypatch.setattr(plan, "tool_versions", lambda **_: tools | {fact: "999"})
     assert make_plan(job).inputs_digest != digest
 
 

@@ -67,7 +67,7 @@ def test_a_missed_tuning_goal_comes_first():
 
 
 def test_the_gate_s_sentence_stands_in_the_headline():
-    gate = judge(quality(0.02), max_drop=0.01, confidence=0.95)
+    gate = judge(quality(0.02), bound=0.03, needed=None, max_drop=0.01, confidence=0.95)
     assert "Missed: 20 of 1000 gate items lost" in headline((FP32, GOOD), "int8", max_drop=0.01, gate=gate)
 
 

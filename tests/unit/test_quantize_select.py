@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.errors import ConfigError
-from edgewise.quantize.select import PREFERENCES, Entry, check_preference, judge, pick
+from edgewise.quantize.select import PREFERENCES, Entry, check_preference, front, judge, pick
 from edgewise.quantize.statistics import Quality
 
 FP32 = Entry(id="fp32", size_bytes=90_000_000, p50_ms=6.4, drop=0.0)
@@ -77,7 +77,7 @@ def of(lost: int, won: int, n: int) -> Quality:
 
 
 def test_the_gate_is_met_when_the_bound_is_small_enough():
-    found = judge(of(2, 1, 1000), max_drop=0.01, confidence=0.95)
+    found = judge(of(2, 1, 1000), bound=0.0072, needed=None, max_drop=0.01, confidence=0.95)
     assert found.verdict == "met"
     assert found.bound <= 0.01
     assert found.items_needed is None
@@ -85,20 +85,42 @@ def test_the_gate_is_met_when_the_bound_is_small_enough():
 
 
 def test_a_gate_with_too_few_items_says_how_many_are_needed():
-    found = judge(of(0, 0, 100), max_drop=0.01, confidence=0.95)
+    found = judge(of(0, 0, 100), bound=0.0317, needed=321, max_drop=0.01, confidence=0.95)
     assert found.verdict == "missed"
     assert found.items_needed == 321
     assert "321 items would be needed" in found.sentence
 
 
 def test_a_gate_that_no_number_of_items_can_pass_says_so():
-    found = judge(of(30, 2, 1000), max_drop=0.01, confidence=0.95)
+    found = judge(of(30, 2, 1000), bound=0.041, needed=None, max_drop=0.01, confidence=0.95)
     assert (found.verdict, found.items_needed) == ("missed", None)
     assert "no number of such items" in found.sentence
 
 
-def test_the_baseline_loses_nothing_against_itself():
-    assert judge(of(0, 0, 10), max_drop=0.01, confidence=0.95, is_baseline=True).verdict == "met"
+def test_a_bound_equal_to_the_allowed_drop_meets_it():
+    assert judge(of(0, 0, 10), bound=0.01, needed=None, max_drop=0.01, confidence=0.95).verdict == "met"
+
+
+@given(st.lists(entries, min_size=1, max_size=8))
+def test_the_front_is_what_nothing_dominates(found):
+    best = front(found)
+
+    def figures(entry):
+        return entry.size_bytes, entry.p50_ms, entry.drop
+
+    for entry in found:
+        dominated = any(
+            figures(other) != figures(entry)
+            and all(a <= b for a, b in zip(figures(other), figures(entry), strict=True))
+            for other in found
+        )
+        assert (entry.id in best) == (not dominated)
+    assert best
+
+
+def test_candidates_alike_are_all_on_the_front():
+    twin = Entry(id="twin", size_bytes=INT8.size_bytes, p50_ms=INT8.p50_ms, drop=INT8.drop)
+    assert front([FP32, INT8, twin]) == {"fp32", "int8", "twin"}
 
 
 def test_an_unknown_preference_names_the_known_ones():
