@@ -13,7 +13,7 @@ from edgewise.contracts import Progress
 from edgewise.quantize.assess import LOOK_ITEMS, Assessor
 from edgewise.quantize.candidates import Maker
 from edgewise.quantize.plan import Plan, QuantizeJob
-from edgewise.quantize.recipes import BASELINE, Choice
+from edgewise.quantize.recipes import BASELINE, Choice, parse_choices
 from edgewise.quantize.search import Budget, Ledger, Tried, explore, finalists
 from edgewise.quantize.space import Space
 
@@ -43,6 +43,13 @@ class Explorer:
         """What the search may choose."""
         recipes = {name: recipe for name, recipe in self.plan.recipes.items() if name != BASELINE}
         return Space(recipes, self.plan.transforms)
+
+    def chosen(self, tried: Sequence[Tried]) -> tuple[Choice, ...]:
+        """What is measured in full: the baseline, the front of what was tried, and what a search could not propose."""
+        named = [choice for choice in self.plan.choices if not self.space.has(choice)]
+        spellings = {found.id: found.spelling for found in tried}
+        best = parse_choices(self.plan.recipes, [spellings[name] for name in finalists(tried)])
+        return (*named, *best)
 
     def run(self) -> tuple[Tried, ...]:
         """Explore until the time is up."""

@@ -25,7 +25,7 @@ from edgewise.quantize.graph_maker import GraphMaker
 from edgewise.quantize.plan import Part, Plan, QuantizeJob, make_plan
 from edgewise.quantize.progress import NullProgress
 from edgewise.quantize.quality import Compared
-from edgewise.quantize.recipes import parse_choices
+from edgewise.quantize.recipes import Choice
 from edgewise.quantize.report import (
     Candidate,
     CheckpointFacts,
@@ -38,7 +38,7 @@ from edgewise.quantize.report import (
 )
 from edgewise.quantize.run_folder import WINNER, fresh_folder, recover, search_folder, stored_report, workshop
 from edgewise.quantize.saving import save_run
-from edgewise.quantize.search import Ledger, Tried, finalists
+from edgewise.quantize.search import Ledger, Tried
 from edgewise.quantize.select import Entry, Gate, Pick, Verdict, front, judge, pick
 
 
@@ -136,8 +136,8 @@ class _Run:
         with self._stage("export", 1):
             export = self.maker.export()
             self.progress.advance()
-        tried = self._search() if self.job.search else ()
-        built = self._build(tried)
+        tried, choices = self._search() if self.job.search else ((), self.plan.choices)
+        built = self._build(choices)
         with self._stage("measure", self.assessor.steps(built)):
             assessed = self.assessor.on_tuning(built, self.progress.advance)
         entries = [_entry(candidate) for candidate in assessed.candidates if candidate.state == "measured"]
@@ -154,20 +154,14 @@ class _Run:
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report
 
-    def _search(self) -> tuple[Tried, ...]:
+    def _search(self) -> tuple[Sequence[Tried], Sequence[Choice]]:
+        """What was tried, and what of it is measured in full."""
+        explorer = Explorer(self.job, self.plan, self.maker, self.assessor, Ledger(self.work / "tried"), self.progress)
         with self._stage("search", int(60 * self.job.minutes)):
-            explorer = Explorer(
-                self.job, self.plan, self.maker, self.assessor, Ledger(self.work / "tried"), self.progress
-            )
-            return explorer.run()
+            tried = explorer.run()
+        return tried, explorer.chosen(tried)
 
-    def _build(self, tried: Sequence[Tried]) -> list[Built]:
-        """The baseline and what the user named; after a search the baseline and its front."""
-        choices = self.plan.choices
-        if tried:
-            spellings = {found.id: found.spelling for found in tried}
-            best = parse_choices(self.plan.recipes, [spellings[name] for name in finalists(tried)])
-            choices = (self.plan.choices[0], *best)
+    def _build(self, choices: Sequence[Choice]) -> list[Built]:
         built = []
         with self._stage("build", len(choices)):
             for choice in choices:
