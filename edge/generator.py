@@ -34,6 +34,7 @@ from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]
 from edgewise.bundle import Bundle, GenaiConfig, GenerationPreprocessing, GoldenItem, read_config
 from edgewise.bundle.generator import CONFIG, OPTIONAL_FILES, REQUIRED_FILES
 from edgewise.edge.device import probe
+from edgewise.edge.model import check_runtime
 from edgewise.edge.stops import Piece, until
 from edgewise.errors import BundleError, CertificateError, InputError, MissingExtraError
 
@@ -88,13 +89,13 @@ class EdgeGenerator:
     """
 
     def __init__(
-        self, bundle: Bundle, genai: ModuleType, model: Any, tokenizer: Tokenizer, ends: frozenset[int]
+        self, bundle: Bundle, genai: ModuleType, model: Any, tokenizer: Tokenizer, config: GenaiConfig
     ) -> None:
         self._bundle = bundle
         self._genai = genai
         self._model = model
         self._tokenizer = tokenizer
-        self._ends = ends
+        self._ends = _ends(config)
         self._max_length = _preprocessing(bundle).max_length
 
     @classmethod
@@ -114,8 +115,10 @@ class EdgeGenerator:
             raise InputError(f"A model needs one thread or more, not {threads}.", "Give threads=1.")
         bundle = Bundle.open(path)
         files = _files(bundle)
+        check_runtime(bundle.core.target.min_onnxruntime)
         genai = _import()
-        return cls(bundle, genai, _model(bundle, files, genai, threads), _tokenizer(files), _ends(files))
+        config = _config(files)
+        return cls(bundle, genai, _model(bundle, files, genai, threads), _tokenizer(files), config)
 
     @property
     def bundle(self) -> Bundle:
@@ -285,13 +288,14 @@ class EdgeGenerator:
             generator = self._generator(length)
             for start in range(0, ids.size, _CHUNK):
                 generator.append_tokens(ids[start : start + _CHUNK])
+            scratch = np.empty_like(generator.get_logits().reshape(-1))
             for _ in range(length - int(ids.size)):
                 logits = generator.get_logits().reshape(-1)
                 generator.generate_next_token()
                 token = int(generator.get_next_tokens()[0])
                 if token in self._ends:
                     return
-                yield Piece(stream.step(tokenizer, token) or "", token, _logprob(logits, token))
+                yield Piece(stream.step(tokenizer, token) or "", token, _logprob(logits, token, scratch))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -347,9 +351,9 @@ def _config(files: Mapping[str, bytes]) -> GenaiConfig:
         raise BundleError(e.problem, "Do not use this bundle.") from e
 
 
-def _ends(files: Mapping[str, bytes]) -> frozenset[int]:
+def _ends(config: GenaiConfig) -> frozenset[int]:
     """The tokens that end an answer."""
-    found = _config(files).model.eos_token_id
+    found = config.model.eos_token_id
     return frozenset(() if found is None else (found,) if isinstance(found, int) else found)
 
 
@@ -366,7 +370,6 @@ def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
 
 def _model(bundle: Bundle, files: Mapping[str, bytes], genai: ModuleType, threads: int) -> Any:
     """The runtime's model. It wants a folder with its configuration; the graph and the weights stay where they are."""
-    _config(files)
     try:
         with tempfile.TemporaryDirectory(prefix="edgewise-") as name:
             (Path(name) / CONFIG).write_bytes(files[CONFIG])
@@ -397,10 +400,10 @@ def _overlay(bundle: Bundle, folder: Path, threads: int) -> str:
     return msgspec.json.encode({"model": {"decoder": {"filename": graph, "session_options": session}}}).decode()
 
 
-def _logprob(logits: NDArray[np.float32], token: int) -> float:
-    """Log-softmax at the greedy token, whose logit is the largest."""
-    shifted = logits - logits[token]
-    return -float(np.log(np.exp(shifted, out=shifted).sum()))
+def _logprob(logits: NDArray[np.float32], token: int, scratch: NDArray[np.float32]) -> float:
+    """Log-softmax at the greedy token, whose logit is the largest. A fresh array a token would double its cost."""
+    np.subtract(logits, logits[token], out=scratch)
+    return -float(np.log(np.exp(scratch, out=scratch).sum()))
 
 
 def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:

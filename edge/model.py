@@ -69,7 +69,7 @@ class EdgeModel:
         Raises:
             BundleError: This onnxruntime cannot run it.
         """
-        _check_runtime(bundle.core.target.min_onnxruntime)
+        check_runtime(bundle.core.target.min_onnxruntime)
         return cls(bundle, _encoder(bundle), Session(bundle.graph_path, threads=threads))
 
     @property
@@ -198,7 +198,12 @@ def _only_input(core: Core) -> str:
     return core.inputs[0].name
 
 
-def _check_runtime(needed: str) -> None:
+def check_runtime(needed: str) -> None:
+    """Hold the installed onnxruntime to the oldest that a bundle runs on.
+
+    Raises:
+        BundleError: It is older.
+    """
     import onnxruntime
 
     found = str(onnxruntime.__version__)

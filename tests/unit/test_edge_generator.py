@@ -199,6 +199,14 @@ def test_a_graph_that_fails_while_it_runs(tiny_generator, tmp_path):
             model.score("abc")
 
 
+def test_a_bundle_for_a_newer_runtime(tiny_generator, tmp_path):
+    built = tiny_generator.write_folder(tmp_path / "built")
+    target = msgspec.structs.replace(tiny_generator.source(built).target, min_onnxruntime="99.0")
+    pack_generator(tiny_generator.source(built, target=target), tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"99\.0"):
+        EdgeGenerator.load(tmp_path / "bundle")
+
+
 def test_each_kind_is_loaded_by_its_own_class(tiny_text_bundle, tiny_generator_bundle):
     with pytest.raises(BundleError, match="no language model"):
         EdgeGenerator.load(tiny_text_bundle)
