@@ -85,7 +85,7 @@ def main() -> int:
     work = arguments.work or WORK
     where = machine()
     folder = work / "smollm2"
-    checkpoint = arguments.checkpoint or _prepare(folder / "checkpoint")
+    checkpoint = arguments.checkpoint or _prepare(work)
     data = prepare_texts(work) / "tuning.jsonl"
     report, spent = quantize_ours(checkpoint, data, folder, fresh=arguments.fresh)
     bundle = folder / "run" / "candidates" / "int4"
@@ -104,11 +104,10 @@ def main() -> int:
     return 0 if all(goal.met for goal in found) else 1
 
 
-def _prepare(checkpoint: Path) -> Path:
+def _prepare(work: Path) -> Path:
     from models import prepare_smollm2
 
-    prepare_smollm2(checkpoint)
-    return checkpoint
+    return prepare_smollm2(work / "smollm2" / "checkpoint", work / "downloads")
 
 
 def quantize_ours(checkpoint: Path, data: Path, folder: Path, *, fresh: bool) -> tuple[dict[str, Any], dict[str, Any]]:
