@@ -78,8 +78,24 @@ def _build(job: BuildJob, out: Path, steps: list[Path]) -> Outcome:
             outcomes.append(kind.apply(before, quantized, aids=aids).outcome)
             if outcomes[-1].inapplicable:
                 return outcomes[-1]
-    quantized.replace(out)
+    if recipe.prepared or chosen:
+        _forget_shapes(quantized, out)
+    else:
+        quantized.replace(out)
     return _merge(outcomes)
+
+
+def _forget_shapes(graph: Path, out: Path) -> None:
+    """Write the graph without the shapes that its tools noted down.
+
+    With them onnxruntime fuses every addition with the normalization behind it into a node that takes several times as
+    long as the two alone; it infers what it needs by itself.
+    """
+    import onnx
+
+    model = onnx.load(graph)
+    model.graph.ClearField("value_info")
+    onnx.save(model, out)
 
 
 def _merge(outcomes: list[Outcome]) -> Outcome:

@@ -5,6 +5,7 @@ Owns what is attested of which bundle. Where the files lie is `run_folder.py`'s.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def save_run(
         if candidate.state == "measured":
             attach(folder / CANDIDATES / candidate.id, "measurement", _measurement(report, candidate, plan))
             save(folder / PREDICTIONS / f"{candidate.id}.npz", _kept(answers[candidate.id]))
-    link_tree(folder / CANDIDATES / report.winner, folder / WINNER)
+    # A copy: tools refuse weights that have a second name.
+    shutil.copytree(folder / CANDIDATES / report.winner, folder / WINNER)
     if report.gate is not None and plan.gate is not None:
         attach(folder / WINNER, "gate", _gate(report, plan.gate.items_digest))
     write_report(folder, report, plan.inputs_digest)
