@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/python -m pip install -qq
 export OMP_WAIT_POLICY := PASSIVE
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo check lint types unit test torture clean
+.PHONY: setup demo check lint types unit test torture bench-quantize clean
 
 setup: $(INSTALLED)
 
@@ -40,6 +40,10 @@ test: lint types
 
 torture: setup
 	$(VENV)/bin/python -m pytest -m torture -q
+
+# About 40 minutes the first time; nothing else should run meanwhile.
+bench-quantize: setup
+	@for name in recipes rivals cost smollm2; do $(VENV)/bin/python benchmarks/quantize/$$name.py || missed=1; done; exit $${missed:-0}
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

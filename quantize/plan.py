@@ -34,8 +34,8 @@ SAMPLES = 16
 """Tuning items on which checkpoint and exported graph are compared."""
 
 _TOOLS = (
-    *("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "optimum", "optimum-onnx", "pillow", "safetensors"),
-    *("tokenizers", "torch", "transformers"),
+    *("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "onnxscript", "optimum", "optimum-onnx", "pillow"),
+    *("safetensors", "tokenizers", "torch", "transformers"),
 )
 GOLDEN = ("tuning", "synthetic")
 """Where the golden inputs that travel in a bundle come from, the default first."""
@@ -207,12 +207,12 @@ def make_plan(job: QuantizeJob) -> Plan:
     """
     _check_options(job)
     prefer, exporter = check_preference(job.prefer), check_exporter(job.exporter)
+    tools = tool_versions(needed=_NEEDED - _EXPORTING if _is_onnx(job) else _NEEDED)
     checkpoint = _inspect(job)
     recipes, defaults = recipes_for(KINDS[checkpoint.task])
     choices = parse_choices(
         recipes, [BASELINE, *(text for text in job.recipes or defaults if text.strip() != BASELINE)]
     )
-    tools = tool_versions(needed=_NEEDED - _EXPORTING if checkpoint.is_onnx else _NEEDED)
     parts = {name: _read_part(job, path, checkpoint) for name, path in _paths(job).items()}
     _check_disjoint(_paths(job), parts)
     tuning, gate, test = parts["tuning"], parts.get("gate"), parts.get("test")
@@ -250,7 +250,7 @@ def recipes_for(kind: Kind) -> tuple[Mapping[str, Recipe], tuple[str, ...]]:
 
 
 def _inspect(job: QuantizeJob) -> Checkpoint:
-    if job.checkpoint.suffix == ".onnx":
+    if _is_onnx(job):
         return inspect_onnx(
             job.checkpoint,
             labels=job.labels,
@@ -264,6 +264,10 @@ def _inspect(job: QuantizeJob) -> Checkpoint:
     if useless:
         raise ConfigError(f"{useless} is for an ONNX file; a checkpoint has its own.", f"Leave out {useless}.")
     return inspect_checkpoint(job.checkpoint, task=job.task, max_length=job.max_length)
+
+
+def _is_onnx(job: QuantizeJob) -> bool:
+    return job.checkpoint.suffix == ".onnx"
 
 
 def _paths(job: QuantizeJob) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from edgewise.quantize.page.scale import Scale, scale_around
 Shape: TypeAlias = Literal["circle", "triangle", "diamond", "star"]
 
 WIDTH, HEIGHT = 420, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 404, 14, 284
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 404, 14, 284
 _LETTER, _LINE, _LONGEST = 6.1, 13.0, 26
 _LEVEL_NAME = 130.0
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGE_DATA = ("py.typed", "bundle/manifest.schema.json", "quantize/page/page.css", "quantize/page/page.js")
 ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "router", "store", "wire")
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     out, clean = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
-    for path in [*tracked_files(), "LICENSE", "README.md", "pyproject.toml", "py.typed", "bundle/manifest.schema.json"]:
+    for path in [*tracked_files(), *PACKAGE_DATA, "LICENSE", "README.md", "pyproject.toml"]:
         (clean / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, clean / path)
     subprocess.run(
@@ -47,10 +48,7 @@ def tracked_files():
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == {f"edgewise/{path}" for path in tracked_files()} | {
-        "edgewise/py.typed",
-        "edgewise/bundle/manifest.schema.json",
-    }
+    assert names == {f"edgewise/{path}" for path in (*tracked_files(), *PACKAGE_DATA)}
 
 
 def run_base(python, *arguments):

@@ -22,7 +22,9 @@ from edgewise import cli, config
 from edgewise.cloud.clients import CLIENTS
 from edgewise.contracts import CloudClient, Mode, Reason, Reference, Request, ServiceInfo
 from edgewise.errors import CloudError, CloudResponseError, InputError
+from edgewise.quantize.generation import GENERATION_RECIPES
 from edgewise.quantize.recipes import RECIPES, parse_choices
+from edgewise.quantize.transforms import TRANSFORMS
 from edgewise.router.certificate import allowed_disagreements, certify, items_needed
 from edgewise.router.instruments import Instruments
 from edgewise.router.signals import SIGNALS, signal_named
@@ -194,6 +196,19 @@ def test_every_recipe_is_documented_with_its_options_and_defaults():
         name: {field.name: str(field.default).lower() for field in msgspec.structs.fields(recipe.options)}
         for name, recipe in RECIPES.items()
     }
+
+
+def test_every_recipe_for_language_models_is_documented_with_its_options_and_defaults():
+    rows = {row[0]: row[2] for row in table(read("docs/quantize.md"), "## Language models")}
+    told = {name: dict(re.findall(r"`(\w+)` \(([\w.]+)\)", f"`{text}")) for name, text in rows.items()}
+    assert told == {
+        name: {field.name: str(field.default).lower() for field in msgspec.structs.fields(recipe.options)}
+        for name, recipe in GENERATION_RECIPES.items()
+    }
+
+
+def test_every_transform_is_documented():
+    assert {row[0] for row in table(read("docs/quantize.md"), "## Transforms")} == set(TRANSFORMS)
 
 
 def test_the_numbers_told_of_the_certificate_are_its_own():
