@@ -34,8 +34,8 @@ SAMPLES = 16
 """Tuning items on which checkpoint and exported graph are compared."""
 
 _TOOLS = (
-    *("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "onnxscript", "optimum", "optimum-onnx", "pillow"),
-    *("safetensors", "tokenizers", "torch", "transformers"),
+    *("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "onnxscript", "optimum", "optimum-onnx"),
+    *("pillow", "safetensors", "tokenizers", "torch", "transformers"),
 )
 GOLDEN = ("tuning", "synthetic")
 """Where the golden inputs that travel in a bundle come from, the default first."""

@@ -17,8 +17,17 @@ from hypothesis import strategies as st
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "quantize"
 sys.path.append(str(FOLDER))
 
-import figures
-from figures import Point, answers, front, hypervolume, match, quality, ratios, spread
+import figures  # noqa: E402  (found through the line above)
+from figures import (  # noqa: E402
+    Point,
+    answers,
+    front,
+    hypervolume,
+    match,
+    quality,
+    ratios,
+    spread,
+)
 
 COMMANDS = ("minilm.py", "recipes.py", "rivals.py", "cost.py", "smollm2.py")
 
