@@ -16,7 +16,7 @@ import edgewise.bundle.writer as writer
 from edgewise.bundle import Bundle, GoldenItem, Target, TextSource, pack_bundle, read_facts
 from edgewise.bundle.graph import external_locations
 from edgewise.edge import EdgeModel
-from edgewise.errors import BundleError, InputError, MissingExtraError, OutputExistsError
+from edgewise.errors import DiskFullError, InputError, MissingExtraError, OutputExistsError
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_failing_disk_leaves_nothing(tiny_models, tiny_text_onnx, tmp_path, monk
         return real(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    refused(tiny_models.text_source(tiny_text_onnx), tmp_path / "out", BundleError, "No space left")
+    refused(tiny_models.text_source(tiny_text_onnx), tmp_path / "out", DiskFullError, "No space left")
     assert len(written) == survives
 
 
