@@ -40,11 +40,12 @@ RECIPES = (
     "int8_dynamic",
     "fuse+int8_dynamic",
     "int8_embed4",
-    "fuse+int8_embed4",
     "int4_matmul",
-    "fuse+int4_matmul",
+    "int8_static",
+    "mixed",
+    "trim+int8_dynamic",
     "trim+int8_embed4",
-    "fuse+trim+int8_embed4",
+    "trim+int4_matmul",
 )
 BASELINE = "fp32"
 SPEED_GOAL, FLIPS_GOAL = 3.2, 0.01
@@ -129,7 +130,10 @@ def main() -> int:
     checkpoint, folder = prepared.checkpoints[TOKENS], work / "minilm" / "recipes"
     say(f"edgewise quantize: {arguments.recipes}")
     edgewise_quantize(
-        [str(checkpoint), "--data", str(prepared.tuning), "--recipes", arguments.recipes, "--cached"],
+        [
+            *(str(checkpoint), "--data", str(prepared.tuning), "--texts", str(prepared.train)),
+            *("--recipes", arguments.recipes, "--cached"),
+        ],
         folder / "run",
         folder / "quantize.log",
     )

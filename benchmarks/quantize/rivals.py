@@ -45,14 +45,13 @@ BASELINE = "fp32"
 OURS = "edgewise"
 RECIPES = (
     "int8_dynamic",
+    "int8_dynamic:per_channel=false",
     "fuse+int8_dynamic",
     "int8_embed4",
-    "fuse+int8_embed4",
     "int4_matmul",
     "int4_matmul:block_size=128:symmetric=true",
-    "fuse+int4_matmul",
+    "trim+int8_dynamic",
     "trim+int8_embed4",
-    "fuse+trim+int8_embed4",
     "trim+int4_matmul",
 )
 
@@ -185,7 +184,8 @@ def quantize_ours(prepared: Prepared, folder: Path, recipes: str) -> tuple[dict[
     """Our candidates, the float32 one first, and the file that all rivals start from."""
     checkpoint = prepared.checkpoints[TOKENS]
     say(f"edgewise quantize: {recipes}")
-    arguments = [str(checkpoint), "--data", str(prepared.tuning), "--recipes", recipes, "--cached"]
+    given = (str(checkpoint), "--data", str(prepared.tuning), "--texts", str(prepared.train))
+    arguments = [*given, "--recipes", recipes, "--cached"]
     edgewise_quantize(arguments, folder / "run", folder / "logs" / "edgewise.log")
     report = json.loads((folder / "run" / "report.json").read_text())
     names = [c["id"] for c in report["candidates"] if c["state"] == "measured"]
