@@ -155,11 +155,12 @@ def export_here(job: ExportJob) -> Exported:
     started = time.perf_counter()
     reference = Reference.load(job.checkpoint, job.task, job.max_length, job.pooling, job.labels)
     out = Path(job.out)
-    tokenizer = reference.save_tokenizer(out / "tokenizer.json") if reference.reads_text else ""
     answers = tuple(tuple(map(float, reference.answer(item))) for item in job.samples)
     exporter, refusals = _export(job, reference, out / "model.onnx")
     if job.pooling is not None:
         append_pooling(out / "model.onnx", job.pooling)
+    # Last: optimum writes one of its own beside the graph.
+    tokenizer = reference.save_tokenizer(out / "tokenizer.json") if reference.reads_text else ""
     return Exported(
         onnx=str(out / "model.onnx"),
         tokenizer=tokenizer,

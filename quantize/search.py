@@ -21,9 +21,6 @@ from edgewise.quantize.recipes import Choice
 from edgewise.quantize.select import Entry, front
 from edgewise.quantize.space import Space, Value
 
-HOPELESS_DROP = 0.2
-"""A candidate that loses more than this on a first look is not timed: no budget for accuracy is that large."""
-
 FINALISTS = 8
 """Candidates of the front that are measured again, in full and in turns; those that lose least come first."""
 
@@ -41,7 +38,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: Bytes of its bundle.
         p50_ratio: Its median latency over the baseline's, measured in turns with it.
         drop: Accuracy lost against the baseline on the items looked at.
-        problem: Why there are no figures: it failed, did not apply, or was hopeless; empty otherwise.
+        problem: Why there are no figures: it failed, or did not apply; empty otherwise.
         seconds: Time that building and measuring it took.
     """
 
