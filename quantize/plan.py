@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgewise.bundle import KINDS, Kind
+from edgewise.bundle import KINDS, Kind, Task
 from edgewise.contracts import Example, Input
 from edgewise.dataset import digest_examples, digest_items, item_key, load_examples
 from edgewise.edge import probe
@@ -27,7 +27,15 @@ from edgewise.quantize.items import require_kind, truth_of
 from edgewise.quantize.onnx_source import inspect_onnx
 from edgewise.quantize.profiling import command_of
 from edgewise.quantize.quality import Truth
-from edgewise.quantize.recipes import BASELINE, DEFAULT_RECIPES, RECIPES, Choice, Recipe, parse_choices
+from edgewise.quantize.recipes import (
+    BASELINE,
+    DEFAULT_IMAGE_RECIPES,
+    DEFAULT_RECIPES,
+    RECIPES,
+    Choice,
+    Recipe,
+    parse_choices,
+)
 from edgewise.quantize.select import PREFERENCES, Prefer, check_preference
 
 SAMPLES = 16
@@ -209,7 +217,7 @@ def make_plan(job: QuantizeJob) -> Plan:
     prefer, exporter = check_preference(job.prefer), check_exporter(job.exporter)
     tools = tool_versions(needed=_NEEDED - _EXPORTING if _is_onnx(job) else _NEEDED)
     checkpoint = _inspect(job)
-    recipes, defaults = recipes_for(KINDS[checkpoint.task])
+    recipes, defaults = recipes_for(checkpoint.task)
     choices = parse_choices(
         recipes, [BASELINE, *(text for text in job.recipes or defaults if text.strip() != BASELINE)]
     )
@@ -240,13 +248,13 @@ def make_plan(job: QuantizeJob) -> Plan:
     )
 
 
-def recipes_for(kind: Kind) -> tuple[Mapping[str, Recipe], tuple[str, ...]]:
-    """The recipes for a kind of model by name, and those that are built unless a user names others."""
-    if kind == "generator":
+def recipes_for(task: Task) -> tuple[Mapping[str, Recipe], tuple[str, ...]]:
+    """The recipes for a task by name, and those that are built unless a user names others."""
+    if task == "text-generation":
         from edgewise.quantize.generation import GENERATION_RECIPES
 
         return GENERATION_RECIPES, tuple(name for name in GENERATION_RECIPES if name != BASELINE)
-    return RECIPES, DEFAULT_RECIPES
+    return RECIPES, DEFAULT_IMAGE_RECIPES if task == "image-classification" else DEFAULT_RECIPES
 
 
 def _inspect(job: QuantizeJob) -> Checkpoint:

@@ -30,4 +30,17 @@ BASELINE = fp32.RECIPE.name
 DEFAULT_RECIPES = ("int8_dynamic", "int4_matmul", "int8_embed4")
 """What is built where nobody asks for anything else: no calibration, and a good answer on every front."""
 
-__all__ = ["BASELINE", "DEFAULT_RECIPES", "RECIPES", "Aids", "Choice", "Outcome", "Recipe", "parse_choices"]
+DEFAULT_IMAGE_RECIPES = ("int8_dynamic", "int8_static", "int4_matmul")
+"""The same for images: convolutions are quantized statically, and there is no table of embeddings."""
+
+__all__ = [
+    "BASELINE",
+    "DEFAULT_IMAGE_RECIPES",
+    "DEFAULT_RECIPES",
+    "RECIPES",
+    "Aids",
+    "Choice",
+    "Outcome",
+    "Recipe",
+    "parse_choices",
+]
