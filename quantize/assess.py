@@ -183,8 +183,8 @@ class Assessor:
 
 
 def _seen(tried: Tried, started: float, **figures: object) -> Tried:
-    seconds = tried.seconds + time.perf_counter() - started
-    return with_figures(tried, seconds=seconds, **figures)
+    spent = time.perf_counter() - started
+    return with_figures(tried, seconds=tried.seconds + spent, look_seconds=spent, **figures)
 
 
 def _required(found: Value | EdgewiseError) -> Value:

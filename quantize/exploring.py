@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from edgewise.contracts import Progress
 from edgewise.quantize.assess import LOOK_ITEMS, Assessor
 from edgewise.quantize.candidates import Maker
+from edgewise.quantize.measure import ROUNDS
 from edgewise.quantize.plan import Plan, QuantizeJob
 from edgewise.quantize.recipes import BASELINE, Choice, parse_choices
 from edgewise.quantize.search import Budget, Ledger, Tried, explore, finalists
@@ -73,6 +75,7 @@ class Explorer:
             id=choice.id,
             spelling=choice.spelling(),
             parameters=self.space.parameters(choice),
+            model_digest=built.made.model_digest,
             problem=built.made.problem,
             seconds=time.monotonic() - started,
         )
@@ -82,9 +85,9 @@ class Explorer:
         return tried
 
     def _finishing(self, tried: Sequence[Tried]) -> float:
-        """Seconds that measuring the front in full will take: its part of a look, for all items."""
-        looked = [found.seconds for found in tried if not found.problem]
+        """Seconds that measuring the front in full will take: a look is two models on a part of the items."""
+        looked = [found.look_seconds for found in tried if not found.problem]
         if not looked:
             return 0.0
-        more = max(1.0, len(self.plan.tuning.inputs) / LOOK_ITEMS)
-        return (len(finalists(tried)) + 1) * more * min(looked)
+        more = max(float(ROUNDS), len(self.plan.tuning.inputs) / LOOK_ITEMS)
+        return (len(finalists(tried)) + 1) * more * median(looked) / 2

@@ -217,7 +217,7 @@ class GraphMaker:
         def make(out: Path) -> None:
             out.write_bytes(msgspec.json.encode(items))
 
-        return self._once("items.json", make)
+        return self._once("texts.json", make)
 
     def _calibration(self) -> Path:
         bundle = self.build(self._plan.choices[0]).bundle

@@ -127,8 +127,10 @@ class _Run:
     def __post_init__(self) -> None:
         logs = self.folder / "logs"
         logs.mkdir()
-        self.work.mkdir(exist_ok=True)
-        self.assessor = Assessor(self.job, self.plan, self.work, logs, self._note_peak)
+        # Apart from what is made: both pass files on by name.
+        measuring = self.work / "measuring"
+        measuring.mkdir(parents=True, exist_ok=True)
+        self.assessor = Assessor(self.job, self.plan, measuring, logs, self._note_peak)
         self.maker = _maker(self.plan, self.work, logs, self._note_peak)
 
     def execute(self) -> Report:
@@ -267,6 +269,7 @@ def _explored(tried: Sequence[Tried], built: Sequence[Built]) -> Iterator[Candid
                 recipe=str(found.parameters["recipe"]),
                 options={},
                 state="failed" if found.problem else "explored",
+                model_digest=found.model_digest,
                 problem=found.problem or f"not on the front after a first look: {figures}",
                 seconds=found.seconds,
             )

@@ -35,21 +35,25 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
         id: The candidate's id.
         spelling: How a user names it for `--recipes`.
         parameters: What the optimiser was told of it.
+        model_digest: Its bundle's.
         size_bytes: Bytes of its bundle.
         p50_ratio: Its median latency over the baseline's, measured in turns with it.
         drop: Accuracy lost against the baseline on the items looked at.
         problem: Why there are no figures: it failed, or did not apply; empty otherwise.
-        seconds: Time that building and measuring it took.
+        seconds: Time that building and looking at it took.
+        look_seconds: Time of the look alone, the baseline's part included.
     """
 
     id: str
     spelling: str
     parameters: dict[str, Value]
+    model_digest: str = ""
     size_bytes: int = 0
     p50_ratio: float = 0.0
     drop: float = 0.0
     problem: str = ""
     seconds: float = 0.0
+    look_seconds: float = 0.0
 
     @property
     def objectives(self) -> tuple[float, float, float]:

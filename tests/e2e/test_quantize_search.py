@@ -13,7 +13,7 @@ import pytest
 
 from edgewise.bundle import Bundle
 from edgewise.errors import InputError
-from edgewise.quantize import QuantizeJob, read_report
+from edgewise.quantize import QuantizeJob, quantize, read_report
 from edgewise.quantize.run_folder import search_folder, workshop
 from edgewise.quantize.search import Ledger
 
@@ -25,10 +25,12 @@ def job(newsroom, tmp_path_factory) -> QuantizeJob:
     folder = tmp_path_factory.mktemp("search")
     return QuantizeJob(
         checkpoint=newsroom.checkpoint,
-        data=newsroom.write(folder / "tuning.jsonl", newsroom.sentences(60, seed=2)),
+        # More than a look takes, so that what a look sees cannot pass for the whole.
+        data=newsroom.write(folder / "tuning.jsonl", newsroom.sentences(180, seed=2)),
+        texts=newsroom.write(folder / "texts.jsonl", newsroom.sentences(60, seed=5)),
         test=newsroom.write(folder / "test.jsonl", newsroom.sentences(80, seed=4)),
         out=folder / "run",
-        recipes=("int8_dynamic", "margin+int8_embed4"),
+        recipes=("int8_dynamic", "trim+int8_dynamic", "margin+int8_embed4"),
         search=True,
         minutes=0.25,
         max_drop=0.2,
@@ -36,9 +38,17 @@ def job(newsroom, tmp_path_factory) -> QuantizeJob:
 
 
 def start(job: QuantizeJob) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "edgewise.cli", "quantize", str(job.checkpoint), "--data", str(job.data)]
-    command += ["--test", str(job.test), "--out", str(job.out), "--recipes", ",".join(job.recipes), "--search"]
-    command += ["--minutes", str(job.minutes), "--max-drop", str(job.max_drop), "--json"]
+    given = {
+        "--data": job.data,
+        "--test": job.test,
+        "--texts": job.texts,
+        "--out": job.out,
+        "--recipes": ",".join(job.recipes),
+        "--minutes": job.minutes,
+        "--max-drop": job.max_drop,
+    }
+    options = [str(part) for pair in given.items() for part in pair]
+    command = [sys.executable, "-m", "edgewise.cli", "quantize", str(job.checkpoint), *options, "--search", "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -95,6 +105,13 @@ def test_a_killed_search_goes_on_with_what_it_had_and_ends_as_a_run(job):
     # A search only names candidates as a user can name them.
     again = [candidate.spelling for candidate in report.candidates[1:] if candidate.spelling]
     assert len(again) == len(report.candidates) - 1
+
+
+def test_a_candidate_of_a_search_is_the_one_that_a_plain_run_builds(job, tmp_path):
+    """Also where looks at others came between: what is measured with must not get among what is built from."""
+    found = quantize(replace(job, search=False, recipes=("trim+int8_dynamic",), test=None, out=tmp_path / "run"))
+    searched = read_report(job.out).candidate("trim+int8_dynamic")
+    assert searched.model_digest == found.report.candidate("trim+int8_dynamic").model_digest != ""
 
 
 def test_two_searches_do_not_share_a_workshop(job, tmp_path):
