@@ -90,7 +90,7 @@ def quantize(
     search: Annotated[
         bool, typer.Option("--search", help="Explore recipes, options and layers; can be resumed.")
     ] = False,
-    minutes: Annotated[float, typer.Option("--minutes", help="Time of --search.")] = 10.0,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Time of --search; 10 unless given.")] = None,
     max_drop: Annotated[float, typer.Option("--max-drop", help="Largest loss of accuracy, as a share.")] = 0.01,
     confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the gate's bound.")] = 0.95,
     prefer: Annotated[
@@ -122,6 +122,11 @@ def quantize(
     from edgewise.quantize import QuantizeJob
     from edgewise.quantize import quantize as run
 
+    if minutes is not None and not search:
+        raise typer.BadParameter("--minutes is the time of a search: add --search.")
+    named = tuple(part for part in recipes.split(",") if part.strip())
+    if recipes and not named:
+        raise typer.BadParameter(f"--recipes {recipes!r} names no recipe.")
     job = QuantizeJob(
         checkpoint=model,
         data=data,
@@ -130,9 +135,9 @@ def quantize(
         test=test,
         texts=texts,
         task=task,
-        recipes=tuple(part for part in recipes.split(",") if part.strip()),
+        recipes=named,
         search=search,
-        minutes=minutes,
+        minutes=10.0 if minutes is None else minutes,
         max_drop=max_drop,
         confidence=confidence,
         prefer=prefer,
@@ -412,12 +417,11 @@ def verify(bundle: BundlePath, as_json: JsonOption = False) -> None:
 
     Example: edgewise verify run/bundle
     """
-    from edgewise.edge import EdgeModel
+    from edgewise.jobs.predict import verify_bundle
 
-    model = EdgeModel.load(bundle)
-    model.check_golden()
-    verdict = {"path": str(bundle), "model_digest": model.digest, "verified": True}
-    _show(f"{bundle} is whole and answers as packed: {model.digest}", verdict, as_json)
+    digest = verify_bundle(bundle)
+    verdict = {"path": str(bundle), "model_digest": digest, "verified": True}
+    _show(f"{bundle} is whole and answers as packed: {digest}", verdict, as_json)
 
 
 @app.command()

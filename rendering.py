@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from edgewise.bundle import Bundle
+    from edgewise.bundle import Bundle, TensorSpec
     from edgewise.contracts import Certificate
     from edgewise.jobs.certify import Certified
     from edgewise.jobs.doctor import Diagnosis
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from edgewise.quantize.profiling import Profile
     from edgewise.quantize.report import Candidate, Report
     from edgewise.quantize.statistics import Latency
+
+
+_SHOWN_TENSORS = 6
 
 
 class ConsoleProgress:
@@ -110,7 +114,8 @@ _SPEED = {False: ("p50 ms", "p95 ms"), True: ("token/s", "first ms")}
 
 
 def _marked(candidate: Candidate, winner: str) -> str:
-    return f"{candidate.id}{' *' if candidate.on_front else ''}{' ←' if candidate.id == winner else ''}"
+    name = candidate.spelling or candidate.id
+    return f"{name}{' *' if candidate.on_front else ''}{' ←' if candidate.id == winner else ''}"
 
 
 def _test_sentence(report: Report) -> str:
@@ -135,8 +140,11 @@ def profile_view(profile: Profile) -> RenderableType:
         table.add_row("tokens a second", f"{cost.tokens_per_s:.1f}")
     for setting in cost.settings:
         what = f"{setting.tokens} tokens" if setting.tokens is not None else "the items' own lengths"
-        table.add_row(f"{setting.threads} threads, {what}", _quantiles(setting.latency))
+        threads = f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
+        table.add_row(f"{threads}, {what}", _quantiles(setting.latency))
     table.add_row("golden items", profile.golden)
+    for fact in profile.facts:
+        table.add_row("not measured", fact)
     return table
 
 
@@ -238,9 +246,9 @@ def bundle_view(bundle: Bundle) -> RenderableType:
         ("recipe", f"{core.recipe.name} {_options(core.recipe.options)}".strip()),
         ("made with", _options(core.recipe.tools)),
         ("needs", f"onnxruntime {core.target.min_onnxruntime} or newer, opset {core.target.opset}"),
-        ("inputs", ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in core.inputs)),
-        ("outputs", ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in core.outputs)),
-        ("labels", _labels(core.labels)),
+        ("inputs", _tensors(core.inputs)),
+        ("outputs", _tensors(core.outputs)),
+        *([("labels", _labels(core.labels))] if core.labels else []),
         ("licences", ", ".join(core.licences) or "none stated"),
     ]
     for name, value in rows:
@@ -272,8 +280,14 @@ def predictions_view(rows: Sequence[Predicted]) -> RenderableType:
     table.add_column(rows[0].signal, justify="right")
     table.add_column("item", overflow="fold")
     for row in rows:
-        table.add_row(row.output, f"{row.score:.4f}", row.input)
+        table.add_row(row.output, _score(row), row.input)
     return table
+
+
+def _score(row: Predicted) -> str:
+    if row.out_of_distribution:
+        return "unknown words: to the cloud"
+    return "" if math.isnan(row.score) else f"{row.score:.4f}"
 
 
 def _figures(payload: Mapping[str, Any], prefix: str = "") -> str:
@@ -311,6 +325,11 @@ def _options(values: Any) -> str:
     return ", ".join(
         f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
     )
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> str:
+    shown = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs[:_SHOWN_TENSORS])
+    return f"{shown}, and {len(specs) - _SHOWN_TENSORS} more" if len(specs) > _SHOWN_TENSORS else shown
 
 
 def _labels(labels: Sequence[str]) -> str:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import msgspec
 
+from edgewise.bundle import Bundle
 from edgewise.contracts import Input, Output, Prediction
-from edgewise.edge import EdgeModel
+from edgewise.edge import EdgeGenerator, EdgeModel
 from edgewise.edge.entities import Entity
 from edgewise.errors import DataError
 from edgewise.router.signals import score_of
+
+NEW_TOKENS = 64
+"""Tokens with which a language model continues a prompt."""
 
 _SHOWN = 4
 
@@ -46,12 +50,49 @@ def predict_items(bundle: Path, items: Sequence[str], *, threads: int = 1) -> li
         DataError: An image cannot be read.
         InputError: The model cannot read an item.
     """
-    model = EdgeModel.load(bundle, threads=threads)
+    opened = Bundle.open(bundle)
+    if opened.core.kind == "generator":
+        return _continued(bundle, items, threads)
+    model = EdgeModel.from_bundle(opened, threads=threads)
     inputs: list[Input] = [_read(item) for item in items] if model.kind == "image" else list(items)
     signal = model.bundle.core.signal
     return [
         _predicted(item, model.predict_one(value), signal, tags=model.bundle.core.kind == "tagger")
         for item, value in zip(items, inputs, strict=True)
+    ]
+
+
+def verify_bundle(bundle: Path) -> str:
+    """Check every byte of a bundle of any kind, and that it answers its golden items on this machine.
+
+    Returns:
+        Its model digest.
+
+    Raises:
+        BundleError: It is damaged, or cannot be run here.
+        CertificateError: It answers otherwise than it was packed with.
+    """
+    opened = Bundle.open(bundle)
+    if opened.core.kind == "generator":
+        with EdgeGenerator.load(bundle) as generator:
+            generator.check_golden()
+    else:
+        EdgeModel.from_bundle(opened).check_golden()
+    return opened.model_digest
+
+
+def _continued(bundle: Path, prompts: Sequence[str], threads: int) -> list[Predicted]:
+    """What a language model says next, with the mean log-probability of its tokens."""
+    with EdgeGenerator.load(bundle, threads=threads) as generator:
+        answers = [list(generator.generate(prompt, max_tokens=NEW_TOKENS)) for prompt in prompts]
+    return [
+        Predicted(
+            input=prompt,
+            output="".join(piece.text for piece in pieces),
+            signal="mean log-probability",
+            score=sum(piece.logprob for piece in pieces) / len(pieces) if pieces else float("nan"),
+        )
+        for prompt, pieces in zip(prompts, answers, strict=True)
     ]
 
 

@@ -158,7 +158,9 @@ def golden_here(job: GoldenJob) -> GoldenAnswers:
     inputs = inputs_of(job.items)
     model = _load(job.bundle)
     if isinstance(model, EdgeGenerator):
-        return GoldenAnswers(model.golden_items([str(prompt) for prompt in inputs]))
+        from edgewise.quantize.measure_generator import prompts_of
+
+        return GoldenAnswers(model.golden_items(prompts_of(model, inputs)))
     return GoldenAnswers(golden_items(model, inputs, signal_named(job.signal)))
 
 

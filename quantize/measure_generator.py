@@ -86,5 +86,6 @@ def score_texts(generator: EdgeGenerator, texts: Sequence[Input], *, sample: int
 
 
 def prompts_of(generator: EdgeGenerator, texts: Sequence[Input]) -> list[str]:
-    """The first texts, each cut to the tokens of a prompt."""
-    return [generator.detokenize(generator.tokenize(str(text))[:PROMPT_TOKENS]) for text in texts[:PROMPTS]]
+    """The first texts, each cut to the tokens of a prompt, and to half of what the model reads."""
+    most = min(PROMPT_TOKENS, generator.max_length // 2)
+    return [generator.detokenize(generator.tokenize(str(text))[:most]) for text in texts[:PROMPTS]]

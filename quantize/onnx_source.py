@@ -189,6 +189,8 @@ def _found_task(facts: GraphFacts, labels: Sequence[str]) -> Task:
             f"The graph takes {', '.join(names)}, which cannot be fed.",
             f"Known inputs: {', '.join(TEXT_INPUTS)} for texts, {IMAGE_INPUT} for images. Export it with these names.",
         )
+    if not labels and any(spec.name == "logits" for spec in facts.outputs):
+        raise InputError("The graph gives logits, and their labels are not named.", "Name them: --labels.")
     if not labels:
         return "feature-extraction"
     return "token-classification" if len(_output(facts, "logits").shape) == 3 else "text-classification"

@@ -16,6 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from edgewise.contracts import Progress
+from edgewise.errors import InputError
 from edgewise.files import refuse_existing
 from edgewise.quantize.assess import Assessment, Assessor
 from edgewise.quantize.bounds import bound_of, needed_for
@@ -38,7 +39,7 @@ from edgewise.quantize.report import (
 )
 from edgewise.quantize.run_folder import WINNER, fresh_folder, recover, search_folder, stored_report, workshop
 from edgewise.quantize.saving import save_run
-from edgewise.quantize.search import Ledger, Tried
+from edgewise.quantize.search import TRIED, Ledger, Tried
 from edgewise.quantize.select import Entry, Gate, Pick, Verdict, front, judge, pick
 
 
@@ -102,8 +103,8 @@ def quantize(job: QuantizeJob, progress: Progress | None = None) -> QuantizeResu
 def _told_to_resume(job: QuantizeJob, progress: Progress) -> Iterator[None]:
     try:
         yield
-    except BaseException:
-        if job.search and search_folder(job.out).exists():
+    except BaseException as e:
+        if job.search and not isinstance(e, InputError) and any((search_folder(job.out) / TRIED).glob("*.json")):
             progress.note("What was tried is kept: the same command, given again, goes on with it.")
         raise
 
@@ -158,7 +159,7 @@ class _Run:
 
     def _search(self) -> tuple[Sequence[Tried], Sequence[Choice]]:
         """What was tried, and what of it is measured in full."""
-        explorer = Explorer(self.job, self.plan, self.maker, self.assessor, Ledger(self.work / "tried"), self.progress)
+        explorer = Explorer(self.job, self.plan, self.maker, self.assessor, Ledger(self.work / TRIED), self.progress)
         with self._stage("search", int(60 * self.job.minutes)):
             tried = explorer.run()
         return tried, explorer.chosen(tried)

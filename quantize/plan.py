@@ -7,6 +7,7 @@ Exports, builds and measures nothing.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import metadata
@@ -305,15 +306,23 @@ def tool_versions(needed: Set[str] = _NEEDED) -> dict[str, str]:
 
 def _check_options(job: QuantizeJob) -> None:
     if not 0 < job.max_drop < 1:
-        raise ConfigError(f"An accuracy drop of {job.max_drop:g} cannot be allowed.", "Give a share between 0 and 1.")
+        raise ConfigError(
+            f"An accuracy drop of {job.max_drop:g} cannot be allowed.", "Give a share above 0 and below 1."
+        )
     if not 0 < job.confidence < 1 or not math.isfinite(job.confidence):
         raise ConfigError(f"{job.confidence:g} is no confidence.", "Give a share between 0 and 1, such as 0.95.")
     if not job.threads or min(job.threads) < 1:
         raise ConfigError(f"{_spoken(job.threads)} threads cannot work.", "Give 1 or more, such as 1,2.")
     if job.lengths and min(job.lengths) < 1:
         raise ConfigError(f"A text of {min(job.lengths)} tokens cannot be measured.", "Give 1 or more, such as 16,128.")
+    if job.seed < 0:
+        raise ConfigError(f"{job.seed} is no seed.", "Give 0 or more.")
     if job.profile_cmd is not None:
-        command_of(job.profile_cmd, Path())
+        program = command_of(job.profile_cmd, Path())[0]
+        if shutil.which(program) is None:
+            raise ConfigError(
+                f"The profile command's program {program!r} is not there.", "Install it, or give its path."
+            )
     if not 0 < job.minutes < math.inf:
         raise ConfigError(f"A search cannot take {job.minutes:g} minutes.", "Give a number above 0.")
     if job.golden not in GOLDEN:

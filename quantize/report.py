@@ -248,9 +248,9 @@ def _comparison(best: Candidate, baseline: Candidate) -> str:
     times = (
         "as fast"
         if 1 / SAME <= speed <= SAME
-        else f"{speed:.2g} x faster"
+        else f"{_times(speed)} x faster"
         if speed > 1
-        else f"{1 / speed:.2g} x slower"
+        else f"{_times(1 / speed)} x slower"
     )
     worse = [
         *([f"not smaller than {baseline.id}"] if size <= 1 else []),
@@ -258,9 +258,13 @@ def _comparison(best: Candidate, baseline: Candidate) -> str:
     ]
     warning = f"Beware: {best.id} is {' and '.join(worse)}. " if worse else ""
     return (
-        f"{warning}{best.id}: {best.performance.size_bytes / 1e6:.1f} MB ({size:.2g} x smaller), "
+        f"{warning}{best.id}: {best.performance.size_bytes / 1e6:.1f} MB ({_times(size)} x smaller), "
         f"{_pace_text(best.performance)} ({times}), {_answers(best.quality)} on the tuning part."
     )
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}" if factor < 1.995 else f"{factor:.2g}"
 
 
 def _pace_text(cost: Performance) -> str:

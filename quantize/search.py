@@ -21,6 +21,9 @@ from edgewise.quantize.recipes import Choice
 from edgewise.quantize.select import Entry, front
 from edgewise.quantize.space import Space, Value
 
+TRIED = "tried"
+"""Folder of the ledger within a workshop."""
+
 FINALISTS = 8
 """Candidates of the front that are measured again, in full and in turns; those that lose least come first."""
 

@@ -186,7 +186,7 @@ def _why(
     best: Entry, baseline: Entry, candidates: Sequence[Entry], allowed: Sequence[Entry], max_drop: float, prefer: Prefer
 ) -> str:
     if not candidates:
-        return f"{best.id} is all there is: no recipe found anything to quantize."
+        return f"{best.id} is all there is: no other candidate came about."
     least = min(candidates, key=lambda entry: entry.drop)
     if least.drop > max_drop:
         return (
@@ -201,14 +201,21 @@ def _why(
     figures = f"({best.size_bytes / 1e6:.1f} MB, p50 {best.p50_ms:.2f} ms)"
     return (
         f"{best.id} {_SUPERLATIVE[prefer]} {figures} of {baseline.id} and the candidates that {limits} "
-        f"({len(allowed)} of {len(candidates)}); it loses {points(best.drop)}."
+        f"({len(allowed)} of {len(candidates)}); it {'loses' if best.drop >= 0 else 'gains'} {points(abs(best.drop))}."
     )
+
+
+def _seen(quality: Quality) -> str:
+    if quality.cosine_mean is not None:
+        return f"mean cosine {quality.cosine_mean:.4f} over {quality.n} gate items"
+    if quality.nll is not None:
+        return f"{quality.accuracy:.4f} of the tokens of {quality.n} gate texts, {quality.baseline_accuracy:.4f} before"
+    return f"{quality.lost} of {quality.n} gate items lost and {quality.won} won"
 
 
 def _sentence(quality: Quality, bound: float, max_drop: float, confidence: float, needed: int | None) -> str:
     share = f"{confidence:.4g}"
-    seen = f"{quality.lost} of {quality.n} gate items lost and {quality.won} won"
-    proved = f"{seen}: with confidence {share} the accuracy drop is at most {points(bound)}"
+    proved = f"{_seen(quality)}: with confidence {share} the accuracy drop is at most {points(bound)}"
     if bound <= max_drop:
         return f"Met: {proved}; {points(max_drop)} are allowed."
     if needed is None:

@@ -18,7 +18,7 @@ import msgspec
 from edgewise.bundle import GeneratorSource, GoldenItem, Recipe, Target, pack_generator, read_facts
 from edgewise.contracts import Input
 from edgewise.edge import probe
-from edgewise.errors import CheckpointError, EdgewiseError
+from edgewise.errors import CheckpointError, DiskFullError, EdgewiseError
 from edgewise.files import write_atomically
 from edgewise.quantize.candidates import Built, Made, Shelf
 from edgewise.quantize.generation.agreement import Agreement, AgreementJob
@@ -111,6 +111,9 @@ class GeneratorMaker:
                 outcome = self._apply(choice, folder)
                 golden = self._golden(choice, folder)
                 digest = pack_generator(self._source(choice, folder, golden), bundle)
+        except DiskFullError:
+            # It would meet every other candidate as well.
+            raise
         except EdgewiseError as e:
             if choice is self._plan.choices[0]:
                 raise

@@ -115,9 +115,17 @@ def _parse(registry: Mapping[str, Recipe], text: str) -> Choice:
     head, _, rest = text.strip().partition(":")
     *before, name = (part.strip() for part in head.split("+"))
     if name not in registry:
-        raise ConfigError(f"There is no recipe {name!r}.", f"Choose from: {', '.join(registry)}.")
+        raise ConfigError(f"There is no recipe {name!r}.", _hint(registry, name))
     recipe = registry[name]
     return Choice.of(recipe, _options(recipe, [part.strip() for part in rest.split(":") if part.strip()]), before)
+
+
+def _hint(registry: Mapping[str, Recipe], name: str) -> str:
+    if name in TRANSFORMS:
+        return f"It is a transform, and goes before a recipe: {name}+{next(iter(registry))}."
+    if "=" in name:
+        return "Several options of one recipe are separated by colons: int4_matmul:block_size=64:symmetric=true."
+    return f"Choose from: {', '.join(registry)}."
 
 
 def _transforms(names: Sequence[str]) -> tuple[str, ...]:

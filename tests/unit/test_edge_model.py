@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -383,3 +384,12 @@ def shifted(item: GoldenItem, share: float) -> GoldenItem:
     logits = list(item.logits)
     logits[int(np.argmax(logits))] += share * tolerance
     return msgspec.structs.replace(item, logits=tuple(logits))
+
+
+def test_nothing_is_written_down_about_what_runs(tiny_text_bundle, tmp_path):
+    """onnxruntime keeps a database of what it ran in the home folder, and may send it, unless it is told not to."""
+    code = f"from edgewise.edge import EdgeModel; EdgeModel.load({str(tiny_text_bundle)!r}).predict(['wheat'])"
+    home = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    home.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], check=True, env=home, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []

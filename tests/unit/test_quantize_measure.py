@@ -246,4 +246,8 @@ def test_a_language_model_is_timed_to_its_first_token_and_after_it():
 
 def test_prompts_are_the_first_texts_cut_short():
     texts = ["1" * 100, *"23456789"]
-    assert prompts_of(Parrot(), texts) == ["1" * PROMPT_TOKENS, *"23456"]
+    roomy = Parrot()
+    roomy.max_length = 4 * PROMPT_TOKENS
+    assert prompts_of(roomy, texts) == ["1" * PROMPT_TOKENS, *"23456"]
+    roomy.max_length = 40
+    assert prompts_of(roomy, texts)[0] == "1" * 20  # the other half is for the answer
