@@ -18,6 +18,7 @@ from edgewise.edge.device import Device
 _EXTRAS = {
     "quantize": "edgewise quantize and pack",
     "cloud": "edgewise cloud serve over a checkpoint (over a bundle the base install is enough)",
+    "generate": "language models on this device",
     "aws": "cloud backends on AWS",
 }
 _FAST_INT8 = ("amx", "vnni", "dotprod", "i8mm")
