@@ -212,7 +212,7 @@ def report(
 
     Example: edgewise report run --open
     """
-    from edgewise.jobs.report import rebuild_report
+    from edgewise.jobs.report import open_report, rebuild_report
     from edgewise.quantize import read_report
 
     found = read_report(run)
@@ -221,7 +221,7 @@ def report(
     if not as_json:
         OUT.print(f"{page}")
     if show:
-        typer.launch(page.resolve().as_uri())
+        open_report(page)
 
 
 @app.command()

@@ -63,6 +63,20 @@ def staged_directory(out: Path) -> Iterator[Path]:
     _fsync_directory(out.parent)
 
 
+def copy_tree(source: Path, to: Path) -> None:
+    """Copy a folder of files to a place that does not exist.
+
+    Unlike shutil's, it ends at the first file that cannot be written, with the system's own error.
+    """
+    to.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        target = to / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir()
+        else:
+            shutil.copyfile(path, target)
+
+
 def _staging_prefix(out: Path) -> str:
     """Names this machine as well: of another one, which may share the folder, nobody here knows the processes."""
     return f".{out.name}.staged-{sha256_bytes(socket.gethostname().encode())[:8]}-"

@@ -16,7 +16,9 @@ from edgewise.errors import InputError
 GRAPH_NAME = "model.onnx"
 """What the graph is called in a packed configuration; whoever loads it names the blob instead."""
 
-Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9_.%-]+{END}", max_length=128)]
+Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9_.-]+{END}", max_length=128)]
+# The runtime puts the number of a layer into these with C's printf, so they hold exactly one %d and no other %.
+LayerName: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9_.-]*%d[A-Za-z0-9_.-]*{END}", max_length=128)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
@@ -28,6 +30,24 @@ class SessionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     provider_options: tuple[()] = ()
 
 
+class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Names of the graph's inputs."""
+
+    input_ids: Word
+    attention_mask: Word | None = None
+    position_ids: Word | None = None
+    past_key_names: LayerName | None = None
+    past_value_names: LayerName | None = None
+
+
+class Outputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Names of the graph's outputs."""
+
+    logits: Word
+    present_key_names: LayerName | None = None
+    present_value_names: LayerName | None = None
+
+
 class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """The graph's sizes and the names of its inputs and outputs."""
 
@@ -37,8 +57,8 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     num_attention_heads: Count
     num_hidden_layers: Count
     num_key_value_heads: Count
-    inputs: dict[Word, Word]
-    outputs: dict[Word, Word]
+    inputs: Inputs
+    outputs: Outputs
     session_options: SessionOptions = SessionOptions()
 
 

@@ -21,6 +21,7 @@ from edgewise.quantize.bounds import bound_of
 from edgewise.quantize.candidates import Built
 from edgewise.quantize.measure import ROUNDS, Measured, measure_interleaved, performance
 from edgewise.quantize.plan import Part, Plan, QuantizeJob
+from edgewise.quantize.process import WorkerError
 from edgewise.quantize.profiling import Profile, profile_on_target
 from edgewise.quantize.quality import Compared, compare
 from edgewise.quantize.report import Candidate, pace_ms
@@ -111,11 +112,12 @@ class Assessor:
         part = self.plan.tuning.some(LOOK_ITEMS)
         bundles = {baseline.choice.id: baseline.bundle, built.choice.id: built.bundle}
         measured = self._measure(bundles, part, "look", advance=lambda: None, rounds=1)
+        other = _required(measured[baseline.choice.id])
         try:
-            own, other = _required(measured[built.choice.id]), _required(measured[baseline.choice.id])
+            own = _required(measured[built.choice.id])
             quality = self.compared(own.answers, other.answers, part).quality
         except EdgewiseError as e:
-            return _seen(tried, started, problem=str(e))
+            return _seen(tried, started, problem=str(e), lasting=not isinstance(e, WorkerError))
         if not finite(own.answers):
             return _seen(tried, started, problem=NOT_FINITE)
         cost, usual = (

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import msgspec
 
+from edgewise.bundle import Bundle
+from edgewise.errors import BundleError
 from edgewise.files import write_atomically
 from edgewise.quantize.recipes import Choice, Outcome
 from edgewise.quantize.report import Candidate, Export, Performance, State
@@ -25,12 +27,14 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
         state: As in the report; "measured" as long as nothing went wrong.
         problem: Why there is no bundle, or no measurement; empty otherwise.
         outcome: What the recipe did.
+        lasting: Whether it would come out the same again; a process that was killed may not.
         model_digest: The bundle's.
         seconds: Time to build it.
     """
 
     state: State = "measured"
     problem: str = ""
+    lasting: bool = True
     outcome: Outcome = Outcome()
     model_digest: str = ""
     seconds: float = 0.0
@@ -112,24 +116,33 @@ class Shelf:
 
     def __init__(self, work: Path) -> None:
         self._work = work
+        self._whole: dict[str, Built] = {}
 
     def bundle(self, choice: Choice) -> Path:
         """Where a choice's bundle lies, or will."""
         return self._work / "candidates" / choice.id
 
     def find(self, choice: Choice) -> Built | None:
-        """What was made of a choice, if its record and its bundle are there."""
+        """What was made of a choice, if its record is there and its bundle whole."""
+        if choice.id in self._whole:
+            return self._whole[choice.id]
         try:
             made = msgspec.json.decode(self._record(choice).read_bytes(), type=Made)
-        except (OSError, msgspec.MsgspecError):
+            found = Built(choice, self.bundle(choice), made)
+            if found.usable and Bundle.open(found.bundle).model_digest != made.model_digest:
+                return None
+        except (OSError, msgspec.MsgspecError, BundleError):
             return None
-        found = Built(choice, self.bundle(choice), made)
-        return found if found.bundle.is_dir() or not found.usable else None
+        self._whole[choice.id] = found
+        return found
 
     def keep(self, choice: Choice, made: Made) -> Built:
-        """Write down what became of a choice."""
-        write_atomically(self._record(choice), msgspec.json.encode(made))
-        return Built(choice, self.bundle(choice), made)
+        """Write down what became of a choice, if it would come out the same again."""
+        found = Built(choice, self.bundle(choice), made)
+        if made.lasting:
+            write_atomically(self._record(choice), msgspec.json.encode(made))
+            self._whole[choice.id] = found
+        return found
 
     def _record(self, choice: Choice) -> Path:
         return self._work / "made" / f"{choice.id}.json"

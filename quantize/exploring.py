@@ -77,11 +77,13 @@ class Explorer:
             parameters=self.space.parameters(choice),
             model_digest=built.made.model_digest,
             problem=built.made.problem,
+            lasting=built.made.lasting,
             seconds=time.monotonic() - started,
         )
         if built.usable:
             tried = self.assessor.look(built, self.maker.build(self.plan.choices[0]), tried)
-        self.ledger.keep(tried)
+        if tried.lasting:
+            self.ledger.keep(tried)
         return tried
 
     def _finishing(self, tried: Sequence[Tried]) -> float:
@@ -89,5 +91,5 @@ class Explorer:
         looked = [found.look_seconds for found in tried if not found.problem]
         if not looked:
             return 0.0
-        more = max(float(ROUNDS), len(self.plan.tuning.inputs) / LOOK_ITEMS)
+        more = max(float(ROUNDS), len(self.plan.tuning.inputs) / LOOK_ITEMS) * len(self.job.threads)
         return (len(finalists(tried)) + 1) * more * median(looked) / 2

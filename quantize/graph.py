@@ -6,6 +6,7 @@ Owns which weights count as eligible, and the proof of what became of them. Quan
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -163,12 +164,6 @@ def eligible_names(model: Any, kind: str) -> list[str]:
     return [node.name for node, _ in eligible(model) if node.op_type == kind]
 
 
-def other_names(model: Any, kinds: tuple[str, ...]) -> list[str]:
-    """Names of the nodes of some kinds that are not eligible: a tool that takes nodes by kind must leave these out."""
-    wanted = {node.name for node, _ in eligible(model)}
-    return [node.name for node in model.graph.node if node.op_type in kinds and node.name not in wanted]
-
-
 def float_bytes(model: Any) -> int:
     """Bytes of all float32 weights."""
     return sum(_float_weights(model).values())
@@ -297,10 +292,13 @@ def _drop_unused_weights(model: Any) -> None:
 
 def _name_nodes(model: Any) -> None:
     """Give each node a name of its own: the tools address nodes by name."""
+    given = {node.name for node in model.graph.node}
     taken: set[str] = set()
     for index, node in enumerate(model.graph.node):
         if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
+            node.name = next(
+                name for number in itertools.count(index) if (name := f"{node.op_type}_{number}") not in taken | given
+            )
         taken.add(node.name)
 
 

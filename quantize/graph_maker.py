@@ -41,7 +41,7 @@ from edgewise.quantize.items import items_of
 from edgewise.quantize.measure import GoldenAnswers, GoldenJob
 from edgewise.quantize.onnx_source import TakeJob
 from edgewise.quantize.plan import SAMPLES, Plan
-from edgewise.quantize.process import run_fresh
+from edgewise.quantize.process import WorkerError, run_fresh
 from edgewise.quantize.recipes import Aids, Choice, Outcome
 from edgewise.quantize.report import Export
 from edgewise.quantize.sensitivity import SensitivityDone, SensitivityJob
@@ -134,7 +134,7 @@ class GraphMaker:
         except EdgewiseError as e:
             if choice is self._plan.choices[0]:
                 raise
-            return Made(state="failed", problem=str(e), outcome=outcome)
+            return Made(state="failed", problem=str(e), outcome=outcome, lasting=not isinstance(e, WorkerError))
         finally:
             graph.unlink(missing_ok=True)
         return Made(outcome=outcome, model_digest=digest)

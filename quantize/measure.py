@@ -19,7 +19,7 @@ import numpy as np
 from edgewise.bundle import Bundle, GoldenItem
 from edgewise.contracts import Input
 from edgewise.edge import Device, EdgeGenerator, EdgeModel, golden_items, probe
-from edgewise.errors import CertificateError, ConfigError, EdgewiseError
+from edgewise.errors import CertificateError, ConfigError, DiskFullError, EdgewiseError
 from edgewise.quantize.answers import Answers, answer_of, join, load, save, stacked
 from edgewise.quantize.items import Item, inputs_of, items_of
 from edgewise.quantize.lengths import LengthCalls, time_lengths
@@ -257,6 +257,9 @@ def measure_interleaved(
                 job = MeasureJob(str(bundles[name]), str(items), threads, str(answers), check_golden, lengths)
                 try:
                     found[name].append(_turn(job, thread_counts, log, peak))
+                except DiskFullError:
+                    # It would meet every other bundle as well.
+                    raise
                 except EdgewiseError as e:
                     broken[name] = e
             advance()

@@ -14,7 +14,6 @@ with the same inputs goes on with. Owns no figure in any of it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import msgspec
 
 from edgewise.bundle import Bundle
 from edgewise.errors import EdgewiseError, InputError, OutputExistsError
-from edgewise.files import staged_directory, write_atomically
+from edgewise.files import copy_tree, staged_directory, write_atomically
 from edgewise.quantize.page import PAGE, render_page
 from edgewise.quantize.report import Report
 
@@ -133,6 +132,8 @@ def workshop(out: Path, search_digest: str) -> Iterator[Path]:
     Raises:
         InputError: Another search is under way in it.
     """
+    import fcntl
+
     folder = search_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -142,6 +143,8 @@ def workshop(out: Path, search_digest: str) -> Iterator[Path]:
             raise InputError(f"Another search for {out} is under way.", "Wait for it, or give another --out.") from e
         _begin(folder, search_digest)
         yield folder
+        # The marker first: a kill in between must not leave a half that passes for the whole.
+        (folder / INPUTS).unlink()
         shutil.rmtree(folder)
 
 
@@ -157,6 +160,7 @@ def _begin(folder: Path, search_digest: str) -> None:
             return
     except (OSError, msgspec.MsgspecError):
         pass
+    marker.unlink(missing_ok=True)
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -171,4 +175,4 @@ def link_tree(source: Path, to: Path) -> None:
         shutil.copytree(source, to, copy_function=os.link)
     except (OSError, shutil.Error):
         shutil.rmtree(to, ignore_errors=True)
-        shutil.copytree(source, to)
+        copy_tree(source, to)

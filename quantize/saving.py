@@ -5,11 +5,11 @@ Owns what is attested of which bundle. Where the files lie is `run_folder.py`'s.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from edgewise.bundle import attach
+from edgewise.files import copy_tree
 from edgewise.quantize.answers import Answers, save
 from edgewise.quantize.plan import Plan
 from edgewise.quantize.report import Candidate, Report
@@ -38,7 +38,7 @@ def save_run(
             attach(folder / CANDIDATES / candidate.id, "measurement", _measurement(report, candidate, plan))
             save(folder / PREDICTIONS / f"{candidate.id}.npz", _kept(answers[candidate.id]))
     # A copy: tools refuse weights that have a second name.
-    shutil.copytree(folder / CANDIDATES / report.winner, folder / WINNER)
+    copy_tree(folder / CANDIDATES / report.winner, folder / WINNER)
     if report.gate is not None and plan.gate is not None:
         attach(folder / WINNER, "gate", _gate(report, plan.gate.items_digest))
     write_report(folder, report, plan.inputs_digest)

@@ -43,6 +43,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
         p50_ratio: Its median latency over the baseline's, measured in turns with it.
         drop: Accuracy lost against the baseline on the items looked at.
         problem: Why there are no figures: it failed, or did not apply; empty otherwise.
+        lasting: Whether it would come out the same again; a process that was killed may not.
         seconds: Time that building and looking at it took.
         look_seconds: Time of the look alone, the baseline's part included.
     """
@@ -55,6 +56,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     p50_ratio: float = 0.0
     drop: float = 0.0
     problem: str = ""
+    lasting: bool = True
     seconds: float = 0.0
     look_seconds: float = 0.0
 

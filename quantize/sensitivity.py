@@ -75,6 +75,11 @@ def sensitivity_here(job: SensitivityJob) -> SensitivityDone:
             name: _mean(run, distance, feeds, exact, {name: rounded(weight, precision, job.block_size)})
             for name, weight in weights.items()
         }
+        odd = next((name for name, distance in moved.items() if not np.isfinite(distance)), None)
+        if odd is not None:
+            raise DataError(
+                f"Answers are NaN or infinite where {odd!r} alone is rounded to {precision}.", "Leave `mixed` out."
+            )
         found[precision] = dict(sorted(moved.items(), key=lambda item: (-item[1], item[0])))
     Path(job.out).write_bytes(msgspec.json.encode(found))
     return SensitivityDone(len(weights))

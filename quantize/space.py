@@ -64,8 +64,12 @@ class Space:
         }
 
     def has(self, choice: Choice) -> bool:
-        """Whether a search could propose this candidate."""
-        return choice.recipe.name in self.recipes and set(choice.transforms) <= set(self.transforms)
+        """Whether a search could propose exactly this candidate."""
+        if choice.recipe.name not in self.recipes or not set(choice.transforms) <= set(self.transforms):
+            return False
+        fixed = set(choice.options.__struct_fields__) - set(free_options(choice.recipe))
+        default = choice.recipe.options()
+        return all(getattr(choice.options, name) == getattr(default, name) for name in fixed)
 
 
 def free_options(recipe: Recipe) -> dict[str, msgspec.inspect.Type]:
@@ -91,5 +95,5 @@ def _draw(trial: Trial, name: str, kind: msgspec.inspect.Type) -> Value:
     raise TypeError(f"{name} has no few values")
 
 
-STEPS = 10
+STEPS = 20
 """Parts that the range of a number is divided into: finer steps differ by less than a measurement can tell."""

@@ -126,7 +126,9 @@ def items_needed(max_drop: float, delta: float, *, lost_rate: float = 0.0, won_r
     """
 
     def passes(n: int) -> bool:
-        return drop_bound(math.ceil(lost_rate * n), math.floor(won_rate * n), n, delta) <= max_drop
+        # Rates come from counts: a product that should be whole may lie a rounding error beside it.
+        lost, won = math.ceil(lost_rate * n - 1e-9), math.floor(won_rate * n + 1e-9)
+        return drop_bound(lost, won, n, delta) <= max_drop
 
     if lost_rate - won_rate >= max_drop:
         return None

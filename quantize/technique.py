@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-NEEDS = frozenset({"calibration", "sensitivity", "tokenizer", "items"})
-"""What a technique may need beside the graph: the fields of `Aids`."""
-
 
 class Outcome(msgspec.Struct, frozen=True):
     """What a recipe did.

@@ -28,7 +28,7 @@ from edgewise.quantize.graph_maker import GOLDEN_ITEMS, MIN_ONNXRUNTIME
 from edgewise.quantize.items import items_of
 from edgewise.quantize.measure import GoldenAnswers, GoldenJob
 from edgewise.quantize.plan import SAMPLES, Plan
-from edgewise.quantize.process import run_fresh
+from edgewise.quantize.process import WorkerError, run_fresh
 from edgewise.quantize.recipes import Choice, Outcome
 from edgewise.quantize.report import Export
 
@@ -117,7 +117,7 @@ class GeneratorMaker:
         except EdgewiseError as e:
             if choice is self._plan.choices[0]:
                 raise
-            return Made(state="failed", problem=str(e), outcome=outcome)
+            return Made(state="failed", problem=str(e), outcome=outcome, lasting=not isinstance(e, WorkerError))
         return Made(outcome=outcome, model_digest=digest)
 
     @contextmanager

@@ -79,6 +79,13 @@ def test_the_same_inputs_give_the_same_bytes(tiny_generator, tmp_path):
         ),
         (lambda c: c["model"]["decoder"].update(filename="../../etc/passwd"), "filename"),
         (lambda c: c["model"]["decoder"]["inputs"].update(input_ids="/etc/passwd"), "inputs"),
+        # The runtime hands these names to C's printf.
+        (lambda c: c["model"]["decoder"]["inputs"].update(past_key_names="past_key_values.%n.key"), "past_key_names"),
+        (lambda c: c["model"]["decoder"]["outputs"].update(present_key_names="present.%d.%s"), "present_key_names"),
+        (lambda c: c["model"]["decoder"]["outputs"].update(present_key_names="present.key"), "present_key_names"),
+        (lambda c: c["model"]["decoder"]["inputs"].update(input_ids="%s"), "input_ids"),
+        (lambda c: c["model"]["decoder"]["inputs"].update(another="name"), "another"),
+        (lambda c: c["model"].update(type="llama%n"), "type"),
         (lambda c: c["model"].update(vision={"filename": "vision.onnx"}), "vision"),
         (lambda c: c["search"].update(top_k="many"), "search"),
         (lambda c: c.pop("model"), "model"),

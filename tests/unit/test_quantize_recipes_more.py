@@ -88,7 +88,7 @@ def conv_model():
 GRAPHS = {"text": text_model, "conv": conv_model}
 
 
-def ready(folder: Path, made, feeds):
+def ready(folder: Path, made, feeds, *, measured=True):
     """The exported and the prepared graph, and everything a recipe may need."""
     source, prepared = folder / "model.onnx", folder / "prepared.onnx"
     onnx.save(made, source)
@@ -98,13 +98,14 @@ def ready(folder: Path, made, feeds):
     job = SensitivityJob(
         source=str(prepared), calibration=aids.calibration, out=aids.sensitivity, precisions=("int4", "int8")
     )
-    sensitivity_here(job)
+    if measured:
+        sensitivity_here(job)
     return source, prepared, aids
 
 
 def build(folder, made, feeds, text):
-    source, prepared, aids = ready(folder, made, feeds)
     (choice,) = parse_choices(RECIPES, [text])
+    source, prepared, aids = ready(folder, made, feeds, measured="sensitivity" in choice.needs)
     out = folder / "out.onnx"
     read = prepared if choice.recipe.prepared else source
     job = BuildJob(choice.recipe.name, choice.plain_options(), str(read), str(out), 0, aids, choice.transforms)
@@ -434,3 +435,12 @@ def test_what_a_choice_needs_depends_on_its_options():
     assert (first.needs, second.needs, third.needs) == (set(), {"calibration"}, {"sensitivity", "calibration"})
     assert not any(choice.needs for choice in parse_choices(RECIPES, DEFAULT_RECIPES))
     assert nbits.needs("gptq") == {"calibration"}
+
+
+def test_a_sensitivity_that_is_no_number_names_the_weight(tmp_path):
+    made, feeds = branch_model()
+    del made.graph.node[:3]
+    made.graph.node[0].input[0] = "features"
+    unknown = [{"features": np.full_like(feed["features"], np.nan)} for feed in feeds]
+    with pytest.raises(DataError, match="alone is rounded to int4"):
+        ready(tmp_path, made, unknown)

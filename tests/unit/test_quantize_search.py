@@ -1,12 +1,15 @@
 """A search keeps to its time, tries nothing twice, resumes where it was killed, and its front is a front."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from edgewise.bundle import Bundle
+from edgewise.quantize.candidates import Made, Shelf
 from edgewise.quantize.progress import NullProgress
 from edgewise.quantize.recipes import RECIPES, Choice, parse_choices
 from edgewise.quantize.search import STALLED, Budget, Ledger, Tried, explore, finalists
@@ -201,3 +204,33 @@ def test_a_candidate_comes_back_from_its_parameters(data):
     assume(choice is not None)
     assert space.suggest(Replays(space.parameters(choice))) == choice
     assert space.has(choice)
+
+
+def test_a_named_value_that_is_not_searched_is_not_replaced_by_the_default():
+    """An option without a few values or limits is no dimension: a candidate that sets it is none of the space."""
+    space = Space({"int8_static": RECIPES["int8_static"]})
+    other, usual = parse_choices(
+        RECIPES, ["int8_static:method=percentile:percentile=99.9", "int8_static:method=percentile"]
+    )
+    assert space.has(usual)
+    assert not space.has(other)
+
+
+def test_a_record_without_its_whole_bundle_counts_as_nothing(tmp_path, tiny_text_bundle):
+    (choice,) = parse_choices(RECIPES, ["int8_dynamic"])
+    whole = Bundle.open(tiny_text_bundle)
+    Shelf(tmp_path).keep(choice, Made(model_digest=whole.model_digest))
+    assert Shelf(tmp_path).find(choice) is None
+    shutil.copytree(tiny_text_bundle, tmp_path / "candidates" / choice.id)
+    assert Shelf(tmp_path).find(choice).made.model_digest == whole.model_digest
+    next((tmp_path / "candidates" / choice.id / "blobs" / "sha256").iterdir()).unlink()
+    assert Shelf(tmp_path).find(choice) is None
+
+
+def test_what_a_killed_process_left_undone_is_tried_again(tmp_path):
+    (choice,) = parse_choices(RECIPES, ["int8_dynamic"])
+    kept = Shelf(tmp_path).keep(choice, Made(state="failed", problem="killed by signal 9", lasting=False))
+    assert kept.made.problem == "killed by signal 9"
+    assert Shelf(tmp_path).find(choice) is None
+    Shelf(tmp_path).keep(choice, Made(state="failed", problem="no such operator"))
+    assert Shelf(tmp_path).find(choice).made.problem == "no such operator"
