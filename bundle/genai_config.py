@@ -19,7 +19,9 @@ GRAPH_NAME = "model.onnx"
 Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9_.-]+{END}", max_length=128)]
 # The runtime puts the number of a layer into these with C's printf, so they hold exactly one %d and no other %.
 LayerName: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9_.-]*%d[A-Za-z0-9_.-]*{END}", max_length=128)]
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+# The runtime takes memory by these before it looks at the graph.
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Length: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
 
@@ -76,8 +78,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """
 
     type: Word
-    vocab_size: Count
-    context_length: Count
+    vocab_size: Length
+    context_length: Length
     decoder: Decoder
     bos_token_id: TokenId | None = None
     eos_token_id: TokenId | tuple[TokenId, ...] | None = None

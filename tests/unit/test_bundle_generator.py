@@ -86,6 +86,8 @@ def test_the_same_inputs_give_the_same_bytes(tiny_generator, tmp_path):
         (lambda c: c["model"]["decoder"]["inputs"].update(input_ids="%s"), "input_ids"),
         (lambda c: c["model"]["decoder"]["inputs"].update(another="name"), "another"),
         (lambda c: c["model"].update(type="llama%n"), "type"),
+        (lambda c: c["model"].update(vocab_size=2**31 - 1), "vocab_size"),
+        (lambda c: c["model"]["decoder"].update(num_hidden_layers=2**31 - 1), "num_hidden_layers"),
         (lambda c: c["model"].update(vision={"filename": "vision.onnx"}), "vision"),
         (lambda c: c["search"].update(top_k="many"), "search"),
         (lambda c: c.pop("model"), "model"),
