@@ -51,8 +51,10 @@ def apply(source: Path, out: Path, *, aids: Aids) -> Changed:
     kept |= set(vocabulary.named_by_processor(tokenizer.get("post_processor")))
     numbers = vocabulary.renumber(kept)
     rows = _rows(model, name)
-    if len(numbers) >= rows or max(numbers) >= rows:
-        return Changed(Outcome(inapplicable=f"the tuning texts use all {rows} rows of the table"), aids)
+    if max(numbers) >= rows:
+        return Changed(Outcome(inapplicable=f"the tokenizer has tokens beyond the {rows} rows of the table"), aids)
+    if len(numbers) >= rows:
+        return Changed(Outcome(inapplicable=f"the texts use all {rows} rows of the table"), aids)
     _keep_rows(model, name, sorted(numbers))
     onnx.save(model, out)
     cut = out.with_suffix(".tokenizer.json")
