@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
-from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]
+from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]  # the same
 
 from edgewise.bundle import Bundle, GenaiConfig, GenerationPreprocessing, GoldenItem, read_config
 from edgewise.bundle.generator import CONFIG, OPTIONAL_FILES, REQUIRED_FILES

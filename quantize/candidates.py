@@ -12,9 +12,6 @@ from typing import Protocol
 
 import msgspec
 
-from edgewise.bundle import Bundle
-from edgewise.errors import BundleError
-from edgewise.files import write_atomically
 from edgewise.quantize.recipes import Choice, Outcome
 from edgewise.quantize.report import Candidate, Export, Performance, State
 from edgewise.quantize.statistics import Quality
@@ -105,44 +102,3 @@ class Maker(Protocol):
             EdgewiseError: The baseline cannot be built.
         """
         ...
-
-
-class Shelf:
-    """What was made in a work folder: bundles under `candidates/`, a record of each under `made/`.
-
-    Args:
-        work: The folder.
-    """
-
-    def __init__(self, work: Path) -> None:
-        self._work = work
-        self._whole: dict[str, Built] = {}
-
-    def bundle(self, choice: Choice) -> Path:
-        """Where a choice's bundle lies, or will."""
-        return self._work / "candidates" / choice.id
-
-    def find(self, choice: Choice) -> Built | None:
-        """What was made of a choice, if its record is there and its bundle whole."""
-        if choice.id in self._whole:
-            return self._whole[choice.id]
-        try:
-            made = msgspec.json.decode(self._record(choice).read_bytes(), type=Made)
-            found = Built(choice, self.bundle(choice), made)
-            if found.usable and Bundle.open(found.bundle).model_digest != made.model_digest:
-                return None
-        except (OSError, msgspec.MsgspecError, BundleError):
-            return None
-        self._whole[choice.id] = found
-        return found
-
-    def keep(self, choice: Choice, made: Made) -> Built:
-        """Write down what became of a choice, if it would come out the same again."""
-        found = Built(choice, self.bundle(choice), made)
-        if made.lasting:
-            write_atomically(self._record(choice), msgspec.json.encode(made))
-            self._whole[choice.id] = found
-        return found
-
-    def _record(self, choice: Choice) -> Path:
-        return self._work / "made" / f"{choice.id}.json"

@@ -153,7 +153,7 @@ def export_here(job: ExportJob) -> Exported:
     """
     _quieten()
     started = time.perf_counter()
-    reference = Reference.load(job.checkpoint, job.task, job.max_length, job.pooling, job.labels)
+    reference = _reference(job)
     out = Path(job.out)
     answers = tuple(tuple(map(float, reference.answer(item))) for item in job.samples)
     exporter, refusals = _export(job, reference, out / "model.onnx")
@@ -171,10 +171,25 @@ def export_here(job: ExportJob) -> Exported:
     )
 
 
+def _reference(job: ExportJob) -> Reference:
+    try:
+        return Reference.load(job.checkpoint, job.task, job.max_length, job.pooling, job.labels)
+    except CheckpointError as e:
+        raise CheckpointError(
+            f"{e.problem} No exporter ({', '.join(_wanted(job))}) could be given its {job.architecture}.",
+            f"{e.remedy} An architecture that transformers does not know can be given as an ONNX file.",
+        ) from e
+
+
+def _wanted(job: ExportJob) -> tuple[str, ...]:
+    """The exporters to try, in their order."""
+    return tuple(_EXPORT) if job.exporter == "auto" else (job.exporter,)
+
+
 def _export(job: ExportJob, reference: Reference, out: Path) -> tuple[str, tuple[str, ...]]:
     """Write the graph with the first exporter that can; its name, and why those before it could not."""
     refusals: list[str] = []
-    for name in _EXPORT if job.exporter == "auto" else (job.exporter,):
+    for name in _wanted(job):
         try:
             _EXPORT[name](job, reference, out)
         except Exception as e:  # exporters raise whatever a layer raises

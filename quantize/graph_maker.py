@@ -8,11 +8,9 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -29,19 +27,19 @@ from edgewise.bundle import (
 )
 from edgewise.contracts import Input
 from edgewise.edge import probe
-from edgewise.errors import CheckpointError, DiskFullError, EdgewiseError, InputError
+from edgewise.errors import CheckpointError, InputError
 from edgewise.files import write_atomically
 from edgewise.quantize.answering import Answered, AnswerJob
+from edgewise.quantize.bench import Bench
 from edgewise.quantize.build import BuildJob
 from edgewise.quantize.calibration import FeedsDone, FeedsJob
-from edgewise.quantize.candidates import Built, Made, Shelf
+from edgewise.quantize.candidates import Built, Made
 from edgewise.quantize.export import Exported, Exporter, ExportJob, largest_difference, require_agreement
 from edgewise.quantize.graph import Prepared, PrepareJob
 from edgewise.quantize.items import items_of
 from edgewise.quantize.measure import GoldenAnswers, GoldenJob
 from edgewise.quantize.onnx_source import TakeJob
 from edgewise.quantize.plan import SAMPLES, Plan
-from edgewise.quantize.process import WorkerError, run_fresh
 from edgewise.quantize.recipes import Aids, Choice, Outcome
 from edgewise.quantize.report import Export
 from edgewise.quantize.sensitivity import SensitivityDone, SensitivityJob
@@ -60,8 +58,6 @@ CALIBRATION_ITEMS = 64
 
 _EXPORTED = "exported.json"
 
-Result = TypeVar("Result")
-
 
 class GraphMaker:
     """Implements `candidates.Maker` for models that are one ONNX graph.
@@ -75,10 +71,7 @@ class GraphMaker:
 
     def __init__(self, plan: Plan, work: Path, logs: Path, peak: Callable[[int], None]) -> None:
         self._plan = plan
-        self._work = work
-        self._logs = logs
-        self._peak = peak
-        self._shelf = Shelf(work)
+        self._bench = Bench(work, logs, peak)
         self._target_isa = (probe().isa,)
         self._exported: Exported | None = None
 
@@ -88,7 +81,7 @@ class GraphMaker:
         Raises:
             CheckpointError: They differ by more than rounding, or nothing can be exported.
         """
-        stored = self._work / _EXPORTED
+        stored = self._bench.work / _EXPORTED
         if stored.is_file():
             self._exported = msgspec.json.decode(stored.read_bytes(), type=Exported)
             return self._checked(self._exported)
@@ -110,42 +103,27 @@ class GraphMaker:
         Raises:
             EdgewiseError: The baseline cannot be built.
         """
-        found = self._shelf.find(choice)
-        if found is not None:
-            return found
-        started = time.perf_counter()
-        made = self._make(choice)
-        return self._shelf.keep(choice, msgspec.structs.replace(made, seconds=time.perf_counter() - started))
+        return self._bench.build(choice, self._make, required=choice is self._plan.choices[0])
 
-    def _make(self, choice: Choice) -> Made:
-        bundle, graph = self._shelf.bundle(choice), self._work / f"{choice.id}.onnx"
-        # A kill may have left one without its record.
-        shutil.rmtree(bundle, ignore_errors=True)
-        outcome = Outcome()
+    def _make(self, choice: Choice, bundle: Path) -> Made:
+        graph = self._bench.work / f"{choice.id}.onnx"
         try:
             outcome = self._apply(choice, graph)
             if outcome.inapplicable:
                 return Made(state="inapplicable", problem=outcome.inapplicable, outcome=outcome)
             golden = self._golden(choice, graph, outcome)
             digest = pack_bundle(self._source(choice, graph, outcome, golden), bundle)
-        except DiskFullError:
-            # It would meet every other candidate as well.
-            raise
-        except EdgewiseError as e:
-            if choice is self._plan.choices[0]:
-                raise
-            return Made(state="failed", problem=str(e), outcome=outcome, lasting=not isinstance(e, WorkerError))
         finally:
             graph.unlink(missing_ok=True)
         return Made(outcome=outcome, model_digest=digest)
 
     def _run_export(self, exporter: Exporter, *, refused: str = "") -> Exported:
         checkpoint = self._plan.checkpoint
-        out = self._work / "export"
+        out = self._bench.work / "export"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         if checkpoint.is_onnx:
-            return self._run("take", TakeJob.of(checkpoint, out), Exported)
+            return self._bench.run("take", TakeJob.of(checkpoint, out), Exported)
         job = ExportJob(
             checkpoint=str(checkpoint.path.resolve()),
             task=checkpoint.task,
@@ -158,7 +136,7 @@ class GraphMaker:
             labels=checkpoint.labels,
         )
         # Two threads at most: exporting gains little from more, and memory grows with them.
-        found = self._run("export", job, Exported, threads=min(2, os.cpu_count() or 1))
+        found = self._bench.run("export", job, Exported, threads=min(2, os.cpu_count() or 1))
         return msgspec.structs.replace(found, refusals=(refused, *found.refusals) if refused else found.refusals)
 
     def _checked(self, exported: Exported) -> Export:
@@ -168,7 +146,7 @@ class GraphMaker:
         baseline = self._plan.choices[0]
         items = items_of(self._plan.tuning.spread(SAMPLES))
         with self._draft(baseline, Path(exported.onnx), Outcome()) as draft:
-            rows = self._run("answer", AnswerJob(str(draft), items), Answered, log="export").rows
+            rows = self._bench.run("answer", AnswerJob(str(draft), items), Answered, log="export").rows
         architecture = self._plan.checkpoint.architecture
         difference = require_agreement(exported.answers, rows, architecture, exported.exporter)
         return Export(
@@ -190,7 +168,7 @@ class GraphMaker:
             aids=self._aids(choice.needs),
             transforms=choice.transforms,
         )
-        return self._run("build", job, Outcome, log=choice.id)
+        return self._bench.run("build", job, Outcome, log=choice.id)
 
     def _exporting(self) -> Exported:
         if self._exported is None:
@@ -204,7 +182,7 @@ class GraphMaker:
         return self._once("prepared.onnx", self._prepare)
 
     def _prepare(self, out: Path) -> None:
-        self._run("prepare", PrepareJob(self._exporting().onnx, str(out)), Prepared)
+        self._bench.run("prepare", PrepareJob(self._exporting().onnx, str(out)), Prepared)
 
     def _aids(self, needs: frozenset[str]) -> Aids:
         makers = {"calibration": self._calibration, "sensitivity": self._sensitivity, "items": self._items}
@@ -224,7 +202,7 @@ class GraphMaker:
         items = items_of(self._plan.tuning.spread(CALIBRATION_ITEMS))
 
         def make(out: Path) -> None:
-            self._run("feeds", FeedsJob(str(bundle), items, str(out), CALIBRATION_ITEMS), FeedsDone)
+            self._bench.run("feeds", FeedsJob(str(bundle), items, str(out), CALIBRATION_ITEMS), FeedsDone)
 
         return self._once("calibration.npz", make)
 
@@ -238,13 +216,13 @@ class GraphMaker:
                 out=str(out),
                 precisions=("int4", "int8"),
             )
-            self._run("sensitivity", job, SensitivityDone)
+            self._bench.run("sensitivity", job, SensitivityDone)
 
         return self._once("sensitivity.json", make)
 
     def _once(self, name: str, make: Callable[[Path], None]) -> Path:
         """A file of the work folder, made beside it first so that a kill leaves none that is half-written."""
-        path = self._work / name
+        path = self._bench.work / name
         if not path.exists():
             beside = path.with_name(f"new-{name}")
             make(beside)
@@ -258,11 +236,11 @@ class GraphMaker:
             inputs = synthetic_inputs(self._source(choice, graph, outcome, ()))
         with self._draft(choice, graph, outcome) as draft:
             job = GoldenJob(str(draft), items_of(inputs), SIGNAL)
-            return self._run("golden", job, GoldenAnswers, log=choice.id).items
+            return self._bench.run("golden", job, GoldenAnswers, log=choice.id).items
 
     @contextmanager
     def _draft(self, choice: Choice, graph: Path, outcome: Outcome) -> Iterator[Path]:
-        draft = self._work / "draft"
+        draft = self._bench.work / "draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             pack_bundle(self._source(choice, graph, outcome, ()), draft)
@@ -296,11 +274,6 @@ class GraphMaker:
             raise InputError(f"{checkpoint.path} has neither text nor image preprocessing.")
         tokenizer = Path(outcome.tokenizer or self._exporting().tokenizer)
         return TextSource(tokenizer.read_bytes(), checkpoint.max_length, max_unknown_share=outcome.max_unknown_share)
-
-    def _run(
-        self, work: str, job: msgspec.Struct, result: type[Result], *, log: str | None = None, threads: int = 1
-    ) -> Result:
-        return run_fresh(work, job, result, log=self._logs / f"{log or work}.log", threads=threads, peak=self._peak)
 
 
 def synthetic_inputs(source: BundleSource) -> list[Input]:

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from edgewise.bundle import GeneratorSource, GoldenItem, Recipe, Target, pack_generator, read_facts
 from edgewise.contracts import Input
 from edgewise.edge import probe
-from edgewise.errors import CheckpointError, DiskFullError, EdgewiseError
+from edgewise.errors import CheckpointError
 from edgewise.files import write_atomically
-from edgewise.quantize.candidates import Built, Made, Shelf
+from edgewise.quantize.bench import Bench
+from edgewise.quantize.candidates import Built, Made
 from edgewise.quantize.generation.agreement import Agreement, AgreementJob
 from edgewise.quantize.generation.builder import GRAPH, GenaiJob
 from edgewise.quantize.generation.checkpoint import require_plain
@@ -28,7 +27,6 @@ from edgewise.quantize.graph_maker import GOLDEN_ITEMS, MIN_ONNXRUNTIME
 from edgewise.quantize.items import items_of
 from edgewise.quantize.measure import GoldenAnswers, GoldenJob
 from edgewise.quantize.plan import SAMPLES, Plan
-from edgewise.quantize.process import WorkerError, run_fresh
 from edgewise.quantize.recipes import Choice, Outcome
 from edgewise.quantize.report import Export
 
@@ -41,8 +39,6 @@ PROMPTS = (
 """Golden prompts without data. Any prompt shows whether a device computes what the packing machine did."""
 
 _AGREED = "agreed.json"
-
-Result = TypeVar("Result")
 
 
 class GeneratorMaker:
@@ -57,10 +53,7 @@ class GeneratorMaker:
 
     def __init__(self, plan: Plan, work: Path, logs: Path, peak: Callable[[int], None]) -> None:
         self._plan = plan
-        self._work = work
-        self._logs = logs
-        self._peak = peak
-        self._shelf = Shelf(work)
+        self._bench = Bench(work, logs, peak)
         self._target_isa = (probe().isa,)
 
     def export(self) -> Export:
@@ -70,12 +63,12 @@ class GeneratorMaker:
             CheckpointError: They differ by more than rounding, or the builder cannot build it.
         """
         require_plain(self._plan.checkpoint.path)
-        stored = self._work / _AGREED
+        stored = self._bench.work / _AGREED
         if not stored.is_file():
             bundle = self.build(self._plan.choices[0]).bundle
             texts = tuple(str(text) for text in self._plan.tuning.spread(SAMPLES))
             job = AgreementJob(str(self._plan.checkpoint.path.resolve()), str(bundle), texts)
-            agreement = self._run("agree", job, Agreement, log="export")
+            agreement = self._bench.run("agree", job, Agreement, log="export")
             write_atomically(stored, msgspec.json.encode(agreement))
         found = msgspec.json.decode(stored.read_bytes(), type=Agreement)
         return Export(
@@ -91,39 +84,22 @@ class GeneratorMaker:
         Raises:
             EdgewiseError: The baseline cannot be built.
         """
-        found = self._shelf.find(choice)
-        if found is not None:
-            return found
-        started = time.perf_counter()
-        made = self._make(choice)
-        return self._shelf.keep(choice, msgspec.structs.replace(made, seconds=time.perf_counter() - started))
+        return self._bench.build(choice, self._make, required=choice is self._plan.choices[0])
 
-    def _make(self, choice: Choice) -> Made:
+    def _make(self, choice: Choice, bundle: Path) -> Made:
         if choice.transforms:
             problem = f"{', '.join(choice.transforms)}: no transform fits a language model, which is built as a whole"
             return Made(state="inapplicable", problem=problem)
-        bundle = self._shelf.bundle(choice)
-        # A kill may have left one without its record.
-        shutil.rmtree(bundle, ignore_errors=True)
-        outcome = Outcome()
-        try:
-            with self._folder(choice.id) as folder:
-                outcome = self._apply(choice, folder)
-                golden = self._golden(choice, folder)
-                digest = pack_generator(self._source(choice, folder, golden), bundle)
-        except DiskFullError:
-            # It would meet every other candidate as well.
-            raise
-        except EdgewiseError as e:
-            if choice is self._plan.choices[0]:
-                raise
-            return Made(state="failed", problem=str(e), outcome=outcome, lasting=not isinstance(e, WorkerError))
+        with self._folder(choice.id) as folder:
+            outcome = self._apply(choice, folder)
+            golden = self._golden(choice, folder)
+            digest = pack_generator(self._source(choice, folder, golden), bundle)
         return Made(outcome=outcome, model_digest=digest)
 
     @contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
         """An empty folder that is gone afterwards: it holds the weights a second time."""
-        folder = self._work / f"{name}.built"
+        folder = self._bench.work / f"{name}.built"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
@@ -140,7 +116,7 @@ class GeneratorMaker:
             seed=self._plan.seed,
         )
         # Two threads at most, as for an export: some roundings search for minutes, and memory grows with threads.
-        return self._run("genai", job, Outcome, log=choice.id, threads=min(2, os.cpu_count() or 1))
+        return self._bench.run("genai", job, Outcome, log=choice.id, threads=min(2, os.cpu_count() or 1))
 
     def _golden(self, choice: Choice, folder: Path) -> tuple[GoldenItem, ...]:
         """What the edge runtime answers to a few prompts: by a bundle that has no golden items yet."""
@@ -151,7 +127,7 @@ class GeneratorMaker:
         with self._folder("draft") as draft:
             pack_generator(source, draft / "bundle")
             job = GoldenJob(str(draft / "bundle"), items_of(prompts), "")
-            return self._run("golden", job, GoldenAnswers, log=choice.id).items
+            return self._bench.run("golden", job, GoldenAnswers, log=choice.id).items
 
     def _source(self, choice: Choice, folder: Path, golden: tuple[GoldenItem, ...]) -> GeneratorSource:
         checkpoint = self._plan.checkpoint
@@ -166,6 +142,3 @@ class GeneratorMaker:
             golden=golden,
             licences=checkpoint.licences,
         )
-
-    def _run(self, work: str, job: msgspec.Struct, result: type[Result], *, log: str, threads: int = 1) -> Result:
-        return run_fresh(work, job, result, log=self._logs / f"{log}.log", threads=threads, peak=self._peak)

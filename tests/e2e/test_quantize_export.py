@@ -114,3 +114,13 @@ def test_what_optimum_refuses_torch_exports_and_both_refusals_are_told(tmp_path,
     with pytest.raises(CheckpointError, match=r"optimum cannot export BertFor.*torch cannot export BertFor") as caught:
         export_here(job)
     assert ".onnx" in caught.value.remedy
+
+
+def test_an_architecture_that_is_not_known_is_named_with_the_exporters(tmp_path):
+    folder = save_checkpoint(tmp_path / "foo", "BertForSequenceClassification")
+    config = json.loads((folder / "config.json").read_text())
+    changed = {**config, "model_type": "foo", "architectures": ["FooForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match=r"`foo`.*\(optimum, torch\).*FooForSequenceClassification") as caught:
+        export_here(job_of(folder, tmp_path, "auto"))
+    assert "ONNX file" in caught.value.remedy

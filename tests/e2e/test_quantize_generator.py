@@ -12,7 +12,7 @@ import pytest
 from edgewise.bundle import Bundle
 from edgewise.edge import EdgeGenerator
 from edgewise.errors import CheckpointError
-from edgewise.quantize import QuantizeJob
+from edgewise.quantize import QuantizeJob, bench
 from edgewise.quantize.generation import maker
 from edgewise.quantize.generation.builder import GenaiJob, genai_here
 from edgewise.quantize.generation.checkpoint import inspect_causal
@@ -71,7 +71,7 @@ def made(checkpoint, tmp_path_factory):
     recipes = ("int8", "int4", "int4:method=k_quant", "mixed")
     plan = make_plan(QuantizeJob(checkpoint=checkpoint, data=data, out=folder / "run", recipes=recipes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maker, "run_fresh", run_here)
+        patch.setattr(bench, "run_fresh", run_here)
         work = maker.GeneratorMaker(plan, folder, folder / "logs", lambda size: None)
         export = work.export()
         built = {choice.id: work.build(choice) for choice in plan.choices}

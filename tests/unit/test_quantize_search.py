@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgewise.bundle import Bundle
-from edgewise.quantize.candidates import Made, Shelf
+from edgewise.quantize.bench import Shelf
+from edgewise.quantize.candidates import Made
 from edgewise.quantize.progress import NullProgress
 from edgewise.quantize.recipes import RECIPES, Choice, parse_choices
 from edgewise.quantize.search import STALLED, Budget, Ledger, Tried, explore, finalists
