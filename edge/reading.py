@@ -5,7 +5,7 @@ Owns the way from arrays to a `Prediction`. Runs no graph and encodes no input: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -144,7 +144,7 @@ def _absent(labels: Sequence[str]) -> FloatArray:
 
 _ABSENT = 1e-3
 
-READINGS: Mapping[Kind, type[ClassifierReading | EmbedderReading | TaggerReading]] = {
+READINGS: Mapping[Kind, Callable[[Core], Reading]] = {
     "classifier": ClassifierReading,
     "embedder": EmbedderReading,
     "tagger": TaggerReading,
