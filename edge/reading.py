@@ -39,8 +39,10 @@ class Encoded(NamedTuple):
 class Reading(Protocol):
     """Reads the outputs of one kind of model, batch of one."""
 
-    outputs: tuple[str, ...]
-    """Names of the outputs to compute."""
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs to compute."""
+        ...
 
     def predict(self, item: Input, encoded: Encoded, results: Results) -> Prediction:
         """What the outputs say of `item`.
