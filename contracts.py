@@ -6,7 +6,7 @@ Values are frozen `msgspec` structs. Times carry their unit in the name.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 from uuid import uuid4
@@ -55,6 +55,8 @@ class Action(StrEnum):
 
     LOCAL = "local"
     ESCALATE = "escalate"
+    PROVISIONAL = "provisional"
+    """Answer here, not as final, and ask nobody: a policy that saves calls wants it so."""
 
 
 class Reason(StrEnum):
@@ -64,6 +66,14 @@ class Reason(StrEnum):
     BELOW_THRESHOLD = "below_threshold"
     OUT_OF_DISTRIBUTION = "out_of_distribution"
     """The input is none that the edge model was made for; no score counts then."""
+    TOO_COMPLEX = "too_complex"
+    """The input looks so hard that the edge model was not asked."""
+    RANDOM = "random"
+    """A coin decided: the baseline that every router has to beat."""
+    SAVED = "saved"
+    """Not confident, and what may be spent today is kept for less confident requests: no update will follow."""
+    THRESHOLD_RAISED = "threshold_raised"
+    """Confident by a threshold that was raised after an audit alarm; uncertified until it is certified again."""
     LOCAL_ONLY = "local_only"
     EDGE_ONLY = "edge_only"
     CLOUD_ONLY = "cloud_only"
@@ -74,6 +84,10 @@ class Reason(StrEnum):
     CLOUD_REFUSED = "cloud_refused"
     """The cloud is well and refuses this very item: no update will follow."""
     CERTIFICATE_VOID = "certificate_void"
+    CERTIFICATE_EXPIRED = "certificate_expired"
+    """The certificate's stated life is over, or the clock is too wrong to tell."""
+    AUDIT_ALARM = "audit_alarm"
+    """Audits showed that the promise is not kept: everything is escalated until it is certified again."""
     CACHE_HIT = "cache_hit"
     NO_ROUTER = "no_router"
     """Answered by a service that has only one model behind it."""
@@ -132,7 +146,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
             generator.
         token_logprobs: Log-probability of each generated token, or None for a classifier.
         embedding: Shape (width,), float32, where the graph declares one.
-        margin: The largest softmax probability minus the second, where the graph itself computes it.
+        margin: The largest softmax probability minus the second, where the graph itself computes it; of a generator
+            that of its first token.
         out_of_distribution: Whether the input is none that the model was made for, such as a text of unknown words.
     """
 
@@ -235,16 +250,19 @@ class CloudReply(msgspec.Struct, frozen=True):
     reference: Reference
 
 
-class Bound(msgspec.Struct, frozen=True, kw_only=True):
+class Bound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a calibration set proves: with probability at least 1-delta, the risk at `threshold` is at most alpha.
 
     Attributes:
         threshold: Answer locally iff score > threshold. `inf` answers nothing locally, `-inf` everything with a score.
         local_share: Fraction of the calibration items above the threshold.
         n: Calibration items.
-        k: Allowed disagreements among them: the largest k with BinomCDF(k; n, alpha) <= delta.
+        k: Of agreement: allowed disagreements, the largest k with BinomCDF(k; n, alpha) <= delta. Of accuracy and
+            selective risk: items above the threshold that count against the edge.
         alpha: Bound on the risk, in (0, 1).
         delta: Probability that the bound fails, in (0, 1).
+        local_share_interval: Where the share of all such requests above the threshold lies with 95 % confidence,
+            whatever threshold was chosen (Dvoretzky, Kiefer & Wolfowitz 1956, with Massart's constant, 1990).
     """
 
     threshold: float
@@ -253,15 +271,29 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     k: int
     alpha: float
     delta: float
+    local_share_interval: tuple[float, float] = (0.0, 1.0)
 
 
-class Certificate(msgspec.Struct, frozen=True, kw_only=True):
+class Groups(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds that hold in each group of requests on its own, each at delta divided by the number of groups.
+
+    Attributes:
+        by: The request attribute that names the group; "label" for the label that the edge model predicts.
+        bounds: A bound by group; a request of no listed group is escalated.
+    """
+
+    by: str
+    bounds: Mapping[str, Bound]
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A bound plus the identity of everything it was proved for. It speaks of nothing else.
 
     Attributes:
-        id: Digest of all other fields.
-        bound: The bound.
-        target: What was bounded; "agreement" with the reference.
+        id: Digest of all other fields, those left out that have their default.
+        bound: The bound; with groups, the one of the group with the fewest local answers, for display only.
+        target: What was bounded: "agreement" with the reference, "accuracy" lost to it, or "selective" risk: wrong
+            among the local answers.
         model_digest: The edge bundle.
         signal: Name of the score.
         data_digest: The certifying items.
@@ -269,6 +301,12 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
         created: ISO 8601, UTC.
         runtime: Version of the runtime that computed the scores.
         isa: Instruction-set class of the machine that computed the scores.
+        expires: ISO 8601, UTC: the end of its stated life; None states none.
+        fitted_digest: Digest of what was fitted on the tuning part and decides with the signal, or None.
+        groups: Bounds by group; None where one threshold holds for all.
+        score_deciles: The nine inner deciles of the certifying items' scores, to compare live traffic with.
+        out_of_distribution_share: Share of the certifying items that have no score.
+        recertification: 0 where calibration items were asked for it; j where it is the j-th earned from live audits.
     """
 
     id: str
@@ -281,6 +319,12 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     runtime: str
     isa: str
+    expires: str | None = None
+    fitted_digest: str | None = None
+    groups: Groups | None = None
+    score_deciles: tuple[float, ...] = ()
+    out_of_distribution_share: float = 0.0
+    recertification: int = 0
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -440,8 +484,8 @@ class Policy(Protocol):
         """Decide without a prediction, or None to run the edge model first."""
         ...
 
-    def after(self, request: Request, score: float) -> Decision:
-        """Decide with the score of the edge prediction; NaN escalates."""
+    def after(self, request: Request, prediction: Prediction, score: float) -> Decision:
+        """Decide with the edge prediction and its score; NaN escalates."""
         ...
 
 
@@ -449,7 +493,7 @@ class Signal(Protocol):
     """Turns logits into a confidence score: larger is more confident."""
 
     def __call__(self, logits: FloatArray) -> FloatArray:
-        """Score rows of logits, shape (n, classes), as shape (n,)."""
+        """Score logits of shape (…, classes) as shape (…)."""
         ...
 
 
@@ -506,23 +550,71 @@ class AnswerStore(Protocol):
 
 
 class AuditLog(Protocol):
-    """Audit draws and their verdicts, in draw order."""
+    """Audit draws and their verdicts, in draw order, by epoch: a certificate, or a stage of one after an alarm."""
 
-    def drawn(self, request_id: str, certificate_id: str) -> int:
+    def drawn(self, request_id: str, epoch: str) -> int:
         """Record a draw before its request is answered; returns its position."""
         ...
 
-    def verdict(self, position: int, *, violation: bool, missing: bool = False) -> None:
-        """Settle a draw. A draw never settled counts as missing, and missing counts as a violation."""
+    def verdict(self, position: int, verdict: AuditVerdict) -> None:
+        """Settle a draw; the first verdict stands. A draw never settled counts as missing."""
         ...
 
-    def totals(self, certificate_id: str) -> AuditTotals:
-        """Counts under one certificate."""
+    def advance(self, epoch: str, fold: Callable[[bytes | None, Sequence[AuditVerdict]], bytes]) -> bytes:
+        """Fold the verdicts that settled since last time into the epoch's state, in draw order, as one write.
+
+        Only verdicts in front of the first draw that is still open are handed over, each exactly once, whatever dies
+        in between. Returns the state; `fold` is called also where there is nothing new and no state yet.
+        """
         ...
+
+    def verdicts(self, epoch: str, limit: int) -> list[AuditVerdict]:
+        """The first settled verdicts of an epoch, in draw order, up to the first draw that is still open."""
+        ...
+
+    def totals(self, epoch: str) -> AuditTotals:
+        """Counts under one epoch."""
+        ...
+
+    def remember(self, key: str, value: bytes) -> None:
+        """Keep a value under a key, durable when it returns."""
+        ...
+
+    def recall(self, key: str) -> bytes | None:
+        """The value kept under a key, or None."""
+        ...
+
+
+class Spending(Protocol):
+    """What was spent on cloud calls, by day; durable, so that a restart does not spend a day's budget twice."""
+
+    def spent(self, day: str) -> float:
+        """Calls or money spent on a day, ISO 8601 date, UTC."""
+        ...
+
+    def spend(self, day: str, amount: float) -> float:
+        """Add to a day's spending before the call is made; returns the day's total."""
+        ...
+
+
+class AuditVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What an audit of one request found.
+
+    Attributes:
+        violation: Answered locally as final and differing from the reference, or so counted because no verdict came.
+        missing: No verdict came.
+        score: The edge prediction's score; None where the edge was not asked or there is none.
+        differs: Whether edge and reference differ, answered locally or not; None where one of them was not asked.
+    """
+
+    violation: bool
+    missing: bool = False
+    score: float | None = None
+    differs: bool | None = None
 
 
 class AuditTotals(msgspec.Struct, frozen=True):
-    """Audits under one certificate.
+    """Audits under one epoch.
 
     Attributes:
         drawn: Requests drawn.

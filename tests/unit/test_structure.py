@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "router", "store", "wire")
+ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire")
 FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry"}
 MAY_IMPORT = {
     "contracts": {"errors"},
@@ -20,10 +20,10 @@ MAY_IMPORT = {
     "wire": FOUNDATIONS,
     "router": FOUNDATIONS,
     "edge": FOUNDATIONS | {"bundle"},
-    "quantize": FOUNDATIONS | {"bundle", "edge", "router.signals"},
+    "quantize": FOUNDATIONS | {"bundle", "edge", "router.signals", "router.betting"},
     "cloud": FOUNDATIONS | {"edge", "wire"},
     "jobs": FOUNDATIONS | {"bundle", "edge", "router", "wire", "quantize", "cloud", "store"},
-    "rendering": FOUNDATIONS | {"bundle", "jobs", "quantize"},
+    "rendering": FOUNDATIONS | {"bundle", "jobs", "quantize", "router"},
     "wiring": FOUNDATIONS | set(ROOMS),
     "cli": FOUNDATIONS | set(ROOMS) | {"wiring", "rendering"},
 }

@@ -1,0 +1,20 @@
+"""What people see: tables and sentences as rich renderables, and the progress display. Prints nothing itself."""
+
+from edgewise.rendering.bars import ConsoleProgress, progress_on
+from edgewise.rendering.models import bundle_view, diagnosis_view, predictions_view
+from edgewise.rendering.quantizing import profile_view, quantized_view, report_view
+from edgewise.rendering.routing import certificate_sentence, certified_view, summary_view
+
+__all__ = [
+    "ConsoleProgress",
+    "bundle_view",
+    "certificate_sentence",
+    "certified_view",
+    "diagnosis_view",
+    "predictions_view",
+    "profile_view",
+    "progress_on",
+    "quantized_view",
+    "report_view",
+    "summary_view",
+]
