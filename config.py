@@ -127,6 +127,44 @@ class ProfileSection(_Section, frozen=True):
     mode: Mode | None = None
 
 
+class RegionSection(_Section, frozen=True):
+    """Where the cloud answers from.
+
+    Attributes:
+        rtt_ms: Milliseconds there and back.
+        price_per_call: Price of a call there; None takes the price of all calls.
+        cloud_ms: Milliseconds that the cloud works on an answer.
+    """
+
+    rtt_ms: float
+    price_per_call: float | None = None
+    cloud_ms: float = 0.0
+
+
+class CostSection(_Section, frozen=True):
+    """What answers cost, in one currency; nothing costs anything where it is left out.
+
+    Attributes:
+        price_per_call: Price of a cloud call.
+        price_per_1k_tokens: Price of 1,000 tokens that a cloud call is billed for.
+        tokens: Tokens that a request is billed for, on average.
+        edge_watts: Power that the device draws more while it answers; this or `edge_joules`.
+        edge_joules: Energy of one edge answer; None takes it from `edge_watts` and the measured time.
+        price_per_kwh: Price of the device's energy.
+        price_per_second: What a second of waiting is worth.
+        regions: Where the cloud answers from, by name; the nearest counts.
+    """
+
+    price_per_call: float = 0.0
+    price_per_1k_tokens: float = 0.0
+    tokens: float = 0.0
+    edge_watts: float | None = None
+    edge_joules: float | None = None
+    price_per_kwh: float = 0.0
+    price_per_second: float = 0.0
+    regions: dict[str, RegionSection] = {}
+
+
 class Config(_Section, frozen=True):
     """The whole file; every table has defaults, so an empty file is valid."""
 
@@ -136,6 +174,7 @@ class Config(_Section, frozen=True):
     cache: CacheSection = CacheSection()
     audit: AuditSection = AuditSection()
     state: StateSection = StateSection()
+    cost: CostSection = CostSection()
     profiles: dict[str, ProfileSection] = {}
 
 
@@ -234,6 +273,7 @@ def _check_ranges(config: Config) -> None:
         "server.drain_s": config.server.drain_s,
         "cache.max_bytes": config.cache.max_bytes,
         **{f"profiles.{name}.budget_ms": profile.budget_ms for name, profile in config.profiles.items()},
+        **_costs(config.cost),
     }
     for name, value in positive.items():
         if value is not None and not 0 < value < math.inf:
@@ -245,3 +285,14 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"audit.share is {config.audit.share!r}.", "Give a probability between 0 and 1.")
     if not 0 <= config.server.port <= 65535:
         raise ConfigError(f"server.port is {config.server.port!r}.", "Give a port between 0 and 65535.")
+
+
+def _costs(cost: CostSection) -> dict[str, float | None]:
+    """Every number of the cost section by its full name."""
+    of_all = {f"cost.{name}": getattr(cost, name) for name in cost.__struct_fields__ if name != "regions"}
+    of_regions = {
+        f"cost.regions.{place}.{name}": getattr(region, name)
+        for place, region in cost.regions.items()
+        for name in region.__struct_fields__
+    }
+    return {**of_all, **of_regions}

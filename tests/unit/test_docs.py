@@ -135,11 +135,12 @@ def settings() -> Iterator[tuple[str, str]]:
     holders: Mapping[str, type[msgspec.Struct]] = {
         "cloud.backends.NAME": config.BackendSection,
         "profiles.NAME": config.ProfileSection,
+        "cost.regions.NAME": config.RegionSection,
         **{field.name: field.type for field in msgspec.structs.fields(config.Config) if field.name != "profiles"},
     }
     for path, section in holders.items():
         for field in msgspec.structs.fields(section):
-            if path == "cloud" and field.name == "backends":
+            if (path, field.name) in {("cloud", "backends"), ("cost", "regions")}:
                 continue
             default = "required" if field.required else "none" if field.default is None else str(field.default)
             yield f"{path}.{field.name}", default
