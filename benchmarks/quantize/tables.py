@@ -70,11 +70,13 @@ def percent(share: float | None, digits: int = 2) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
-def parser(description: str | None, out: Path, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(description: str | None, out: Path, *, rounds: int | None = None) -> argparse.ArgumentParser:
+    """The options that every benchmark has, and with `rounds` those of one that measures time."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, default=out, help="JSON with every figure (default: %(default)s)")
     made.add_argument("--work", type=Path, help="folder for everything built (default: benchmarks/.work)")
+    if rounds is None:
+        return made
     made.add_argument("--rounds", type=int, default=rounds, help="rounds of fresh processes (default: %(default)s)")
     made.add_argument("--fresh", action="store_true", help="measure anew what was measured before")
     return made
