@@ -14,7 +14,7 @@ from typing import Any
 
 from edgewise.errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _APPLICATION_ID = 0x65646777  # "edgw": tells our file from somebody else's
 _MAGIC = b"SQLite format 3\0"
@@ -49,17 +49,35 @@ CREATE INDEX answers_by_age ON answers (stored);
 CREATE TABLE audits (
     position INTEGER PRIMARY KEY AUTOINCREMENT,
     request_id TEXT NOT NULL,
-    certificate_id TEXT NOT NULL,
+    epoch TEXT NOT NULL,
     created REAL NOT NULL,
     violation INTEGER,
-    missing INTEGER NOT NULL DEFAULT 0
+    missing INTEGER NOT NULL DEFAULT 0,
+    score REAL,
+    differs INTEGER
 );
 CREATE TABLE audit_totals (
-    certificate_id TEXT PRIMARY KEY,
+    epoch TEXT PRIMARY KEY,
     drawn INTEGER NOT NULL,
     violations INTEGER NOT NULL,
     missing INTEGER NOT NULL,
     open INTEGER NOT NULL
+);
+"""
+
+_SINCE_VERSION_3 = """
+CREATE TABLE audit_states (
+    epoch TEXT PRIMARY KEY,
+    position INTEGER NOT NULL,
+    state BLOB NOT NULL
+);
+CREATE TABLE kept (
+    key TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+);
+CREATE TABLE spending (
+    day TEXT PRIMARY KEY,
+    amount REAL NOT NULL
 );
 """
 
@@ -77,6 +95,21 @@ SELECT certificate_id, count(*), coalesce(sum(violation), 0), sum(missing), coun
 FROM audits GROUP BY certificate_id;
 """
 """Version 1 counted the rows of `audits` each time, so it could not forget any."""
+
+_FROM_VERSION_2 = """
+ALTER TABLE audits RENAME COLUMN certificate_id TO epoch;
+ALTER TABLE audits ADD COLUMN score REAL;
+ALTER TABLE audits ADD COLUMN differs INTEGER;
+ALTER TABLE audit_totals RENAME COLUMN certificate_id TO epoch;
+"""
+"""Version 2 knew no state of an audit, so that an alarm ended with the process. A certificate was one epoch."""
+
+_UPGRADES = {
+    0: _SCHEMA + _SINCE_VERSION_3,
+    1: _FROM_VERSION_1 + _FROM_VERSION_2 + _SINCE_VERSION_3,
+    2: _FROM_VERSION_2 + _SINCE_VERSION_3,
+}
+"""What brings a file of each older version, 0 being a new one, to the present one; each runs as one transaction."""
 
 
 class Database:
@@ -190,10 +223,8 @@ class Database:
                 raise StoreError(f"{self._name} is damaged: {verdict}.", _DAMAGED)
         run("PRAGMA auto_vacuum = INCREMENTAL")
         run("PRAGMA synchronous = FULL")
-        if is_new:
-            self._apply(_SCHEMA)
-        elif version < SCHEMA_VERSION:
-            self._apply(_FROM_VERSION_1)
+        if version < SCHEMA_VERSION:
+            self._apply(_UPGRADES[version])
         run("PRAGMA journal_mode = WAL")
         run(f"PRAGMA journal_size_limit = {_MAX_JOURNAL_BYTES}")
 

@@ -1,4 +1,4 @@
-"""The durable store: one SQLite file with the outbox, the answers and the audit log."""
+"""The durable store: one SQLite file with the outbox, the answers, the audit log and the spending."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edgewise.store.answers import SqliteAnswers
 from edgewise.store.audits import SqliteAudits
 from edgewise.store.database import Database
 from edgewise.store.outbox import SqliteOutbox
+from edgewise.store.spending import SqliteSpending
 
 
 class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +23,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
         max_pending: Requests owed a final answer; one more is refused.
         max_answers: Answers; the oldest are forgotten first.
         max_answer_age_s: Seconds an answer is kept.
-        max_audits: Audit draws; older ones are forgotten once they are settled, and stay counted.
+        max_audits: Audit draws; older ones are forgotten once they are settled and weighed, and stay counted. At least
+            as many as a recertification takes.
 
     Raises:
         ValueError: A limit is not above 0.
@@ -52,6 +54,7 @@ class SqliteStore:
         outbox: Requests owed a final answer.
         answers: Answers for later pick-up.
         audits: Draws and verdicts.
+        spending: What was spent on cloud calls.
 
     Raises:
         StoreError: The file is damaged, not ours, of a newer version, in use by another process, or cannot be written.
@@ -64,6 +67,7 @@ class SqliteStore:
             self.outbox = SqliteOutbox(self._database, clock, limits.max_pending)
             self.answers = SqliteAnswers(self._database, clock, limits.max_answers, limits.max_answer_age_s)
             self.audits = SqliteAudits(self._database, clock, limits.max_audits)
+            self.spending = SqliteSpending(self._database)
         except BaseException:
             self._database.close()
             raise
