@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgewise.contracts import (
     Action,
@@ -14,6 +16,7 @@ from edgewise.contracts import (
     AnswerStore,
     AuditLog,
     AuditTotals,
+    AuditVerdict,
     DataPolicy,
     Decision,
     Mode,
@@ -22,6 +25,7 @@ from edgewise.contracts import (
     Request,
     ResponseCache,
     Source,
+    Spending,
     Status,
 )
 from edgewise.errors import OutboxFullError
@@ -77,6 +81,11 @@ def answers(store: SqliteStore) -> AnswerStore:
 @pytest.fixture
 def audits(store: SqliteStore) -> AuditLog:
     return store.audits
+
+
+@pytest.fixture
+def spending(store: SqliteStore) -> Spending:
+    return store.spending
 
 
 @pytest.fixture
@@ -216,13 +225,28 @@ class TestAnswerStore:
         assert answers.get("public", "1") == answer("1")
 
 
+KEPT = AuditVerdict(violation=False, score=0.5, differs=False)
+VIOLATED = AuditVerdict(violation=True, score=-0.25, differs=True)
+MISSING = AuditVerdict(violation=True, missing=True)
+
+
+def settle(audits: AuditLog, epoch: str, *verdicts: AuditVerdict) -> None:
+    for verdict in verdicts:
+        audits.verdict(audits.drawn("r", epoch), verdict)
+
+
+def listing(state: bytes | None, verdicts: Sequence[AuditVerdict]) -> bytes:
+    """A fold that shows all that it was given: k, v and m, and a bar behind each call."""
+    return (state or b"") + b"".join(b"m" if v.missing else b"v" if v.violation else b"k" for v in verdicts) + b"|"
+
+
 class TestAuditLog:
-    def test_counts_by_certificate(self, audits: AuditLog) -> None:
+    def test_counts_by_epoch(self, audits: AuditLog) -> None:
         first, second, third, _ = [audits.drawn(f"r{index}", "c1") for index in range(4)]
         audits.drawn("x", "c2")
-        audits.verdict(first, violation=False)
-        audits.verdict(second, violation=True)
-        audits.verdict(third, violation=False, missing=True)
+        audits.verdict(first, KEPT)
+        audits.verdict(second, VIOLATED)
+        audits.verdict(third, AuditVerdict(violation=False, missing=True))
         assert audits.totals("c1") == AuditTotals(drawn=4, violations=2, missing=1, open=1)
         assert audits.totals("c2") == AuditTotals(drawn=1, open=1)
         assert audits.totals("c3") == AuditTotals()
@@ -233,13 +257,104 @@ class TestAuditLog:
 
     def test_the_first_verdict_stands(self, audits: AuditLog) -> None:
         position = audits.drawn("r", "c")
-        audits.verdict(position, violation=False)
-        audits.verdict(position, violation=True, missing=True)
+        audits.verdict(position, KEPT)
+        audits.verdict(position, MISSING)
         assert audits.totals("c") == AuditTotals(drawn=1)
+        assert audits.verdicts("c", 9) == [KEPT]
 
     def test_a_verdict_on_nothing_is_refused(self, audits: AuditLog) -> None:
         with pytest.raises(ValueError, match="position 7"):
-            audits.verdict(7, violation=False)
+            audits.verdict(7, KEPT)
+
+    @pytest.mark.parametrize("score", [None, 0.0, 1e-300, float("inf"), float("-inf")])
+    @pytest.mark.parametrize("differs", [None, True, False])
+    def test_gives_back_every_field_of_a_verdict(
+        self, audits: AuditLog, score: float | None, differs: bool | None
+    ) -> None:
+        verdict = AuditVerdict(violation=False, score=score, differs=differs)
+        settle(audits, "c", verdict)
+        assert audits.verdicts("c", 9) == [verdict]
+
+    def test_gives_the_first_verdicts_up_to_an_open_draw(self, audits: AuditLog) -> None:
+        settle(audits, "c", KEPT, VIOLATED)
+        settle(audits, "other", MISSING)
+        waiting = audits.drawn("r", "c")
+        settle(audits, "c", MISSING)
+        assert audits.verdicts("c", 9) == [KEPT, VIOLATED]
+        assert audits.verdicts("c", 1) == [KEPT]
+        audits.verdict(waiting, VIOLATED)
+        assert audits.verdicts("c", 9) == [KEPT, VIOLATED, VIOLATED, MISSING]
+
+    def test_folds_each_verdict_once_in_draw_order(self, audits: AuditLog) -> None:
+        positions = [audits.drawn("r", "c") for _ in range(4)]
+        audits.verdict(positions[1], VIOLATED)
+        audits.verdict(positions[3], KEPT)
+        assert audits.advance("c", listing) == b"|"  # nothing stands in front of the first, which is open
+        audits.verdict(positions[0], KEPT)
+        assert audits.advance("c", listing) == b"|kv|"
+        assert audits.advance("c", listing) == b"|kv|"
+        audits.verdict(positions[2], MISSING)
+        assert audits.advance("c", listing) == b"|kv|mk|"
+
+    @given(order=st.permutations(range(6)), folds=st.sets(st.integers(0, 5)))
+    def test_only_the_draw_order_counts(self, order: list[int], folds: set[int]) -> None:
+        with SqliteStore(":memory:") as store:
+            positions = [store.audits.drawn("r", "c") for _ in range(6)]
+            for turn, index in enumerate(order):
+                store.audits.verdict(positions[index], [KEPT, VIOLATED, MISSING][index % 3])
+                if turn in folds:
+                    store.audits.advance("c", listing)
+            assert store.audits.advance("c", listing).replace(b"|", b"") == b"kvmkvm"
+
+    def test_epochs_have_states_of_their_own(self, audits: AuditLog) -> None:
+        settle(audits, "c", KEPT)
+        settle(audits, "d", VIOLATED)
+        assert (audits.advance("c", listing), audits.advance("d", listing)) == (b"k|", b"v|")
+
+    def test_a_fold_that_fails_leaves_everything_as_it_was(self, audits: AuditLog) -> None:
+        def failing(state: bytes | None, verdicts: Sequence[AuditVerdict]) -> bytes:
+            raise ZeroDivisionError
+
+        settle(audits, "c", KEPT)
+        audits.advance("c", listing)
+        settle(audits, "c", VIOLATED)
+        with pytest.raises(ZeroDivisionError):
+            audits.advance("c", failing)
+        assert audits.advance("c", listing) == b"k|v|"
+
+    def test_remembers_what_was_kept_last(self, audits: AuditLog) -> None:
+        assert audits.recall("k") is None
+        for value in (b"\0one", b""):
+            audits.remember("k", value)
+            assert audits.recall("k") == value
+        assert audits.recall("other") is None
+
+
+class TestSpending:
+    def test_adds_up_by_day(self, spending: Spending) -> None:
+        assert spending.spent("2026-11-01") == 0
+        assert spending.spend("2026-11-01", 1.5) == 1.5
+        assert spending.spend("2026-11-01", 2) == 3.5
+        assert spending.spend("2026-11-02", 0) == 0
+        assert (spending.spent("2026-11-01"), spending.spent("2026-11-02")) == (3.5, 0)
+
+    @pytest.mark.parametrize("amount", [-1, float("nan"), float("inf")])
+    def test_what_cannot_be_spent_is_refused(self, spending: Spending, amount: float) -> None:
+        with pytest.raises(ValueError, match="cannot be spent"):
+            spending.spend("2026-11-01", amount)
+        assert spending.spent("2026-11-01") == 0
+
+    def test_threads_do_not_lose_each_others_calls(self, spending: Spending) -> None:
+        def spend() -> None:
+            for _ in range(20):
+                spending.spend("2026-11-01", 1)
+
+        threads = [threading.Thread(target=spend) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert spending.spent("2026-11-01") == 80
 
 
 class TestResponseCache:

@@ -127,7 +127,7 @@ def test_extreme_promises_stay_finite(alpha, verdict):
 
 @pytest.mark.parametrize("alpha", [0.005, 0.01, 0.05])
 def test_three_times_the_risk_is_found_soon(alpha):
-    """The median of 60 runs; the target at alpha = 1 % is 330 audits, in the benchmark of 2,000 runs it is about 210."""
+    """The median of 60 runs; the target at alpha = 1 % is 330 audits."""
     generator = np.random.default_rng(7)
     found = []
     for _ in range(60):

@@ -2,6 +2,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgewise.contracts import Action, Answer, AuditTotals, Decision, Reason, Request, Source, Status
+from edgewise.contracts import Action, Answer, AuditTotals, AuditVerdict, Decision, Reason, Request, Source, Status
 from edgewise.errors import InputError, OutboxFullError, StoreError
 from edgewise.store import SqliteStore
 from edgewise.store.records import decode_answer, decode_request, encode_answer, encode_request
@@ -41,20 +42,36 @@ def answer(request_id: str, status: Status = Status.FINAL, output: str = "a") ->
     )
 
 
+KEPT = AuditVerdict(violation=False, score=0.5, differs=False)
+VIOLATED = AuditVerdict(violation=True, score=0.5, differs=True)
+MISSING = AuditVerdict(violation=True, missing=True)
+
+
+def counting(state: bytes | None, verdicts: Sequence[AuditVerdict]) -> bytes:
+    return b"%d" % (int(state or b"0") + len(verdicts))
+
+
 def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "store.db"
     with SqliteStore(path) as store:
         store.outbox.put(Request(id="1", inputs="x"))
         store.answers.put("public", answer("1", Status.PROVISIONAL))
         settled = store.audits.drawn("1", "c")
-        store.audits.verdict(settled, violation=False)
+        store.audits.verdict(settled, KEPT)
+        store.audits.advance("c", counting)
+        store.audits.remember("key", b"value")
+        store.spending.spend("2026-11-01", 0.25)
     with SqliteStore(path) as store:
         assert [request.id for request in store.outbox.pending(9)] == ["1"]
         assert len(store.outbox) == 1
         assert store.answers.get("public", "1") == answer("1", Status.PROVISIONAL)
         assert len(store.answers) == 1
         assert store.audits.totals("c") == AuditTotals(drawn=1)
+        assert store.audits.verdicts("c", 9) == [KEPT]
+        assert store.audits.advance("c", counting) == b"1"
+        assert store.audits.recall("key") == b"value"
         assert store.audits.drawn("2", "c") > settled
+        assert store.spending.spend("2026-11-01", 1) == 1.25
 
 
 def test_a_draw_left_open_by_a_former_process_is_missing(tmp_path: Path) -> None:
@@ -63,8 +80,14 @@ def test_a_draw_left_open_by_a_former_process_is_missing(tmp_path: Path) -> None
         assert store.audits.totals("c") == AuditTotals(drawn=1, open=1)
     with SqliteStore(tmp_path / "s.db") as store:
         assert store.audits.totals("c") == AuditTotals(drawn=1, violations=1, missing=1)
-        store.audits.verdict(position, violation=False)
+        store.audits.verdict(position, KEPT)
         assert store.audits.totals("c") == AuditTotals(drawn=1, violations=1, missing=1)
+        assert store.audits.verdicts("c", 9) == [MISSING]
+
+
+def positions_kept(store: SqliteStore) -> list[int]:
+    """What is forgotten shows nowhere else."""
+    return [row[0] for row in store._database.query("SELECT position FROM audits ORDER BY position")]
 
 
 def test_settled_draws_are_forgotten_and_stay_counted(tmp_path: Path) -> None:
@@ -72,42 +95,101 @@ def test_settled_draws_are_forgotten_and_stay_counted(tmp_path: Path) -> None:
         waiting = store.audits.drawn("open", "c")
         positions = [store.audits.drawn(f"{index}", "c") for index in range(3)]
         for index in range(40):
-            store.audits.verdict(store.audits.drawn(f"{index}", "d" if index % 4 else "c"), violation=index % 2 == 0)
+            epoch, verdict = "d" if index % 4 else "c", VIOLATED if index % 2 == 0 else KEPT
+            store.audits.verdict(store.audits.drawn(f"{index}", epoch), verdict)
         for position in positions:
-            store.audits.verdict(position, violation=True, missing=True)
+            store.audits.verdict(position, MISSING)
         assert store.audits.totals("d") == AuditTotals(drawn=30, violations=10)
         store.audits.drawn("last", "e")
-        rows = store._database.query("SELECT position FROM audits")  # what is forgotten shows nowhere else
-        assert [row[0] for row in rows] == [waiting, *range(41, 46)]
-        store.audits.verdict(waiting, violation=False)
-        store.audits.verdict(positions[0], violation=False)  # forgotten; its first verdict stands
+        assert positions_kept(store) == [waiting, *range(41, 46)]
+        store.audits.verdict(waiting, KEPT)
+        store.audits.verdict(positions[0], KEPT)  # forgotten; its first verdict stands
         assert store.audits.totals("c") == AuditTotals(drawn=14, violations=13, missing=3)
     with SqliteStore(tmp_path / "s.db") as store:
         assert store.audits.totals("c") == AuditTotals(drawn=14, violations=13, missing=3)
         assert store.audits.totals("e") == AuditTotals(drawn=1, violations=1, missing=1)
         with pytest.raises(ValueError, match="position 46"):
-            store.audits.verdict(46, violation=False)
+            store.audits.verdict(46, KEPT)
 
 
-def test_a_file_of_version_1_keeps_its_counts(tmp_path: Path) -> None:
+def test_a_draw_that_was_not_folded_is_not_forgotten() -> None:
+    with SqliteStore(":memory:", limits=StoreLimits(max_audits=2)) as store:
+        for _ in range(6):
+            store.audits.verdict(store.audits.drawn("r", "c"), KEPT)
+        assert positions_kept(store) == [1, 2, 3, 4, 5, 6]
+        assert store.audits.advance("c", counting) == b"6"
+        store.audits.verdict(store.audits.drawn("r", "c"), KEPT)
+        assert positions_kept(store) == [6, 7]
+        assert store.audits.advance("c", counting) == b"7"
+
+
+_SCHEMA_1 = """
+CREATE TABLE outbox (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    created REAL NOT NULL,
+    request BLOB NOT NULL,
+    UNIQUE (tenant, id)
+);
+CREATE TABLE answers (
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    final INTEGER NOT NULL,
+    stored REAL NOT NULL,
+    answer BLOB NOT NULL,
+    PRIMARY KEY (tenant, id)
+);
+CREATE INDEX answers_by_age ON answers (stored);
+CREATE TABLE audits (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    request_id TEXT NOT NULL,
+    certificate_id TEXT NOT NULL,
+    created REAL NOT NULL,
+    violation INTEGER,
+    missing INTEGER NOT NULL DEFAULT 0
+);
+PRAGMA application_id = 1701078903;
+"""
+
+_ONLY_IN_1 = "CREATE INDEX audits_by_certificate ON audits (certificate_id); PRAGMA user_version = 1;"
+
+_ONLY_IN_2 = """
+CREATE TABLE audit_totals (
+    certificate_id TEXT PRIMARY KEY,
+    drawn INTEGER NOT NULL,
+    violations INTEGER NOT NULL,
+    missing INTEGER NOT NULL,
+    open INTEGER NOT NULL
+);
+INSERT INTO audit_totals VALUES ('c', 4, 2, 2, 1), ('d', 1, 1, 0, 0);
+PRAGMA user_version = 2;
+"""
+
+_ROWS = """
+INSERT INTO audits (request_id, certificate_id, created, violation, missing) VALUES
+    ('r', 'c', 1, 0, 0), ('r', 'c', 1, 1, 1), ('r', 'c', 1, 1, 1), ('r', 'c', 1, NULL, 0), ('r', 'd', 1, 1, 0);
+"""
+
+
+@pytest.mark.parametrize("since", [_ONLY_IN_1, _ONLY_IN_2], ids=["version 1", "version 2"])
+def test_an_older_file_keeps_all_that_it_holds(tmp_path: Path, since: str) -> None:
     path = tmp_path / "s.db"
-    with SqliteStore(path) as store:
-        store.outbox.put(Request(id="1", inputs="x"))
-        for violation in (False, True, True):
-            store.audits.verdict(store.audits.drawn("r", "c"), violation=violation, missing=violation)
-        store.audits.drawn("open", "c")
-        store.audits.verdict(store.audits.drawn("r", "d"), violation=True)
-    connection = sqlite3.connect(path)  # back to what version 1 had
-    connection.executescript(
-        "DROP TABLE audit_totals; CREATE INDEX audits_by_certificate ON audits (certificate_id);"
-        "PRAGMA user_version = 1;"
-    )
+    connection = sqlite3.connect(path)
+    connection.executescript(_SCHEMA_1 + since + _ROWS)
+    owed = encode_request(Request(id="1", inputs="x"))
+    connection.execute("INSERT INTO outbox (tenant, id, created, request) VALUES ('public', '1', 1.0, ?)", (owed,))
+    connection.commit()
     connection.close()
     for _ in range(2):
         with SqliteStore(path) as store:
             assert store.audits.totals("c") == AuditTotals(drawn=4, violations=3, missing=3)
             assert store.audits.totals("d") == AuditTotals(drawn=1, violations=1)
+            assert store.audits.verdicts("c", 9) == [AuditVerdict(violation=False), MISSING, MISSING, MISSING]
+            assert store.audits.advance("c", counting) == b"4"
             assert [request.id for request in store.outbox.pending(9)] == ["1"]
+            assert store.spending.spent("2026-11-01") == 0
+            assert store._database.query("PRAGMA user_version") == [(3,)]
 
 
 def test_positions_are_never_given_twice(tmp_path: Path) -> None:
@@ -217,9 +299,9 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 3")
+    connection.execute("PRAGMA user_version = 4")
     connection.close()
-    with pytest.raises(StoreError, match=r"schema version 3.*reads up to 2.*Upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 4.*reads up to 3.*Upgrade"):
         SqliteStore(path)
 
 
