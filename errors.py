@@ -119,11 +119,12 @@ class TooFewItemsError(CertificateError):
         needed: The smallest number of items that could certify.
         alpha: Bound on the risk.
         delta: Allowed probability that the bound fails.
+        of: What the items are.
     """
 
-    def __init__(self, given: int, needed: int, alpha: float, delta: float) -> None:
+    def __init__(self, given: int, needed: int, alpha: float, delta: float, *, of: str = "certifying items") -> None:
         super().__init__(
-            f"{given} certifying items cannot support alpha={alpha:g} at delta={delta:g}: {needed} are needed.",
+            f"{given} {of} cannot support alpha={alpha:g} at delta={delta:g}: {needed} are needed.",
             f"Give {needed} or more items, or a larger alpha or delta.",
         )
         self.given = given

@@ -4,13 +4,12 @@ Owns the choice of the bound for a kind of model, and the bound for answers that
 right and wrong is in `statistics.py`.
 
 Where the worth of an answer is a share or a cosine, the bound on the mean drop comes from betting (Waudby-Smith &
-Ramdas 2024, "Estimating means of bounded random variables by betting", theorem 3): it holds for any n and any
-distribution of values that lie in a known range, items being drawn independently.
+Ramdas 2024, theorem 3; the bets are in `router/betting.py`): it holds for any n and any distribution of values that lie
+in a known range, items being drawn independently.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,9 +17,8 @@ import numpy as np
 from edgewise.contracts import FloatArray
 from edgewise.quantize.quality import Compared
 from edgewise.quantize.statistics import MOST_ITEMS, drop_bound, items_needed, smallest
+from edgewise.router.betting import mean_ruled_out, shuffled
 
-# The largest share of its capital that a bet may lose; the paper takes 1/2 or 3/4.
-_STAKE = 0.75
 _ABOUT = 1.02
 
 
@@ -61,7 +59,7 @@ def needed_for(compared: Compared, max_drop: float, delta: float, *, seed: int =
     drops, allowed = _scaled(_drops(compared), low, high, seed), (max_drop - low) / (high - low)
     if quality.drop >= max_drop:
         return None
-    return _first(lambda n: _ruled_out(_shuffled(np.resize(drops, n), seed), allowed, delta))
+    return _first(lambda n: mean_ruled_out(shuffled(np.resize(drops, n), seed), allowed, delta))
 
 
 def mean_bound(values: FloatArray, delta: float, *, low: float, high: float, seed: int = 0) -> float:
@@ -84,24 +82,8 @@ def mean_bound(values: FloatArray, delta: float, *, low: float, high: float, see
         ValueError: A value lies outside the range, or is NaN.
     """
     scaled = _scaled(values, low, high, seed)
-    bound = low + (high - low) * smallest(lambda mean: _ruled_out(scaled, mean, delta))
+    bound = low + (high - low) * smallest(lambda mean: mean_ruled_out(scaled, mean, delta))
     return max(bound, float(values.mean()))
-
-
-def _ruled_out(values: FloatArray, mean: float, delta: float) -> bool:
-    """Whether values in [0, 1], in this order, rule out this mean and every larger one; monotone in `mean`."""
-    bets = np.minimum(_bets(values, delta), _STAKE / (1.0 - mean) if mean < 1.0 else np.inf)
-    capital = np.cumsum(np.log1p(bets * (mean - values)))
-    return bool(capital.max() >= -math.log(delta))
-
-
-def _bets(values: FloatArray, delta: float) -> FloatArray:
-    """The paper's bets (its equation 26, one-sided): each one depends on earlier values only."""
-    count = np.arange(1, len(values) + 1)
-    means = (0.5 + np.cumsum(values)) / (count + 1)
-    variances = (0.25 + np.cumsum((values - means) ** 2)) / (count + 1)
-    before = np.concatenate([[0.25], variances[:-1]])
-    return np.asarray(np.sqrt(-2.0 * math.log(delta) / (len(values) * before)))
 
 
 def _drops(compared: Compared) -> FloatArray:
@@ -117,11 +99,7 @@ def _scaled(values: FloatArray, low: float, high: float, seed: int) -> FloatArra
     # Written so that a NaN counts as outside.
     if not ((values >= low) & (values <= high)).all():
         raise ValueError(f"A value lies outside [{low:g}, {high:g}].")
-    return _shuffled((values - low) / (high - low), seed)
-
-
-def _shuffled(values: FloatArray, seed: int) -> FloatArray:
-    return np.asarray(np.random.default_rng(seed).permutation(values))
+    return shuffled((values - low) / (high - low), seed)
 
 
 def _first(enough: Callable[[int], bool]) -> int | None:

@@ -3,9 +3,18 @@
 Owns the decision and the one flow that carries it out. Models, clouds, stores and protocols belong to other rooms.
 """
 
-from edgewise.router.certificate import certify
+from edgewise.router.certificate import certify, certify_accuracy, certify_groups, certify_selective
 from edgewise.router.hybrid import Router
 from edgewise.router.settings import Plugs, RouterSettings
 from edgewise.router.signals import SIGNALS
 
-__all__ = ["SIGNALS", "Plugs", "Router", "RouterSettings", "certify"]
+__all__ = [
+    "SIGNALS",
+    "Plugs",
+    "Router",
+    "RouterSettings",
+    "certify",
+    "certify_accuracy",
+    "certify_groups",
+    "certify_selective",
+]

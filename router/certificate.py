@@ -1,151 +1,62 @@
-"""Certificates: from scores and disagreements on calibration items to a threshold with a promise. Pure.
+"""Certificates: a bound tied to the identity of everything it was proved for, and its text form. Pure.
 
-The promise: with probability at least 1-delta over the draw of the calibration items, the chance that a request is
-answered locally, as final, *and* differently from the reference cloud is at most alpha. It is an expected loss for
-requests distributed as the calibration items, not a realised fraction, and it is silent under any shift of them.
-
-Owns the mathematics and the certificate's text form. Reads no file and asks no cloud.
+Owns identity, text form and what makes a certificate speak of a bundle. The mathematics is in `bounds.py`, offered here
+too, so that certifying and issuing come from one place; how long it lives is in `lifetime.py`. Reads no file and asks
+no cloud.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from edgewise.contracts import Bound, Certificate, Reference
-from edgewise.errors import CertificateError, ConfigError, TooFewItemsError
+from edgewise.contracts import Bound, Certificate, Groups, Reference
+from edgewise.errors import CertificateError, ConfigError
+from edgewise.router.binomial import (
+    allowed_disagreements,
+    check_open_unit,
+    group_items_needed,
+    items_needed,
+    unsurprising_violations,
+)
+from edgewise.router.bounds import (
+    TARGET_ACCURACY,
+    TARGET_AGREEMENT,
+    TARGET_SELECTIVE,
+    TARGETS,
+    certify,
+    certify_accuracy,
+    certify_groups,
+    certify_selective,
+    threshold_grid,
+)
+from edgewise.router.lifetime import seconds_of
 
-TARGET_AGREEMENT = "agreement"
-_ROUNDING = 1e-9
-"""Relative distance from delta under which a floating-point binomial sum is settled by exact fractions."""
+__all__ = [
+    "TARGETS",
+    "TARGET_ACCURACY",
+    "TARGET_AGREEMENT",
+    "TARGET_SELECTIVE",
+    "allowed_disagreements",
+    "certify",
+    "certify_accuracy",
+    "certify_groups",
+    "certify_selective",
+    "check_model",
+    "decode",
+    "encode",
+    "group_items_needed",
+    "issue",
+    "items_needed",
+    "threshold_grid",
+    "unsurprising_violations",
+]
 
-_LARGEST_EXACT = 10_000
-_SMALLEST = 1e-9
-
-
-def certify(scores: ArrayLike, disagree: ArrayLike, *, alpha: float, delta: float) -> Bound:
-    """Find the lowest threshold whose risk is certified: answer locally iff score > threshold.
-
-    A disagreeing item is lost at every threshold below its score, so the risk falls as the threshold rises and one
-    exact binomial test suffices for all thresholds at once. With k* the largest k for which
-    BinomCDF(k; n, alpha) <= delta (Clopper & Pearson 1934), the threshold is the (k*+1)-th largest score among the
-    disagreeing items, and minus infinity where at most k* items disagree. Ties fall on the safe side. An item whose
-    score is NaN is never answered locally and counts in n.
-
-    Args:
-        scores: Confidence of each calibration item, shape (n,), from the path that serves (batch of one, same runtime).
-        disagree: Whether edge and reference cloud differ on the item, shape (n,), booleans or 0 and 1.
-        alpha: Bound on the risk, in (0, 1).
-        delta: Probability with which the bound may fail, in (0, 1).
-
-    Returns:
-        The bound, with `.threshold`, `.local_share`, `.n` and `.k`.
-
-    Raises:
-        ConfigError: alpha or delta is outside (0, 1).
-        CertificateError: The arrays have different lengths or are no vectors, or `disagree` is not boolean.
-        TooFewItemsError: n is too small to certify anything; names the n needed.
-    """
-    score_vector, disagreement = _checked_vectors(scores, disagree)
-    alpha, delta = float(alpha), float(delta)
-    n = len(score_vector)
-    needed = items_needed(alpha, delta)
-    if n < needed:
-        raise TooFewItemsError(n, needed, alpha, delta)
-    k = allowed_disagreements(n, alpha, delta)
-    threshold = _threshold(score_vector[disagreement], k)
-    with np.errstate(invalid="ignore"):
-        local = score_vector > threshold
-    return Bound(threshold=threshold, local_share=float(local.mean()), n=n, k=k, alpha=alpha, delta=delta)
-
-
-def items_needed(alpha: float, delta: float) -> int:
-    """Smallest n that can certify anything: (1-alpha)^n <= delta.
-
-    Raises:
-        ConfigError: alpha or delta is outside (0, 1).
-    """
-    _check_open_unit("alpha", alpha)
-    _check_open_unit("delta", delta)
-    guess = math.ceil(math.log(delta) / math.log1p(-alpha))
-    return next(n for n in itertools.count(max(guess - 1, 1)) if _none_lost_is_enough(n, alpha, delta))
-
-
-def allowed_disagreements(n: int, alpha: float, delta: float) -> int:
-    """k*: the largest k with BinomCDF(k; n, alpha) <= delta, or -1 where there is none."""
-    cdf = _binomial_cdf(n, alpha)
-    k = int(np.searchsorted(cdf, delta, side="right")) - 1
-    while k + 1 <= n and _near(cdf[k + 1], delta) and _exact_cdf(k + 1, n, alpha) <= Fraction(delta):
-        k += 1
-    while k >= 0 and _near(cdf[k], delta) and _exact_cdf(k, n, alpha) > Fraction(delta):
-        k -= 1
-    return k
-
-
-def unsurprising_violations(n: int, alpha: float) -> int:
-    """Violations among `n` requests that a risk of exactly alpha exceeds with at most 5 % probability.
-
-    A certificate bounds the expected share of violations; what is counted on `n` requests scatters around it.
-    """
-    return int(np.searchsorted(_binomial_cdf(n, alpha), 0.95))
-
-
-def _threshold(disagreeing_scores: NDArray[np.float64], k: int) -> float:
-    """The (k+1)-th largest of the disagreeing items' scores, NaN left out."""
-    comparable = disagreeing_scores[~np.isnan(disagreeing_scores)]
-    if len(comparable) <= k:
-        return -math.inf
-    return float(np.sort(comparable)[-(k + 1)])
-
-
-def _binomial_cdf(n: int, alpha: float) -> NDArray[np.float64]:
-    """BinomCDF(k; n, alpha) for k = 0 … n, summed in log space so that (1-alpha)^n may underflow."""
-    k = np.arange(n, dtype=np.float64)
-    steps = np.log((n - k) / (k + 1)) + math.log(alpha) - math.log1p(-alpha)
-    log_pmf = n * math.log1p(-alpha) + np.concatenate([[0.0], np.cumsum(steps)])
-    return np.cumsum(np.exp(log_pmf))
-
-
-def _none_lost_is_enough(n: int, alpha: float, delta: float) -> bool:
-    """(1-alpha)^n <= delta; where rounding could decide and n is too large for fractions, the safe side."""
-    needed, reached = -math.log(delta), -n * math.log1p(-alpha)
-    if abs(reached - needed) > _ROUNDING * needed:
-        return reached > needed
-    return n <= _LARGEST_EXACT and _exact_cdf(0, n, alpha) <= Fraction(delta)
-
-
-def _exact_cdf(k: int, n: int, alpha: float) -> Fraction:
-    p = Fraction(alpha)
-    return sum((math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)), Fraction(0))
-
-
-def _near(cdf: float, delta: float) -> bool:
-    return abs(cdf - delta) <= _ROUNDING * delta
-
-
-def _check_open_unit(name: str, value: float) -> None:
-    if not _SMALLEST <= value <= 1 - _SMALLEST:
-        raise ConfigError(f"{name} is {value!r}.", f"Give {name} between 0 and 1, both excluded, such as 0.01.")
-
-
-def _checked_vectors(scores: ArrayLike, disagree: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    score_vector = np.asarray(scores, dtype=np.float64)
-    flags = np.asarray(disagree)
-    if score_vector.ndim != 1 or flags.shape != score_vector.shape:
-        raise CertificateError(
-            f"scores have shape {score_vector.shape} and disagree has shape {flags.shape}.",
-            "Give two vectors of one length, one entry a calibration item.",
-        )
-    if flags.size and flags.dtype != np.bool_ and not np.isin(flags, (0, 1)).all():
-        raise CertificateError("disagree holds values other than 0 and 1.", "Give booleans: True where they differ.")
-    return score_vector, flags.astype(np.bool_)
+_DECILES = 9
 
 
 def issue(
@@ -159,8 +70,17 @@ def issue(
     runtime: str,
     isa: str,
     target: str = TARGET_AGREEMENT,
+    expires: str | None = None,
+    fitted_digest: str | None = None,
+    groups: Groups | None = None,
+    score_deciles: tuple[float, ...] = (),
+    out_of_distribution_share: float = 0.0,
+    recertification: int = 0,
 ) -> Certificate:
-    """Tie a bound to the identity of everything it was proved for; the id is the digest of all of it."""
+    """Tie a bound to the identity of everything it was proved for; the id is the digest of all of it.
+
+    The arguments are the fields of `contracts.Certificate`.
+    """
     unsigned = Certificate(
         id="",
         bound=bound,
@@ -172,13 +92,19 @@ def issue(
         created=created,
         runtime=runtime,
         isa=isa,
+        expires=expires,
+        fitted_digest=fitted_digest,
+        groups=groups,
+        score_deciles=score_deciles,
+        out_of_distribution_share=out_of_distribution_share,
+        recertification=recertification,
     )
     return msgspec.structs.replace(unsigned, id=_digest(unsigned))
 
 
 def encode(certificate: Certificate) -> bytes:
-    """The certificate as JSON; infinite thresholds, which JSON lacks, as the strings "inf" and "-inf"."""
-    return msgspec.json.format(msgspec.json.encode(_builtins(certificate)), indent=2) + b"\n"
+    """The certificate as JSON; infinite numbers, which JSON lacks, as the strings "inf" and "-inf"."""
+    return msgspec.json.format(msgspec.json.encode(_plain(certificate)), indent=2) + b"\n"
 
 
 def decode(data: bytes) -> Certificate:
@@ -189,10 +115,19 @@ def decode(data: bytes) -> Certificate:
     """
     try:
         raw = msgspec.json.decode(data)
-        raw["bound"]["threshold"] = float(raw["bound"]["threshold"])
+        _restore_infinities(raw)
         certificate = msgspec.convert(raw, Certificate)
-        _check_plausible(certificate.bound)
-    except (ConfigError, msgspec.MsgspecError, TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
+        _check_plausible(certificate)
+    except (
+        ConfigError,
+        msgspec.MsgspecError,
+        AttributeError,
+        TypeError,
+        KeyError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CertificateError(f"This is not a certificate: {error}.", "Issue one: edgewise certify.") from error
     if certificate.id != _digest(certificate):
         raise CertificateError(
@@ -201,41 +136,92 @@ def decode(data: bytes) -> Certificate:
     return certificate
 
 
-def _check_plausible(bound: Bound) -> None:
-    """Raise where a bound cannot have come from `certify`."""
-    _check_open_unit("alpha", bound.alpha)
-    _check_open_unit("delta", bound.delta)
-    if math.isnan(bound.threshold) or not (0 <= bound.k <= bound.n and 0 <= bound.local_share <= 1):
-        raise ValueError("its bound is impossible")
+def check_model(certificate: Certificate, model_digest: str, fitted_digest: str | None = None) -> None:
+    """Refuse a certificate of another model, of other fits on the tuning part, or of an unknown target.
 
-
-def check_model(certificate: Certificate, model_digest: str) -> None:
-    """Refuse a certificate of another model, or of something else than agreement.
+    Args:
+        certificate: The certificate.
+        model_digest: The bundle's digest.
+        fitted_digest: Digest of what was fitted on the tuning part, as it lies beside the bundle; None where nothing
+            does. A certificate that needs no fits does not mind them.
 
     Raises:
         CertificateError: It does not speak of what this bundle will be used for.
     """
-    if certificate.target != TARGET_AGREEMENT:
+    if certificate.target not in TARGETS:
         raise CertificateError(
             f"Certificate {certificate.id} bounds {certificate.target!r}, which this edgewise does not know.",
-            f"Use one that bounds {TARGET_AGREEMENT!r}.",
+            f"Use one that bounds {', '.join(map(repr, TARGETS))}, or update edgewise.",
         )
     if certificate.model_digest != model_digest:
         raise CertificateError(
             f"Certificate {certificate.id} was issued for {certificate.model_digest}, the bundle is {model_digest}.",
             "Certify this bundle: edgewise certify BUNDLE.",
         )
+    if certificate.fitted_digest not in (None, fitted_digest):
+        found = "there are none" if fitted_digest is None else f"those here are {fitted_digest}"
+        raise CertificateError(
+            f"Certificate {certificate.id} needs the fits {certificate.fitted_digest}, {found}.",
+            "Put the BUNDLE.fitted.npz of its day beside the bundle, or certify anew: edgewise certify BUNDLE.",
+        )
 
 
-def _builtins(certificate: Certificate) -> dict[str, Any]:
-    raw: dict[str, Any] = msgspec.to_builtins(certificate)
-    if math.isinf(certificate.bound.threshold):
-        raw["bound"]["threshold"] = str(certificate.bound.threshold)
-    return raw
+def _check_plausible(certificate: Certificate) -> None:
+    """Raise where a certificate cannot have come from `issue` after one of the bounds."""
+    _check_bound(certificate.bound)
+    if certificate.groups is not None:
+        for bound in certificate.groups.bounds.values():
+            _check_bound(bound)
+        if certificate.bound not in certificate.groups.bounds.values():
+            raise ValueError("its bound is none of its groups'")
+    deciles = certificate.score_deciles
+    if deciles and (len(deciles) != _DECILES or any(map(math.isnan, deciles)) or list(deciles) != sorted(deciles)):
+        raise ValueError(f"its score_deciles are not {_DECILES} rising numbers")
+    if not 0 <= certificate.out_of_distribution_share <= 1:
+        raise ValueError("its out_of_distribution_share is impossible")
+    if certificate.recertification < 0:
+        raise ValueError("its recertification is negative")
+    if certificate.expires is not None and seconds_of(certificate.expires) <= seconds_of(certificate.created):
+        raise ValueError("it expires before it was created")
+
+
+def _check_bound(bound: Bound) -> None:
+    check_open_unit("alpha", bound.alpha)
+    check_open_unit("delta", bound.delta)
+    low, high = bound.local_share_interval
+    if math.isnan(bound.threshold) or not (0 <= bound.k <= bound.n and 0 <= bound.local_share <= 1):
+        raise ValueError("its bound is impossible")
+    if not 0 <= low <= high <= 1:
+        raise ValueError("its local_share_interval is impossible")
+
+
+def _restore_infinities(raw: Any) -> None:
+    """Turn the strings of `encode` into numbers again, in place, where an infinite number may stand."""
+    bounds = [raw["bound"]]
+    if raw.get("groups") is not None:
+        bounds.extend(raw["groups"]["bounds"].values())
+    for bound in bounds:
+        bound["threshold"] = float(bound["threshold"])
+    if "score_deciles" in raw:
+        raw["score_deciles"] = [float(score) for score in raw["score_deciles"]]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, infinities as text. Fields with their default are left out: ids outlive new fields."""
+    if isinstance(value, msgspec.Struct):
+        fields = ((field, getattr(value, field.name)) for field in msgspec.structs.fields(value))
+        return {field.name: _plain(found) for field, found in fields if found != field.default}
+    if isinstance(value, Mapping):
+        return {key: _plain(found) for key, found in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(found) for found in value]
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    return value
 
 
 def _digest(certificate: Certificate) -> str:
-    raw = _builtins(certificate)
+    raw = _plain(certificate)
     del raw["id"]
     canonical = msgspec.json.encode(raw, order="sorted")
     return f"sha256:{hashlib.sha256(canonical).hexdigest()}"
