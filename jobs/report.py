@@ -1,4 +1,4 @@
-"""A finished run's report to look at: rebuilt from `report.json`, and opened in a browser.
+"""A finished run's report to look at: rebuilt from `report.json` and `plan.json`, and opened in a browser.
 
 Owns neither the report nor how it looks. Touches nothing else in the run folder.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgewise.errors import InputError
 from edgewise.files import write_atomically
+from edgewise.quantize.joint import PLAN, read_plan
 from edgewise.quantize.page import PAGE, render_page
 from edgewise.quantize.run_folder import read_report
 
@@ -17,14 +18,17 @@ from edgewise.quantize.run_folder import read_report
 def rebuild_report(run: Path, out: Path | None = None) -> Path:
     """Write the page of a finished run, in place of the one that may be there, and say where it lies.
 
+    The joint plan that was made of the run is on it, if there is one.
+
     Args:
         run: A folder that quantize wrote.
         out: Where the page goes; `run/report.html` if None.
 
     Raises:
-        InputError: `run` is not a run folder, its report cannot be read, or the page cannot be written.
+        InputError: `run` is not a run folder, its report or its plan cannot be read, or the page cannot be written.
     """
-    page = render_page(read_report(run))
+    plan = read_plan(run / PLAN) if (run / PLAN).is_file() else None
+    page = render_page(read_report(run), plan)
     place = out or run / PAGE
     try:
         write_atomically(place, page.encode())

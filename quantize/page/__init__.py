@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from edgewise.quantize.page.nodes import document, node, script_data
+from edgewise.quantize.joint import JointPlan
+from edgewise.quantize.page.nodes import Node, document, node, script_data
+from edgewise.quantize.page.planned import OUTCOMES, plan_section
 from edgewise.quantize.page.sections import VERDICTS, candidate_cards, how_sure, opening, the_run
 from edgewise.quantize.page.tables import figure_tables
 from edgewise.quantize.page.trade_offs import trade_offs
@@ -31,15 +34,54 @@ _PLACES = (
     ("figures", "Every figure"),
     ("run", "The run"),
 )
+_PLAN = ("plan", "The plan")
+_FILES = {"report": "report.json", "plan-data": "plan.json"}
 
-__all__ = ["PAGE", "render_page"]
+__all__ = ["PAGE", "render_page", "render_plan"]
 
 
-def render_page(report: Report) -> str:
+def render_page(report: Report, plan: JointPlan | None = None) -> str:
     """The report as an HTML page that refers to nothing outside itself. The same report gives the same page.
 
     Args:
         report: Of any kind of model; what it does not hold is left out.
+        plan: The joint plan that was made of the run, if there is one.
+    """
+    keys = {candidate.id: f"c{index}" for index, candidate in enumerate(report.candidates)}
+    parts = [
+        opening(report),
+        *([plan_section(plan, keys)] if plan is not None else []),
+        trade_offs(report),
+        how_sure(report),
+        candidate_cards(report),
+        figure_tables(report),
+        the_run(report),
+    ]
+    places = (_PLAN, *_PLACES) if plan is not None else _PLACES
+    carried: dict[str, msgspec.Struct] = {"report": report, **({"plan-data": plan} if plan is not None else {})}
+    title = f"{VERDICTS[report.verdict][1]} · {report.checkpoint.name}"
+    return _page(title, places, parts, carried)
+
+
+def render_plan(plan: JointPlan) -> str:
+    """A plan alone as such a page, for a model of which there is no report."""
+    names = dict.fromkeys(option.recipe for option in plan.options)
+    keys = {name: f"o{index}" for index, name in enumerate(names)}
+    header = node("header", node("p", "Plan for ", node("b", plan.model), class_="eyebrow"))
+    title = f"{OUTCOMES[plan.outcome][1]} · {plan.model}"
+    return _page(title, (_PLAN,), [header, plan_section(plan, keys)], {"plan-data": plan})
+
+
+def _page(
+    title: str, places: Sequence[tuple[str, str]], parts: Sequence[Node], carried: Mapping[str, msgspec.Struct]
+) -> str:
+    """The frame of a page.
+
+    Args:
+        title: What the browser's tab says.
+        places: Sections by id, with their names.
+        parts: What the page shows.
+        carried: The values whose figures it shows, by the id of the element that holds their JSON.
     """
     style, script = _asset("page.css"), _asset("page.js")
     head = node(
@@ -49,34 +91,29 @@ def render_page(report: Report) -> str:
         node("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
         node("meta", name="viewport", content="width=device-width, initial-scale=1"),
         node("meta", name="color-scheme", content="light dark"),
-        node("title", f"{VERDICTS[report.verdict][1]} · {report.checkpoint.name} · edgewise"),
+        node("title", f"{title} · edgewise"),
         node("style", style),
     )
     body = node(
         "body",
-        node("nav", *(node("a", name, href=f"#{place}") for place, name in _PLACES), aria_label="Sections"),
-        node(
-            "main",
-            opening(report),
-            trade_offs(report),
-            how_sure(report),
-            candidate_cards(report),
-            figure_tables(report),
-            the_run(report),
-        ),
-        node(
-            "footer",
-            node(
-                "p",
-                "Every figure stands in report.json, which this page carries. ",
-                node("button", "Save it", id="save", type="button", hidden=""),
-            ),
-        ),
+        node("nav", *(node("a", name, href=f"#{place}") for place, name in places), aria_label="Sections"),
+        node("main", *parts),
+        node("footer", *(_saved(of) for of in carried)),
         node("div", id="tip", role="status", hidden=""),
-        node("script", script_data(msgspec.json.encode(report)), type="application/json", id="report"),
+        *(
+            node("script", script_data(msgspec.json.encode(value)), type="application/json", id=of)
+            for of, value in carried.items()
+        ),
         node("script", script),
     )
     return document(node("html", head, body, lang="en"))
+
+
+def _saved(of: str) -> Node:
+    file = _FILES[of]
+    button = node("button", "Save it", class_="save", type="button", data_of=of, data_file=file, hidden="")
+    what = "Every figure" if of == "report" else "Every figure of the plan"
+    return node("p", f"{what} stands in {file}, which this page carries. ", button)
 
 
 def _asset(name: str) -> str:

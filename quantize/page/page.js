@@ -10,8 +10,10 @@
     if (key) all(`[data-c="${key}"]`).forEach((found) => found.classList.add("lit"));
   };
 
-  const details = (key) => {
-    const card = document.getElementById(key);
+  const details = (mark) => {
+    // A mark of the plan stands for a recipe with a signal, of which no card tells.
+    if (mark.closest("#plan")) return [make("span", mark.getAttribute("aria-label"))];
+    const card = document.getElementById(mark.dataset.c);
     const list = document.createElement("dl");
     all("dl.figures > .key", card).forEach((pair) => list.append(pair.cloneNode(true)));
     return [make("b", card.querySelector(".who a").textContent), list];
@@ -20,7 +22,7 @@
   const show = (mark) => {
     const key = mark.dataset.c;
     light(key);
-    tip.replaceChildren(...details(key));
+    tip.replaceChildren(...details(mark));
     tip.hidden = false;
     const at = mark.querySelector(".mark").getBoundingClientRect();
     const room = document.documentElement.clientWidth;
@@ -82,11 +84,13 @@
 
   addEventListener("beforeprint", () => all("details").forEach((card) => (card.open = true)));
 
-  const save = document.getElementById("save");
-  save.hidden = false;
-  save.addEventListener("click", () => {
-    const url = URL.createObjectURL(new Blob([document.getElementById("report").textContent], { type: "application/json" }));
-    Object.assign(document.createElement("a"), { href: url, download: "report.json" }).click();
-    URL.revokeObjectURL(url);
+  all("button.save").forEach((save) => {
+    save.hidden = false;
+    save.addEventListener("click", () => {
+      const json = document.getElementById(save.dataset.of).textContent;
+      const url = URL.createObjectURL(new Blob([json], { type: "application/json" }));
+      Object.assign(document.createElement("a"), { href: url, download: save.dataset.file }).click();
+      URL.revokeObjectURL(url);
+    });
   });
 })();

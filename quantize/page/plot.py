@@ -1,11 +1,11 @@
-"""A scatter plot as SVG: axes, marks, the line of a front, labels where they fit.
+"""Plots as SVG: axes, marks, the line of a front or several curves, labels where they fit.
 
 Owns where things stand in the picture. What the marks mean is the caller's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -68,8 +68,10 @@ class Axis:
 
     @property
     def title(self) -> str:
-        """The name, the unit, and which way is better."""
-        return f"{self.name}{f' ({self.unit})' if self.unit else ''}, {self.better} is better"
+        """The name, the unit, and which way is better, where one is."""
+        return (
+            f"{self.name}{f' ({self.unit})' if self.unit else ''}{f', {self.better} is better' if self.better else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Point:
         x: Value on the x axis, in the figure's own unit.
         y: Value on the y axis.
         shape: Its shape.
-        loss: Its colour.
+        loss: Its colour; "plain" is that of no drop.
         filled: Whether it is filled.
         small: Whether it is small, pale and without a label.
         rank: Labels are placed in this order, while there is room.
@@ -95,10 +97,27 @@ class Point:
     x: float
     y: float
     shape: Shape
-    loss: Loss
+    loss: Loss | Literal["plain"]
     filled: bool
     small: bool
     rank: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through the plot, drawn in full up to a place and broken beyond it.
+
+    Attributes:
+        key: What ties it to the same candidate elsewhere on the page.
+        full: Its corners up to there, in the axes' own values.
+        broken: Its corners from there on.
+        strong: Whether it stands out.
+    """
+
+    key: str
+    full: Sequence[tuple[float, float]]
+    broken: Sequence[tuple[float, float]]
+    strong: bool
 
 
 @dataclass(frozen=True)
@@ -151,6 +170,48 @@ def scatter(
         aria_label=title,
         class_="plot",
     )
+
+
+def curves(title: str, lines: Sequence[Curve], points: Sequence[Point], x: Axis, y: Axis) -> Node:
+    """A plot of lines with marks on them.
+
+    Args:
+        title: What it shows, for who does not see it.
+        lines: The lines.
+        points: The marks, at least one.
+        x: The horizontal axis.
+        y: The vertical axis.
+    """
+    corners = [corner for line in lines for corner in (*line.full, *line.broken)]
+    seen = [*corners, *((point.x, point.y) for point in points)]
+    across = scale_around(
+        [v * x.factor for v, _ in seen], _LEFT, _RIGHT, log=x.log, least_span=x.least_span, margin=0.03
+    )
+    up = scale_around([v * y.factor for _, v in seen], _BOTTOM, _TOP, log=y.log, least_span=y.least_span, margin=0.12)
+
+    def place(value: tuple[float, float]) -> tuple[float, float]:
+        return across.position(value[0] * x.factor), up.position(value[1] * y.factor)
+
+    places = [place((point.x, point.y)) for point in points]
+    drawn = sorted(lines, key=lambda line: line.strong)
+    return node(
+        "svg",
+        _grid(across, up, x, y),
+        node("g", *(part for line in drawn for part in _curve(line, place)), class_="curves"),
+        node("g", *_marks(points, places), class_="marks"),
+        node("g", *_labels(points, places, None), class_="labels"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="group",
+        aria_label=title,
+        class_="plot",
+    )
+
+
+def _curve(line: Curve, place: Callable[[tuple[float, float]], tuple[float, float]]) -> Iterable[Node]:
+    for corners, look in ((line.full, "full"), (line.broken, "broken")):
+        if len(corners) > 1:
+            path = "L".join(f"{left:.1f},{top:.1f}" for left, top in map(place, corners))
+            yield node("path", d=f"M{path}", data_c=line.key, class_=f"{look} strong" if line.strong else look)
 
 
 def sample(shape: Shape, *classes: str) -> Node:

@@ -60,7 +60,7 @@ def parts_table(report: Report) -> Node:
     for name, answers, bound in parts:
         cells = [_cell(read(answers, bound), text) for _, read, text in used]
         rows.append(node("tr", node("th", name, scope="row"), *cells))
-    return _scrolling(node("table", node("thead", head), node("tbody", *rows)))
+    return scrolling(node("table", node("thead", head), node("tbody", *rows)))
 
 
 def setting_name(setting: Setting) -> str:
@@ -103,7 +103,7 @@ def _table(report: Report, title: str, shown: Sequence[Figure]) -> Node:
         read = [(figure, figure.read(candidate), top) for figure, top in zip(used, best, strict=True)]
         cells = [_cell(value, figure.text, best=value == top) for figure, value, top in read]
         rows.append(_row(report, key, candidate, cells))
-    return _sortable(title, [(figure.name, figure.meaning) for figure in used], rows)
+    return sortable(title, [(figure.name, figure.meaning) for figure in used], rows)
 
 
 def _settings_table(report: Report) -> Node | None:
@@ -122,7 +122,7 @@ def _settings_table(report: Report) -> Node | None:
                 ]
             rows.append(_row(report, key, candidate, cells))
     heads = [(f"{name}: {which}", "") for name in found for which in ("p50", "p95")]
-    return _sortable("Latency at other lengths and threads", heads, rows)
+    return sortable("Latency at other lengths and threads", heads, rows)
 
 
 def _row(report: Report, key: str, candidate: Candidate, cells: Sequence[Node]) -> Node:
@@ -148,14 +148,16 @@ def _cell(value: float | None, text: Callable[[float], str], *, best: bool = Fal
     return node("td") if value is None else node("td", number(value, text(value)), class_="best" if best else None)
 
 
-def _sortable(title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Node]) -> Node:
+def sortable(title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Node], *, first: str = "candidate") -> Node:
+    """A table with a caption whose rows can be sorted by each column; a column has a name and a meaning."""
     names = [
         node("th", node("button", name, type="button", title=meaning or None), scope="col") for name, meaning in heads
     ]
-    head = node("tr", node("th", node("button", "candidate", type="button"), scope="col"), *names)
+    head = node("tr", node("th", node("button", first, type="button"), scope="col"), *names)
     table = node("table", node("caption", title), node("thead", head), node("tbody", *rows), class_="sortable")
-    return _scrolling(table)
+    return scrolling(table)
 
 
-def _scrolling(table: Node) -> Node:
+def scrolling(table: Node) -> Node:
+    """A table that scrolls sideways where it is too wide."""
     return node("div", table, class_="scroll", tabindex="0", role="region", aria_label="table")
