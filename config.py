@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -31,6 +31,7 @@ class EdgeSection(_Section, frozen=True):
     Attributes:
         bundle: Path of the bundle.
         certificate: Path of its certificate; None takes the file beside the bundle.
+        fitted: Path of what was fitted for the certificate; None takes the file beside the bundle.
         mode: Mode of requests that name none.
         budget_ms: Budget of requests that name none.
         other_machine: Serve under a certificate that was issued on another kind of machine or runtime.
@@ -40,6 +41,7 @@ class EdgeSection(_Section, frozen=True):
 
     bundle: str | None = None
     certificate: str | None = None
+    fitted: str | None = None
     mode: Mode = Mode.GUARDED
     budget_ms: float | None = None
     other_machine: bool = False
@@ -108,10 +110,38 @@ class CacheSection(_Section, frozen=True):
     ttl_s: float = 3600.0
 
 
+class PolicySection(_Section, frozen=True):
+    """What routes guarded and speculative requests.
+
+    Attributes:
+        use: "threshold", "random" or "budgeted".
+        local_share: Of "random": probability of a local answer, in [0, 1].
+        calls_per_day: Of "budgeted": escalations a day, UTC; this or `money_per_day`.
+        money_per_day: Of "budgeted": what escalations may cost a day, in any currency.
+        price_per_call: Of "budgeted": what one of them costs, in the same currency.
+    """
+
+    use: str = "threshold"
+    local_share: float = 0.5
+    calls_per_day: float | None = None
+    money_per_day: float | None = None
+    price_per_call: float | None = None
+
+
 class AuditSection(_Section, frozen=True):
-    """Audits. Attributes: share: probability that a request is audited, in [0, 1]."""
+    """Audits, and what an alarm leads to.
+
+    Attributes:
+        share: Probability that a request is audited, in [0, 1].
+        on_alarm: "raise" the threshold, go "cloud_only", or only "warn".
+        recertify_share: Probability that a request is audited after an alarm, in [0, 1]; 0 never certifies again.
+        recertify_items: Fresh audits that a recertification looks at.
+    """
 
     share: float = 0.01
+    on_alarm: Literal["raise", "cloud_only", "warn"] = "raise"
+    recertify_share: float = 1.0
+    recertify_items: int = 1000
 
 
 class StateSection(_Section, frozen=True):
@@ -172,6 +202,7 @@ class Config(_Section, frozen=True):
     cloud: CloudSection = CloudSection()
     server: ServerSection = ServerSection()
     cache: CacheSection = CacheSection()
+    policy: PolicySection = PolicySection()
     audit: AuditSection = AuditSection()
     state: StateSection = StateSection()
     cost: CostSection = CostSection()
@@ -267,6 +298,10 @@ def _check_ranges(config: Config) -> None:
         "server.max_body_bytes": config.server.max_body_bytes,
         "server.max_concurrency": config.server.max_concurrency,
         "cache.ttl_s": config.cache.ttl_s,
+        "policy.calls_per_day": config.policy.calls_per_day,
+        "policy.money_per_day": config.policy.money_per_day,
+        "policy.price_per_call": config.policy.price_per_call,
+        "audit.recertify_items": config.audit.recertify_items,
     }
     not_negative = {
         "edge.budget_ms": config.edge.budget_ms,
@@ -281,8 +316,14 @@ def _check_ranges(config: Config) -> None:
     for name, value in not_negative.items():
         if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value!r}.", "Give 0 or more.")
-    if not 0 <= config.audit.share <= 1:
-        raise ConfigError(f"audit.share is {config.audit.share!r}.", "Give a probability between 0 and 1.")
+    probabilities = {
+        "audit.share": config.audit.share,
+        "audit.recertify_share": config.audit.recertify_share,
+        "policy.local_share": config.policy.local_share,
+    }
+    for name, value in probabilities.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} is {value!r}.", "Give a probability between 0 and 1.")
     if not 0 <= config.server.port <= 65535:
         raise ConfigError(f"server.port is {config.server.port!r}.", "Give a port between 0 and 65535.")
 

@@ -93,6 +93,10 @@ class Reason(StrEnum):
     """Answered by a service that has only one model behind it."""
 
 
+FINAL_PROVISIONALS = frozenset({Reason.CLOUD_REFUSED, Reason.SAVED})
+"""Reasons of provisional answers that no update follows."""
+
+
 class Status(StrEnum):
     """Whether an answer may still change."""
 
@@ -185,7 +189,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: The request's id.
         output: Label, text or vector.
-        status: Final, or provisional with an update to come.
+        status: Final, or provisional with an update to come, unless its reason is one of `FINAL_PROVISIONALS`.
         source: Where it was computed.
         decision: The router's decision.
         timings_ms: Milliseconds by stage; "total" is always there.
@@ -545,7 +549,7 @@ class AnswerStore(Protocol):
         ...
 
     async def wait_final(self, tenant: str, request_id: str, *, timeout_s: float) -> Answer | None:
-        """Wait until the answer is final, or the cloud refused it, or time is up; then the newest answer, or None."""
+        """Wait until the answer is final, or no update will follow, or time is up; then the newest answer, or None."""
         ...
 
 

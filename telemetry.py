@@ -40,13 +40,24 @@ CLOUD_CALLS = Metric(
 )
 AUDITS = Metric("edgewise_audits_total", "Audited requests by outcome: kept, violated or missing.", ("outcome",))
 PROVISIONAL = Metric(
-    "edgewise_provisional_total", "Provisional answers by their fate: sent, corrected or abandoned.", ("event",)
+    "edgewise_provisional_total", "Provisional answers by their fate: sent, corrected, abandoned or saved.", ("event",)
 )
 PROVISIONAL_OPEN = Metric("edgewise_provisional_open", "Provisional answers whose final answer is still owed.")
 BREAKER_OPEN = Metric("edgewise_breaker_open", "1 while no request waits for the cloud.")
 CERTIFICATE_VALID = Metric(
     "edgewise_certificate_valid", "1 while a certificate is in force, 0 where none is or it was voided."
 )
+AUDIT_STAGE = Metric("edgewise_audit_stage", "1 for what the audits leave of the promise now.", ("stage",))
+AUDIT_EVIDENCE = Metric(
+    "edgewise_audit_evidence_log10", "Evidence against the promise, log10 of the audits' e-value; alarm at 1/delta."
+)
+SCORES = Metric(
+    "edgewise_scores_total", "Routed requests by whether their edge answer has a score: scored, or none.", ("kind",)
+)
+SCORE_DRIFT = Metric(
+    "edgewise_score_drift", "How far live scores are from the certifying ones: the population stability index."
+)
+SPENT_TODAY = Metric("edgewise_policy_spent_today", "Calls or money that the budgeted policy spent today, UTC.")
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
 _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)

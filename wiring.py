@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,12 @@ from edgewise.config import BackendSection, Config, backend_in_use
 from edgewise.contracts import Certificate, CloudClient, Mode, ServiceInfo, new_id
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import CertificateError, ConfigError
-from edgewise.jobs.certify import certificate_beside, load_certificate
+from edgewise.jobs.beside import certificate_beside, load_certificate, load_fitted
 from edgewise.router import Plugs, Router, RouterSettings
 from edgewise.router.certificate import check_model
+from edgewise.router.guard import GuardSettings, OnAlarm
+from edgewise.router.lifetime import Life, Lifetime
+from edgewise.router.policies import PolicySettings, policy_named
 from edgewise.router.settings import Profile
 from edgewise.store import MemoryCache, SqliteStore
 from edgewise.telemetry import Metrics
@@ -29,8 +33,18 @@ from edgewise.wire.serve import bind, serve
 
 if TYPE_CHECKING:
     from edgewise.cloud.engine import Engine
+    from edgewise.router.fitted import Fitted
 
 OnBound = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class _Promised:
+    """What a gateway may promise, and what an operator should know of it, one sentence each."""
+
+    certificate: Certificate | None
+    fitted: Fitted | None
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,11 +93,16 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
     if config.edge.bundle is None:
         raise ConfigError("No bundle is given.", "Name it: edgewise edge serve BUNDLE.")
     model = EdgeModel.load(Path(config.edge.bundle), threads=config.edge.model_threads)
-    certificate, warnings = _certificate_for(model, config)
+    promised = _promised(model, config)
     metrics = Metrics()
     store = resources.enter_context(SqliteStore(config.state.path or ":memory:"))
     router = Router(
-        model, _cloud_of(config), certificate, settings=_settings(config), plugs=_plugs(config, store, metrics)
+        model,
+        _cloud_of(config),
+        promised.certificate,
+        fitted=promised.fitted,
+        settings=_settings(config),
+        plugs=_plugs(config, store, metrics),
     )
     info = ServiceInfo(
         name=model.bundle.core.name,
@@ -103,8 +122,9 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         ready=lambda: None,
         lifespan=router.running,
         new_id=new_id,
+        report=router.report,
     )
-    return Gateway(app, router, info, warnings)
+    return Gateway(app, router, info, promised.warnings)
 
 
 def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None]) -> None:
@@ -180,34 +200,63 @@ def _check_address(config: Config) -> None:
     _api_keys(config.server.api_keys_env)
 
 
-def _certificate_for(model: EdgeModel, config: Config) -> tuple[Certificate | None, tuple[str, ...]]:
-    """The certificate in force; without one only modes that need none may be the default."""
-    path = (
-        Path(config.edge.certificate) if config.edge.certificate else certificate_beside(Path(config.edge.bundle or ""))
-    )
+def _promised(model: EdgeModel, config: Config) -> _Promised:
+    """The certificate in force and what was fitted for it; without one only modes that need none may be the default."""
+    if not policy_named(config.policy.use).certified:
+        warning = f"The policy {config.policy.use!r} follows no certificate: every answer is uncertified."
+        return _Promised(None, None, (warning,))
+    bundle = Path(config.edge.bundle or "")
+    path = Path(config.edge.certificate) if config.edge.certificate else certificate_beside(bundle)
     if config.edge.certificate is None and not path.exists():
         if config.edge.mode in (Mode.EDGE_ONLY, Mode.CLOUD_ONLY):
-            return None, (f"No certificate: every answer in mode {config.edge.mode.value} is uncertified.",)
+            warning = f"No certificate: every answer in mode {config.edge.mode.value} is uncertified."
+            return _Promised(None, None, (warning,))
         raise CertificateError(
             f"There is no certificate {path}.",
             "Issue one: edgewise certify BUNDLE. Or serve uncertified: --mode edge_only, or --mode cloud_only.",
         )
     certificate = load_certificate(path)
-    check_model(certificate, model.digest)
+    check_model(certificate, model.digest, certificate.fitted_digest)
+    fitted = load_fitted(bundle, certificate, Path(config.edge.fitted) if config.edge.fitted else None)
     model.check_golden()
+    return _Promised(
+        certificate, fitted, (*_life_warnings(certificate), *_machine_warnings(certificate, config.edge.other_machine))
+    )
+
+
+def _life_warnings(certificate: Certificate) -> tuple[str, ...]:
+    """Refuse a certificate whose stated life is over; a clock that cannot tell only gets a warning."""
+    if certificate.expires is None:
+        return ()
+    life = Lifetime(certificate.created, certificate.expires).verdict(time.time(), time.monotonic())
+    if life is Life.EXPIRED:
+        raise CertificateError(
+            f"Certificate {certificate.id} expired at {certificate.expires}.",
+            "Certify this bundle again, on items of today: edgewise certify BUNDLE --overwrite.",
+        )
+    if life is Life.OK:
+        return ()
+    return (
+        f"The clock says {datetime.fromtimestamp(time.time(), UTC):%Y-%m-%dT%H:%M:%SZ}, and certificate "
+        f"{certificate.id} was issued at {certificate.created}: everything is escalated until the clock is right.",
+    )
+
+
+def _machine_warnings(certificate: Certificate, other_machine: bool) -> tuple[str, ...]:
+    """Refuse a certificate of another kind of machine, unless that is accepted."""
     device = probe()
     here = (f"onnxruntime {device.onnxruntime}", device.isa)
     if here == (certificate.runtime, certificate.isa):
-        return certificate, ()
+        return ()
     problem = (
         f"Certificate {certificate.id} was issued with {certificate.runtime} on {certificate.isa}; "
         f"here is {here[0]} on {here[1]}."
     )
-    if not config.edge.other_machine:
+    if not other_machine:
         raise CertificateError(
             problem, "Scores may differ: certify on this machine, or accept that with --other-machine."
         )
-    return certificate, (f"{problem} The golden items agree, but other scores may differ.",)
+    return (f"{problem} The golden items agree, but other scores may differ.",)
 
 
 def _cloud_of(config: Config) -> CloudClient | None:
@@ -224,7 +273,19 @@ def _settings(config: Config) -> RouterSettings:
         mode=config.edge.mode,
         budget_ms=config.edge.budget_ms,
         cloud_timeout_s=config.cloud.timeout_s,
+        policy=PolicySettings(
+            use=config.policy.use,
+            local_share=config.policy.local_share,
+            calls_per_day=config.policy.calls_per_day,
+            money_per_day=config.policy.money_per_day,
+            price_per_call=config.policy.price_per_call,
+        ),
         audit_share=config.audit.share,
+        guard=GuardSettings(
+            on_alarm=OnAlarm(config.audit.on_alarm),
+            recertify_share=config.audit.recertify_share,
+            recertify_items=config.audit.recertify_items,
+        ),
         failures_to_open=config.cloud.failures_to_open,
         cool_down_s=config.cloud.cool_down_s,
         inference_threads=config.edge.inference_threads or probe().cores,
@@ -234,7 +295,14 @@ def _settings(config: Config) -> RouterSettings:
 
 def _plugs(config: Config, store: SqliteStore, metrics: Metrics) -> Plugs:
     cache = MemoryCache(config.cache.max_bytes, config.cache.ttl_s, time) if config.cache.max_bytes else None
-    return Plugs(cache=cache, outbox=store.outbox, answers=store.answers, audits=store.audits, metrics=metrics)
+    return Plugs(
+        cache=cache,
+        outbox=store.outbox,
+        answers=store.answers,
+        audits=store.audits,
+        spending=store.spending,
+        metrics=metrics,
+    )
 
 
 def _limits(config: Config) -> Limits:

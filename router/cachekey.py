@@ -10,14 +10,14 @@ _KEY_BYTES = 32
 _LENGTH_BYTES = 8
 
 
-def cache_key(request: Request, *, certificate_id: str | None, model_digest: str, reference: Reference | None) -> bytes:
+def cache_key(request: Request, *, scope: str | None, model_digest: str, reference: Reference | None) -> bytes:
     """Digest of everything that may change the answer, and of whose it is; budget, session and id may not.
 
     Each field is preceded by its length, so that no two different requests concatenate to the same bytes.
 
     Args:
         request: The request, its mode filled in.
-        certificate_id: The certificate in force, or None.
+        scope: What local answers to the request rest on, such as the certificate in force and its group; or None.
         model_digest: The edge bundle.
         reference: The cloud that answers escalations, or None.
 
@@ -30,7 +30,7 @@ def cache_key(request: Request, *, certificate_id: str | None, model_digest: str
         request.data_policy.value,
         request.task,
         None if request.mode is None else request.mode.value,
-        certificate_id,
+        scope,
         model_digest,
         None if reference is None else reference.name,
         None if reference is None else reference.version,

@@ -99,6 +99,19 @@ class Escalation:
         self._succeeded(reference)
         return True
 
+    async def watch(self, probed: asyncio.Event, *, every_s: float, retry_s: float) -> None:
+        """Ask again and again which model answers; sooner while none does.
+
+        Args:
+            probed: Set after the first probe, whatever came of it.
+            every_s: Seconds until the next probe.
+            retry_s: The same after one that failed.
+        """
+        while True:
+            answered = await self.probe()
+            probed.set()
+            await asyncio.sleep(every_s if answered else retry_s)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._cloud.aclose()

@@ -6,7 +6,6 @@ import msgspec
 
 from edgewise.contracts import (
     Answer,
-    Certificate,
     DataPolicy,
     Mode,
     Reason,
@@ -30,34 +29,25 @@ class Recall:
         self._cache = cache
         self._model_digest = model_digest
 
-    def find(
-        self, request: Request, mode: Mode, certificate: Certificate | None, reference: Reference | None
-    ) -> Answer | None:
-        """The answer to an equal request under the same certificate and cloud, in this request's name."""
+    def find(self, request: Request, mode: Mode, scope: str, reference: Reference | None) -> Answer | None:
+        """The answer to an equal request of the same scope and cloud, in this request's name."""
         if self._cache is None or not _may_be_kept(request):
             return None
-        found = self._cache.get(self._key(request, mode, certificate, reference))
+        found = self._cache.get(self._key(request, mode, scope, reference))
         if found is None:
             return None
         decision = msgspec.structs.replace(found.decision, reason=Reason.CACHE_HIT)
         return msgspec.structs.replace(found, id=request.id, source=Source.CACHE, decision=decision)
 
-    def keep(
-        self,
-        request: Request,
-        mode: Mode,
-        certificate: Certificate | None,
-        reference: Reference | None,
-        final: Answer,
-    ) -> None:
+    def keep(self, request: Request, mode: Mode, scope: str, reference: Reference | None, final: Answer) -> None:
         """Keep a final answer; `reference` is the cloud that gave it, or the one in force where the edge did."""
         if self._cache is not None and _may_be_kept(request):
-            self._cache.put(self._key(request, mode, certificate, reference), final)
+            self._cache.put(self._key(request, mode, scope, reference), final)
 
-    def _key(self, request: Request, mode: Mode, certificate: Certificate | None, reference: Reference | None) -> bytes:
+    def _key(self, request: Request, mode: Mode, scope: str, reference: Reference | None) -> bytes:
         return cache_key(
             msgspec.structs.replace(request, mode=mode),
-            certificate_id=certificate.id if certificate else None,
+            scope=scope,
             model_digest=self._model_digest,
             reference=reference,
         )

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, Request, ResponseCache
+from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, Request, ResponseCache, Spending
 from edgewise.errors import RequestError
+from edgewise.router.guard import GuardSettings
+from edgewise.router.policies import PolicySettings
 from edgewise.telemetry import Metrics
 
 
@@ -34,7 +36,9 @@ class RouterSettings:
         mode: Mode of requests that name none.
         budget_ms: Budget of requests that name none; None waits for the cloud up to its time-out.
         cloud_timeout_s: Longest a cloud call may take, also in the background.
+        policy: What routes guarded and speculative requests.
         audit_share: Probability with which a request is audited.
+        guard: What an audit alarm leads to.
         failures_to_open: Consecutive cloud failures that open the breaker.
         cool_down_s: Seconds between probes of a cloud that fails.
         reference_check_s: Seconds between checks that the cloud still is the certified one, while `running`.
@@ -45,7 +49,9 @@ class RouterSettings:
     mode: Mode = Mode.GUARDED
     budget_ms: float | None = None
     cloud_timeout_s: float = 30.0
+    policy: PolicySettings = field(default_factory=PolicySettings)
     audit_share: float = 0.01
+    guard: GuardSettings = field(default_factory=GuardSettings)
     failures_to_open: int = 3
     cool_down_s: float = 5.0
     reference_check_s: float = 60.0
@@ -77,6 +83,7 @@ class Plugs:
         outbox: Durable list of requests owed a final answer.
         answers: Where provisional answers and their updates are kept for pick-up.
         audits: Where audit draws and verdicts are kept; without it nothing is audited.
+        spending: Where the budgeted policy keeps what it spent.
         metrics: Where the router counts.
         clock: Time; the standard library's module satisfies the Protocol.
         uniform: Numbers in [0, 1), private to this process: they decide which requests are audited.
@@ -86,6 +93,7 @@ class Plugs:
     outbox: Outbox | None = None
     answers: AnswerStore | None = None
     audits: AuditLog | None = None
+    spending: Spending | None = None
     metrics: Metrics = field(default_factory=Metrics)
     clock: Clock = time
     uniform: Callable[[], float] = random.SystemRandom().random

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from edgewise.contracts import Answer, Clock, Reason, Status
+from edgewise.contracts import FINAL_PROVISIONALS, Answer, Clock, Status
 from edgewise.store.database import Database
 from edgewise.store.records import decode_answer, encode_answer
 
@@ -59,7 +59,7 @@ class Waiters:
 
 
 def _is_settled(answer: Answer) -> bool:
-    return answer.status is Status.FINAL or answer.decision.reason is Reason.CLOUD_REFUSED
+    return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

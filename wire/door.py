@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import msgspec
 
@@ -89,6 +90,7 @@ def front_door(
     ready: Callable[[], str | None] = _always_ready,
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
     new_id: Callable[[], str] = new_id,
+    report: Callable[[], Mapping[str, Any]] | None = None,
 ) -> AsgiApp:
     """Build the application.
 
@@ -102,6 +104,7 @@ def front_door(
         ready: Gives None when the service is ready, else the reason why not.
         lifespan: Entered when the server starts and left when it stops.
         new_id: Makes the id of a request that brings none.
+        report: Gives what the service promises now, for the front page; None where it promises nothing.
 
     Raises:
         ConfigError: The service's name cannot stand in a URL.
@@ -117,6 +120,7 @@ def front_door(
         ready=ready,
         lifespan=lifespan or contextlib.nullcontext,
         new_id=new_id,
+        report=report,
     )
 
 
@@ -135,6 +139,7 @@ class FrontDoor:
         ready: Callable[[], str | None],
         lifespan: Callable[[], AbstractAsyncContextManager[None]],
         new_id: Callable[[], str],
+        report: Callable[[], Mapping[str, Any]] | None,
     ) -> None:
         self._service = service
         self._info = info
@@ -163,6 +168,7 @@ class FrontDoor:
             max_wait_ms=limits.max_wait_ms,
             polls=Places(limits.max_polls, "clients wait for an answer"),
             on_fault=self._count_fault,
+            report=report,
         ).app()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,7 +5,8 @@ Owns their paths and replies; keys, limits and the hot routes are the door's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -39,6 +40,7 @@ class Pages:
         max_wait_ms: The longest poll, in milliseconds.
         polls: Places for polls that wait.
         on_fault: Told of each fault before it is sent.
+        report: Gives what the service promises now, or None.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Pages:
         max_wait_ms: float,
         polls: Places,
         on_fault: Callable[[Fault], None],
+        report: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         self._info = info
         self._answers = answers
@@ -59,6 +62,7 @@ class Pages:
         self._max_wait_ms = max_wait_ms
         self._polls = polls
         self._on_fault = on_fault
+        self._report = report
 
     def app(self) -> Starlette:
         """The application."""
@@ -83,14 +87,13 @@ class Pages:
         return app
 
     async def _describe(self, request: HttpRequest) -> Response:
-        return _json(
-            {
-                "name": "edgewise",
-                "version": __version__,
-                "service": self._info,
-                "endpoints": ["/v1/predict", "/v1/answers/{id}", "/v2", "/healthz", "/readyz", "/metrics"],
-            }
-        )
+        page = {
+            "name": "edgewise",
+            "version": __version__,
+            "service": self._info,
+            "endpoints": ["/v1/predict", "/v1/answers/{id}", "/v2", "/healthz", "/readyz", "/metrics"],
+        }
+        return _json(page if self._report is None else {**page, "promise": self._report()})
 
     async def _answer(self, request: HttpRequest) -> Response:
         request_id = request.path_params["id"]

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from edgewise.cloud.clients.http import HttpBackend, NotServedError, Response
-from edgewise.contracts import CloudReply, Reason, Reference, Request, Status
+from edgewise.contracts import FINAL_PROVISIONALS, CloudReply, Reference, Request, Status
 from edgewise.errors import CloudRefusedError, CloudResponseError, CloudTimeoutError, ConfigError, InputError
 from edgewise.wire import oip
 
@@ -183,10 +183,10 @@ def _cloud_reply(body: bytes) -> CloudReply:
             f"The model {reply.model_name} does not say which version answered.",
             "Serve it with a version; a certificate speaks of one version only.",
         )
-    if reply.status() is not Status.FINAL and _says_refused(reply):
+    if reply.status() is not Status.FINAL and _is_last_word(reply):
         raise CloudRefusedError(
-            f"The model {reply.model_name} answered provisionally: its own cloud refuses this item.",
-            "Change the item; asking again gives the same.",
+            f"The model {reply.model_name} answered provisionally: its own cloud refuses this item, or is not asked.",
+            "Change the item, or the policy of the service behind that gateway.",
         )
     if reply.status() is not Status.FINAL:
         raise CloudResponseError(
@@ -196,6 +196,7 @@ def _cloud_reply(body: bytes) -> CloudReply:
     return CloudReply(reply.output(), Reference(reply.model_name, reply.model_version))
 
 
-def _says_refused(reply: oip.InferReply) -> bool:
-    """Whether a gateway gives as its reason that the cloud behind it refuses this very item."""
-    return any(tensor.name == "reason" and tensor.data == [Reason.CLOUD_REFUSED] for tensor in reply.outputs)
+def _is_last_word(reply: oip.InferReply) -> bool:
+    """Whether a gateway gives as its reason that no final answer will follow its provisional one."""
+    reasons = [tensor.data for tensor in reply.outputs if tensor.name == "reason"]
+    return any([reason] in reasons for reason in FINAL_PROVISIONALS)

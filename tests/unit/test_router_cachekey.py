@@ -24,7 +24,7 @@ identities = st.fixed_dictionaries(
         "task": texts,
         "mode": st.none() | st.sampled_from(Mode),
         "inputs": items,
-        "certificate_id": st.none() | texts,
+        "scope": st.none() | texts,
         "model_digest": texts,
         "reference": st.none() | st.builds(Reference, texts, texts),
     }
@@ -53,7 +53,7 @@ def test_keys_are_equal_iff_all_fields_are(one: dict[str, object], other: dict[s
 @given(
     identities,
     identities,
-    st.sampled_from(["tenant", "task", "mode", "data_policy", "inputs", "certificate_id", "model_digest", "reference"]),
+    st.sampled_from(["tenant", "task", "mode", "data_policy", "inputs", "scope", "model_digest", "reference"]),
 )
 def test_a_change_in_any_one_field_changes_the_key(
     one: dict[str, object], other: dict[str, object], field: str
@@ -68,7 +68,7 @@ def test_fields_do_not_run_into_each_other(first: str, second: str, third: str) 
         "inputs": "x",
         "data_policy": DataPolicy.ANY,
         "mode": None,
-        "certificate_id": None,
+        "scope": None,
         "reference": None,
     }
     one = {**identity, "tenant": first + second, "task": third, "model_digest": ""}
@@ -88,7 +88,7 @@ def test_a_view_has_the_key_of_its_copy() -> None:
         "data_policy": DataPolicy.ANY,
         "task": "",
         "mode": None,
-        "certificate_id": None,
+        "scope": None,
         "model_digest": "",
         "reference": None,
     }

@@ -1,6 +1,7 @@
 """The flow with a scripted edge and a scripted cloud: every branch, and what each leaves behind."""
 
 import asyncio
+import itertools
 
 import msgspec
 import numpy as np
@@ -90,12 +91,13 @@ class ScriptedCloud:
 
 
 class DictStore:
-    """Outbox, answers and audits in dictionaries: the Protocols without durability."""
+    """Outbox, answers, audits and spending in dictionaries: the Protocols without durability."""
 
     def __init__(self):
         self.owed = {}
         self.stored = {}
-        self.audits = []
+        self.audits, self.drawn_in, self.found = [], [], []
+        self.folded, self.kept, self.days = {}, {}, {}
         self.changed = asyncio.Event()
 
     # Outbox
@@ -130,17 +132,55 @@ class DictStore:
         return found
 
     # AuditLog
-    def drawn(self, request_id, certificate_id):
+    def drawn(self, request_id, epoch):
         self.audits.append(None)
+        self.drawn_in.append(epoch)
+        self.found.append(None)
         return len(self.audits) - 1
 
-    def verdict(self, position, *, violation, missing=False):
+    def verdict(self, position, verdict):
         assert self.audits[position] is None
-        self.audits[position] = (violation, missing)
+        self.audits[position] = (verdict.violation, verdict.missing)
+        self.found[position] = verdict
         self.changed.set()
 
-    def totals(self, certificate_id):
-        return AuditTotals(drawn=len(self.audits))
+    def advance(self, epoch, fold):
+        state, done = self.folded.get(epoch, (None, 0))
+        fresh = self._in_order(epoch)[done:]
+        self.folded[epoch] = (fold(state, fresh), done + len(fresh))
+        return self.folded[epoch][0]
+
+    def verdicts(self, epoch, limit):
+        return self._in_order(epoch)[:limit]
+
+    def _in_order(self, epoch):
+        """Verdicts of an epoch in draw order, up to the first draw that is still open."""
+        mine = [found for found, where in zip(self.found, self.drawn_in, strict=True) if where == epoch]
+        return list(itertools.takewhile(lambda verdict: verdict is not None, mine))
+
+    def totals(self, epoch):
+        mine = [found for found, where in zip(self.found, self.drawn_in, strict=True) if where == epoch]
+        known = [verdict for verdict in mine if verdict is not None]
+        return AuditTotals(
+            drawn=len(mine),
+            violations=sum(verdict.violation for verdict in known),
+            missing=sum(verdict.missing for verdict in known),
+            open=len(mine) - len(known),
+        )
+
+    def remember(self, key, value):
+        self.kept[key] = value
+
+    def recall(self, key):
+        return self.kept.get(key)
+
+    # Spending
+    def spent(self, day):
+        return self.days.get(day, 0.0)
+
+    def spend(self, day, amount):
+        self.days[day] = self.spent(day) + amount
+        return self.days[day]
 
     async def settled(self):
         while None in self.audits:
