@@ -44,7 +44,7 @@ from edgewise.files import sha256_file, sha256_tree
 
 NAMES = ("clinc150", "reuters")
 PARTS = ("tuning", "pool")
-RECIPE = "int8_dynamic"
+RECIPE = "embedding+int8_dynamic"
 REUTERS_TUNING_ITEMS = 800
 REUTERS_CLOUD_TOKENS = 64
 TRAIN_THREADS = 1
