@@ -289,13 +289,15 @@ class EdgeGenerator:
             for start in range(0, ids.size, _CHUNK):
                 generator.append_tokens(ids[start : start + _CHUNK])
             scratch = np.empty_like(generator.get_logits().reshape(-1))
-            for _ in range(length - int(ids.size)):
+            for number in range(length - int(ids.size)):
                 logits = generator.get_logits().reshape(-1)
                 generator.generate_next_token()
                 token = int(generator.get_next_tokens()[0])
                 if token in self._ends:
                     return
-                yield Piece(stream.step(tokenizer, token) or "", token, _logprob(logits, token, scratch))
+                logprob = _logprob(logits, token, scratch)
+                margin = None if number else _margin(token, logprob, scratch)
+                yield Piece(stream.step(tokenizer, token) or "", token, logprob, margin)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -404,6 +406,12 @@ def _logprob(logits: NDArray[np.float32], token: int, scratch: NDArray[np.float3
     """Log-softmax at the greedy token, whose logit is the largest. A fresh array a token would double its cost."""
     np.subtract(logits, logits[token], out=scratch)
     return -float(np.log(np.exp(scratch, out=scratch).sum()))
+
+
+def _margin(token: int, logprob: float, scratch: NDArray[np.float32]) -> float:
+    """The greedy token's probability minus the second largest; `_logprob` left each over the first in `scratch`."""
+    scratch[token] = 0.0
+    return float(np.exp(logprob) * (1.0 - scratch.max()))
 
 
 def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:

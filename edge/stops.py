@@ -17,11 +17,13 @@ class Piece(NamedTuple):
         text: Its text; empty where it ends in the middle of a character, which the next piece then completes.
         token: Its id.
         logprob: Its natural log-probability under the model.
+        margin: Of the first token of an answer, its probability minus that of the second likeliest; else None.
     """
 
     text: str
     token: int
     logprob: float
+    margin: float | None = None
 
 
 def until(pieces: Iterable[Piece], stop: Sequence[str]) -> Iterator[Piece]:

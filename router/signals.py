@@ -1,75 +1,279 @@
-"""Confidence signals: logits in, one score an item out, larger is more confident. Pure and vectorised.
+"""Confidence signals: one score an item, larger is more confident. Pure, and vectorised over the last axis.
 
-Owns the one way from a prediction to its score, so that what is certified is what is routed by. Owns no threshold: what
-a score is worth is the certificate's to say.
+Owns the names of the signals with their options ("max_probability:temperature=1.7"), and the one way from a prediction
+to its score, so that what is certified is what is routed by. Owns no threshold: what a score is worth is the
+certificate's to say. What was fitted to data is in `fitted.py`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from edgewise.contracts import FloatArray, Prediction, Signal
 from edgewise.errors import ConfigError
 
+if TYPE_CHECKING:
+    from edgewise.router.fitted import Fitted
 
-def softmax(logits: FloatArray) -> FloatArray:
-    """Probabilities of rows of logits, shape (n, classes), in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
-
-
-def margin(logits: FloatArray) -> FloatArray:
-    """Largest minus second largest probability, shape (n,), in [0, 1]; 1 where there is only one class."""
-    probabilities = softmax(logits)
-    if probabilities.shape[1] == 1:
-        return np.ones(len(probabilities))
-    top_two = np.partition(probabilities, -2, axis=1)[:, -2:]
-    return np.asarray(top_two[:, 1] - top_two[:, 0])
+COMBINED = "combined"
+"""The signal that is fitted on the tuning part; it takes classifiers and generators."""
 
 
-def max_probability(logits: FloatArray) -> FloatArray:
-    """Largest probability (Hendrycks & Gimpel 2017), shape (n,), in (0, 1]."""
-    return np.asarray(softmax(logits).max(axis=1))
+def softmax(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
+    """Probabilities of logits of shape (…, classes), in float64.
 
-
-def negative_entropy(logits: FloatArray) -> FloatArray:
-    """Minus the entropy of the probabilities in nats, shape (n,), in [-log(classes), 0]."""
-    probabilities = softmax(logits)
-    logarithms = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
-    return np.asarray((probabilities * logarithms).sum(axis=1))
-
-
-SIGNALS: dict[str, Signal] = {"margin": margin, "max_probability": max_probability, "entropy": negative_entropy}
-"""Every signal by the name that certificates and bundles carry."""
-
-
-def signal_named(name: str) -> Signal:
-    """The signal called `name`.
-
-    Raises:
-        ConfigError: There is none.
+    Args:
+        logits: The logits.
+        temperature: They are divided by it first (Guo et al. 2017, equation 9).
     """
-    try:
-        return SIGNALS[name]
-    except KeyError:
-        raise ConfigError(f"There is no signal {name!r}.", f"Choose one of: {', '.join(sorted(SIGNALS))}.") from None
+    shares = _shifted(logits, temperature)
+    np.exp(shares, out=shares)
+    shares /= np.add.reduce(shares, axis=-1, keepdims=True)
+    return shares
 
 
-def score_of(prediction: Prediction, signal: str) -> float:
-    """The confidence in one prediction, by the signal of that name; NaN, which always escalates, where there is none.
+def margin(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
+    """Largest minus second largest probability, in [0, 1]; 1 where there is only one class."""
+    shares = softmax(logits, temperature=temperature)
+    if shares.shape[-1] == 1:
+        return np.ones(shares.shape[:-1])
+    shares.partition(-2, axis=-1)
+    return np.asarray(shares[..., -1] - shares[..., -2])
 
-    A margin that the graph itself computed is taken as it is. An input out of distribution has no score, and neither
-    has an answer without logits.
 
-    Raises:
-        ConfigError: There is no such signal.
+def max_probability(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
+    """Largest probability (Hendrycks & Gimpel 2017), in (0, 1]."""
+    return np.asarray(np.maximum.reduce(softmax(logits, temperature=temperature), axis=-1))
+
+
+def negative_entropy(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
+    """Minus the entropy of the probabilities in nats, in [-log(classes), 0]."""
+    shares = softmax(logits, temperature=temperature)
+    logarithms = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    # A NaN is not above 0; it comes in again by the product.
+    logarithms *= shares
+    return np.asarray(np.add.reduce(logarithms, axis=-1))
+
+
+def energy(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
+    """Negative free energy, T log sum exp(logits / T) (Liu et al. 2020, equation 4, its sign turned)."""
+    shifted = _shifted(logits, temperature)
+    highest = np.maximum.reduce(logits, axis=-1).astype(np.float64)
+    return np.asarray(highest + temperature * np.log(np.add.reduce(np.exp(shifted, out=shifted), axis=-1)))
+
+
+def max_logit(logits: FloatArray) -> FloatArray:
+    """Largest logit (Hendrycks et al. 2022)."""
+    return np.asarray(np.maximum.reduce(logits, axis=-1).astype(np.float64))
+
+
+def pnorm(logits: FloatArray, *, p: float = 4.0) -> FloatArray:
+    """Largest of the centred logits over their p-norm (Cattelan & Silva 2024), in [0, 1]; 0 where all are the same."""
+    centred = logits.astype(np.float64, order="C")
+    centred -= np.add.reduce(centred, axis=-1, keepdims=True) / centred.shape[-1]
+    highest = np.maximum.reduce(centred, axis=-1, keepdims=True)
+    sizes = np.abs(centred)
+    largest = np.maximum.reduce(sizes, axis=-1, keepdims=True)
+    # Over the largest size first: the p-th power of a logit may be beyond what a float holds. NaN is not 0 and stays.
+    scale = np.where(largest == 0, 1.0, largest)
+    sizes /= scale
+    # By the ufunc: the operator takes another routine for a single number than for an array, and differs by a bit.
+    norm = np.power(np.add.reduce(np.power(sizes, p, out=sizes), axis=-1), 1.0 / p)
+    return np.asarray((highest / scale)[..., 0] / np.where(norm == 0, 1.0, norm))
+
+
+def _shifted(logits: FloatArray, temperature: float) -> FloatArray:
+    """Logits over the temperature, the largest of each row taken to 0; a fresh array in float64.
+
+    In C order: sums go along a row in the same steps whether there is one row or many, so that a score never depends on
+    the items beside its own.
     """
-    score = signal_named(signal)
-    if prediction.out_of_distribution or prediction.logits is None:
+    shifted = logits.astype(np.float64, order="C")
+    shifted -= np.maximum.reduce(shifted, axis=-1, keepdims=True)
+    if temperature != 1.0:
+        shifted /= temperature
+    return shifted
+
+
+SIGNALS: dict[str, Signal] = {
+    "margin": margin,
+    "max_probability": max_probability,
+    "entropy": negative_entropy,
+    "energy": energy,
+    "max_logit": max_logit,
+    "pnorm": pnorm,
+}
+"""Every signal of a classifier's logits by the name that certificates and bundles carry."""
+
+
+def mean_logprob(prediction: Prediction) -> float:
+    """Mean log-probability of the generated tokens, in nats."""
+    logprobs = _logprobs(prediction)
+    return math.nan if logprobs is None else float(logprobs.mean())
+
+
+def low_logprob(prediction: Prediction) -> float:
+    """The 10 % quantile of the log-probabilities of the generated tokens, in nats (Gupta et al. 2024)."""
+    logprobs = _logprobs(prediction)
+    return math.nan if logprobs is None else float(np.quantile(logprobs, 0.1))
+
+
+def first_margin(prediction: Prediction) -> float:
+    """Largest minus second largest probability of the first generated token."""
+    if prediction.token_logprobs is None or prediction.margin is None:
         return math.nan
-    if score is margin and prediction.margin is not None:
+    return prediction.margin
+
+
+def _logprobs(prediction: Prediction) -> FloatArray | None:
+    """The log-probabilities in float64; None where there are none."""
+    found = prediction.token_logprobs
+    return None if found is None or not len(found) else np.asarray(found, dtype=np.float64)
+
+
+GENERATOR_SIGNALS: Mapping[str, Callable[[Prediction], float]] = {
+    "mean_logprob": mean_logprob,
+    "low_logprob": low_logprob,
+    "first_margin": first_margin,
+}
+"""Every signal of a generated text by its name."""
+
+
+class Range(NamedTuple):
+    """What an option of a signal may be, both ends included."""
+
+    low: float
+    high: float
+
+
+_TEMPERATURE = {"temperature": Range(0.01, 100.0)}
+
+OPTIONS: Mapping[str, Mapping[str, Range]] = {
+    "margin": _TEMPERATURE,
+    "max_probability": _TEMPERATURE,
+    "entropy": _TEMPERATURE,
+    "energy": _TEMPERATURE,
+    "pnorm": {"p": Range(1.0, 100.0)},
+}
+"""Options by signal; a signal that is not listed has none."""
+
+
+def signal_named(text: str) -> Signal:
+    """The signal of logits that a text such as "max_probability:temperature=1.7" names.
+
+    Raises:
+        ConfigError: There is none of that name, it has no such option, or the value is out of its range.
+    """
+    name, options = _parsed(text)
+    if name not in SIGNALS:
+        raise _unknown(name, SIGNALS)
+    # A Signal promises logits alone; what options it takes besides stands in OPTIONS.
+    signal: Callable[..., FloatArray] = SIGNALS[name]
+    return partial(signal, **options) if options else SIGNALS[name]
+
+
+def check_signal(text: str, fitted: Fitted | None = None) -> None:
+    """Hold the name of any signal, also of generated texts and the combined one, to what there is.
+
+    Args:
+        text: The signal's name and options.
+        fitted: What was fitted on the tuning part, or None.
+
+    Raises:
+        ConfigError: There is no such signal or option, or "combined" was not fitted.
+    """
+    name, _ = _parsed(text)
+    if name == COMBINED:
+        if fitted is None or fitted.combination is None:
+            raise _not_fitted()
+    elif name not in SIGNALS and name not in GENERATOR_SIGNALS:
+        raise _unknown(name, (*SIGNALS, *GENERATOR_SIGNALS, COMBINED))
+
+
+def score_of(prediction: Prediction, signal: str, fitted: Fitted | None = None) -> float:
+    """The confidence in one prediction; NaN, which always escalates, where there is none.
+
+    A margin that the graph itself computed is taken as it is. An input out of distribution has no score, whether the
+    model says so or the distance to the tuning part; neither has an answer without what the signal reads.
+
+    Args:
+        prediction: What the edge model says.
+        signal: The signal's name and options.
+        fitted: What was fitted on the tuning part; its neighbours veto.
+
+    Raises:
+        ConfigError: There is no such signal, or "combined" was not fitted.
+    """
+    check_signal(signal, fitted)
+    if prediction.out_of_distribution:
+        return math.nan
+    distance = math.nan
+    if fitted is not None and fitted.neighbours is not None and prediction.embedding is not None:
+        distance = fitted.neighbours.distance(prediction.embedding)
+        if not distance <= fitted.neighbours.cut:
+            return math.nan
+    if signal == COMBINED and fitted is not None and fitted.combination is not None:
+        return fitted.combination.score(prediction, distance)
+    if signal in GENERATOR_SIGNALS:
+        return GENERATOR_SIGNALS[signal](prediction)
+    if prediction.logits is None:
+        return math.nan
+    if signal == "margin" and prediction.margin is not None:
         return prediction.margin
-    return float(score(prediction.logits[np.newaxis])[0])
+    return float(signal_named(signal)(prediction.logits))
+
+
+def is_foreign(prediction: Prediction, fitted: Fitted | None = None) -> bool:
+    """Whether the input is out of distribution: by the model's own word, or by its distance to the tuning part."""
+    if prediction.out_of_distribution:
+        return True
+    if fitted is None or fitted.neighbours is None or prediction.embedding is None:
+        return False
+    return fitted.neighbours.is_foreign(prediction.embedding)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> tuple[str, Mapping[str, float]]:
+    """Name and options; whether there is a signal of that name is not asked, since more may be added."""
+    name, *parts = text.split(":")
+    known = OPTIONS.get(name, {})
+    options: dict[str, float] = {}
+    for part in parts:
+        option, _, value = part.partition("=")
+        if option not in known:
+            choices = f"Choose from: {', '.join(known)}." if known else "It has none."
+            raise ConfigError(f"The signal {name!r} has no option {option!r}.", choices)
+        if option in options:
+            raise ConfigError(f"The option {option!r} of {text!r} is named twice.", "Name it once.")
+        options[option] = _number(name, option, value, known[option])
+    return name, MappingProxyType(options)
+
+
+def _number(name: str, option: str, value: str, allowed: Range) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not allowed.low <= number <= allowed.high:
+        raise ConfigError(
+            f"The option {option!r} of the signal {name!r} is {value!r}.",
+            f"Give a number from {allowed.low:g} to {allowed.high:g}.",
+        )
+    return number
+
+
+def _unknown(name: str, choices: Mapping[str, object] | tuple[str, ...]) -> ConfigError:
+    return ConfigError(f"There is no signal {name!r}.", f"Choose one of: {', '.join(sorted(choices))}.")
+
+
+def _not_fitted() -> ConfigError:
+    return ConfigError(
+        f"The signal {COMBINED!r} has to be fitted on a tuning part, and was not.",
+        "Fit it, or choose another signal.",
+    )

@@ -6,11 +6,12 @@ To add one, write a file like `margin.py` and list it here. Importing this loads
 from __future__ import annotations
 
 from edgewise.quantize.transforms.base import Changed, TransformKind
+from edgewise.quantize.transforms.embedding import KIND as EMBEDDING
 from edgewise.quantize.transforms.fuse import KIND as FUSE
 from edgewise.quantize.transforms.margin import KIND as MARGIN
 from edgewise.quantize.transforms.trim import KIND as TRIM
 
-TRANSFORMS: dict[str, TransformKind] = {kind.name: kind for kind in (FUSE, TRIM, MARGIN)}
+TRANSFORMS: dict[str, TransformKind] = {kind.name: kind for kind in (FUSE, TRIM, EMBEDDING, MARGIN)}
 """Every transform by its name, in the order in which they are applied."""
 
 __all__ = ["TRANSFORMS", "Changed", "TransformKind"]

@@ -38,6 +38,15 @@ def test_pieces_are_the_likeliest_tokens_with_their_probabilities(generator, tin
     np.testing.assert_allclose([piece.logprob for piece in pieces], expected, atol=1e-5)
 
 
+def test_the_first_piece_carries_its_margin_over_the_second_likeliest(generator, tiny_generator):
+    first, *others = generator.generate("once a", max_tokens=3)
+    shares = np.sort(np.exp(tiny_generator.expected_logprobs(tiny_generator.ids_of("ab"))[0]))
+    assert first.margin == pytest.approx(shares[-1] - shares[-2], abs=1e-5)
+    assert [piece.margin for piece in others] == [None, None]
+    (cut,) = generator.generate("once a", max_tokens=3, stop=["cd"])
+    assert cut.margin == first.margin
+
+
 def test_an_answer_ends_with_the_model_and_its_end_is_no_piece(generator):
     assert text_of(generator.generate("x", max_tokens=50)) == "yz"
     assert list(generator.generate("z", max_tokens=50)) == []

@@ -1,6 +1,7 @@
 """Transforms on graphs made by hand: what they promise is read off the graph and the tokenizer they write."""
 
 import json
+import re
 
 import msgspec
 import numpy as np
@@ -82,6 +83,63 @@ def test_a_graph_that_has_no_logits_has_no_margin(tmp_path, tiny_models):
     out, outcome = build(tmp_path, tmp_path / "in.onnx", "margin+fp32")
     assert "no logits" in outcome.inapplicable
     assert not out.exists()
+    assert not list(tmp_path.glob("out.*"))
+
+
+# embedding
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8_dynamic", "fp16"])
+def test_what_the_last_layer_reads_becomes_the_prediction_s_embedding(tmp_path, tiny_models, tiny_text_onnx, recipe):
+    out, outcome = build(tmp_path, tiny_text_onnx, f"embedding+{recipe}")
+    assert outcome.facts[0] == "the graph gives an embedding of 32 numbers"
+    packed = tmp_path / "bundle"
+    tiny_models.pack_bundle(tiny_models.text_source(out), packed)
+    text = tiny_models.TEXTS[0]
+    (prediction,) = tiny_models.EdgeModel.load(packed).predict([text])
+    assert prediction.embedding.dtype == np.float32
+    direction = prediction.embedding / np.linalg.norm(prediction.embedding)
+    np.testing.assert_allclose(direction, tiny_models.expected_embedding(text), atol=0.02)
+    np.testing.assert_allclose(prediction.logits, tiny_models.expected_logits(text), atol=0.1)
+
+
+def test_the_embedding_is_found_behind_a_bias_under_any_name(tmp_path, tiny_models):
+    onnx.save(tiny_models.image_model(), tmp_path / "in.onnx")
+    out, _ = build(tmp_path, tmp_path / "in.onnx", "margin+embedding+fp32")
+    pixels = np.random.default_rng(0).random((2, 1, 8, 8)).astype(np.float32)
+    embedding, margin = run(out, {"pixel_values": pixels}, ["sentence_embedding", "margin"])
+    np.testing.assert_array_equal(embedding, pixels.reshape(2, 64))
+    assert margin.shape == (2,)
+
+
+def other_end(model):
+    model.graph.node.append(helper.make_node("Tanh", ["score"], ["logits"]))
+    model.graph.node[-2].output[0] = "score"
+    return model
+
+
+def name_taken(model):
+    model.graph.node.append(helper.make_node("Identity", ["total"], ["sentence_embedding"]))
+    for node in model.graph.node[:-1]:
+        for names in (node.input, node.output):
+            names[:] = ["features" if name == "sentence_embedding" else name for name in names]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda models: models.tagger_model(), r"\(batch, classes\), these have 3 axes"),
+        (lambda models: models.embedder_model(), "gives no logits"),
+        (lambda models: models.text_model(with_embedding=True), "already"),
+        (lambda models: other_end(models.text_model()), "come from Tanh"),
+        (lambda models: name_taken(models.text_model()), "another tensor"),
+    ],
+)
+def test_a_graph_without_such_a_layer_keeps_its_outputs(tmp_path, tiny_models, made, told):
+    onnx.save(made(tiny_models), tmp_path / "in.onnx")
+    _, outcome = build(tmp_path, tmp_path / "in.onnx", "embedding+fp32")
+    assert re.search(told, outcome.inapplicable)
     assert not list(tmp_path.glob("out.*"))
 
 

@@ -1,0 +1,240 @@
+"""The signal "combined": what predicts best, from several signals at once, that the edge agrees. Pure.
+
+Owns the features and their fit on the tuning part. Its score is a log-odds: it orders items, and no more is asked of a
+score; what it is worth is the certificate's to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.contracts import FloatArray, Prediction
+from edgewise.errors import CertificateError
+from edgewise.router.isotonic import Isotonic, fit_isotonic
+from edgewise.router.logistic import fit_logistic, standardiser
+from edgewise.router.neighbours import Neighbours
+
+CLASSIFIER_FEATURES = ("margin", "gap", "max_probability", "entropy", "energy", "max_logit", "pnorm")
+"""Of logits: signals by their names, and the gap between the two largest logits, which is their log-odds."""
+
+GENERATOR_FEATURES = ("mean_logprob", "low_logprob", "first_margin")
+"""Of generated texts; the mean is corrected for length, and each goes through isotonic regression."""
+
+RIDGE = 2.0
+_P = 4
+_LEAST_ITEMS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierCombination:
+    """Logistic regression on features of the logits, with an effect of each predicted class.
+
+    Attributes:
+        weights: Of `CLASSIFIER_FEATURES`, shape (7,); of the distance to the neighbours too where there are some, (8,).
+        intercept: The intercept.
+        effects: What each predicted class adds, shape (classes,); near 0 where the tuning part has few of them.
+    """
+
+    weights: FloatArray
+    intercept: float
+    effects: FloatArray
+
+    def score(self, prediction: Prediction, distance: float = math.nan) -> float:
+        """Log-odds that the edge agrees; NaN without logits of this model, or without a distance that is needed."""
+        logits = prediction.logits
+        if logits is None or logits.shape != self.effects.shape:
+            return math.nan
+        features = classifier_features(logits)
+        score = float(np.add.reduce(features * self.weights[: len(features)])) + self.intercept
+        if len(self.weights) > len(features):
+            score += float(self.weights[-1]) * distance
+        return score + float(self.effects[logits.argmax()])
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorCombination:
+    """Logistic regression on isotonic log-odds of three signals of a generated text, and on the signals themselves.
+
+    Attributes:
+        length: Slope and intercept of the mean log-probability on the logarithm of the number of tokens, shape (2,).
+        curves: Isotonic log-odds of each of `GENERATOR_FEATURES`.
+        weights: Of the three log-odds, then of the three signals, shape (6,).
+        intercept: The intercept.
+    """
+
+    length: FloatArray
+    curves: tuple[Isotonic, ...]
+    weights: FloatArray
+    intercept: float
+
+    def score(self, prediction: Prediction, distance: float = math.nan) -> float:
+        """Log-odds that the edge agrees; NaN where a signal is missing. The distance plays no part."""
+        found = generator_features(prediction)
+        if found is None:
+            return math.nan
+        values, tokens = found
+        return float(np.add.reduce(self.columns(values[None], np.array([tokens]))[0] * self.weights)) + self.intercept
+
+    def columns(self, values: FloatArray, tokens: FloatArray) -> FloatArray:
+        """What is weighed, shape (n, 6), of signals (n, 3) and numbers of tokens (n,)."""
+        return _columns(values, tokens, self.length, self.curves)
+
+
+Combination: TypeAlias = ClassifierCombination | GeneratorCombination
+
+
+def classifier_features(logits: FloatArray) -> FloatArray:
+    """`CLASSIFIER_FEATURES` of logits (…, classes), shape (…, 7), float64; each as the signal of its name has it."""
+    exact = logits.astype(np.float64, order="C")
+    classes = exact.shape[-1]
+    features = np.empty((*exact.shape[:-1], len(CLASSIFIER_FEATURES)))
+    highest = np.maximum.reduce(exact, axis=-1, keepdims=True)
+    shifted = exact - highest
+    shares = np.exp(shifted)
+    total = np.add.reduce(shares, axis=-1)
+    # log p = shifted - log total, so the entropy needs no second logarithm of each class; where p is 0, so is p log p.
+    spread = np.add.reduce(shares * np.maximum(shifted, -745.0), axis=-1) / total
+    log_total = np.log(total)
+    second = np.partition(shifted, -2, axis=-1)[..., -2] if classes > 1 else np.full(total.shape, -np.inf)
+    # A class that is ruled out, its logit -inf, is no evidence of any size: 100 nats stand for certain.
+    second = np.maximum(second, -100.0)
+    centre = np.add.reduce(exact, axis=-1, keepdims=True) / classes
+    centred = exact - centre
+    centred *= centred
+    norm = np.sqrt(np.sqrt(np.add.reduce(centred * centred, axis=-1)))
+    features[..., 0] = (1.0 - np.exp(second)) / total
+    features[..., 1] = -second
+    features[..., 2] = 1.0 / total
+    features[..., 3] = spread - log_total
+    features[..., 4] = highest[..., 0] + log_total
+    features[..., 5] = highest[..., 0]
+    features[..., 6] = (highest - centre)[..., 0] / np.where(norm == 0, 1.0, norm)
+    return features
+
+
+def generator_features(prediction: Prediction) -> tuple[FloatArray, int] | None:
+    """`GENERATOR_FEATURES`, shape (3,), the mean as it is, and the number of tokens; None where one is missing."""
+    logprobs = prediction.token_logprobs
+    if logprobs is None or not len(logprobs) or prediction.margin is None:
+        return None
+    exact = np.asarray(logprobs, dtype=np.float64)
+    values = np.array([exact.mean(), np.quantile(exact, 0.1), prediction.margin])
+    return (values, len(exact)) if np.isfinite(values).all() else None
+
+
+def fit_combination(
+    predictions: Sequence[Prediction],
+    disagree: Sequence[bool] | NDArray[np.bool_],
+    *,
+    neighbours: Neighbours | None = None,
+    ridge: float = RIDGE,
+) -> Combination:
+    """Fit on the tuning part. Items out of distribution, or without what the features read, are left out.
+
+    Args:
+        predictions: What the edge model says of the tuning items: all of a classifier, or all of a generator.
+        disagree: Whether each counts against the edge, shape (n,).
+        neighbours: As fitted on the same items; their distances, each item left out, are a feature where given.
+        ridge: Precision of the normal priors on the coefficients.
+
+    Raises:
+        CertificateError: Fewer than 20 items can be used, or they are of different models.
+    """
+    wrong = np.asarray(disagree, dtype=np.bool_)
+    if len(wrong) != len(predictions):
+        raise CertificateError(f"{len(predictions)} predictions go with {len(wrong)} losses.", "Give one loss each.")
+    if any(prediction.logits is not None for prediction in predictions):
+        return _fit_classifier(predictions, wrong, neighbours, ridge)
+    return _fit_generator(predictions, wrong, ridge)
+
+
+def _fit_classifier(
+    predictions: Sequence[Prediction], wrong: NDArray[np.bool_], neighbours: Neighbours | None, ridge: float
+) -> ClassifierCombination:
+    usable = [
+        at
+        for at, prediction in enumerate(predictions)
+        if prediction.logits is not None
+        and not prediction.out_of_distribution
+        and (neighbours is None or prediction.embedding is not None)
+    ]
+    _require(len(usable))
+    widths = {len(predictions[at].logits) for at in usable}  # type: ignore[arg-type]  # None was left out above
+    if len(widths) > 1:
+        raise CertificateError(f"The predictions have {sorted(widths)} classes.", "Give those of one model.")
+    logits = np.stack([predictions[at].logits for at in usable])  # type: ignore[misc]  # the same
+    features = classifier_features(logits)
+    if neighbours is not None:
+        distances = [neighbours.distance_left_out(predictions[at].embedding) for at in usable]  # type: ignore[arg-type]
+        features = np.column_stack([features, distances])
+    finite = np.isfinite(features).all(axis=1)
+    _require(int(finite.sum()))
+    predicted = logits[finite].argmax(axis=1)
+    weights, intercept, effects = _fit(features[finite], ~wrong[usable][finite], predicted, logits.shape[1], ridge)
+    return ClassifierCombination(weights, intercept, effects)
+
+
+def _fit_generator(predictions: Sequence[Prediction], wrong: NDArray[np.bool_], ridge: float) -> GeneratorCombination:
+    found = [(at, *features) for at, p in enumerate(predictions) if (features := generator_features(p)) is not None]
+    _require(len(found))
+    usable = [at for at, _, _ in found]
+    values, tokens = np.stack([value for _, value, _ in found]), np.array([count for _, _, count in found])
+    length = _length_effect(values[:, 0], tokens)
+    agree = ~wrong[usable]
+    corrected = _corrected(values, tokens, length)
+    curves = tuple(fit_isotonic(column, agree.astype(np.float64)) for column in corrected.T)
+    columns = _columns(values, tokens, length, curves)
+    weights, intercept, _ = _fit(columns, agree, np.zeros(len(agree), np.intp), 1, ridge, effects=False)
+    return GeneratorCombination(length, curves, weights, intercept)
+
+
+def _length_effect(means: FloatArray, tokens: NDArray[np.int64]) -> FloatArray:
+    """Slope and intercept of the least-squares line of the mean log-probability on log tokens."""
+    lengths = np.log(tokens)
+    spread = float(lengths.var())
+    slope = float(((lengths - lengths.mean()) * means).mean() / spread) if spread > 0 else 0.0
+    return np.array([slope, means.mean() - slope * lengths.mean()])
+
+
+def _corrected(values: FloatArray, tokens: FloatArray, length: FloatArray) -> FloatArray:
+    """The signals, the mean log-probability less what texts of its length have on average."""
+    corrected = values.astype(np.float64)
+    corrected[:, 0] -= length[0] * np.log(tokens) + length[1]
+    return corrected
+
+
+def _columns(values: FloatArray, tokens: FloatArray, length: FloatArray, curves: Sequence[Isotonic]) -> FloatArray:
+    corrected = _corrected(values, tokens, length)
+    curved = [curve(column) for curve, column in zip(curves, corrected.T, strict=True)]
+    return np.column_stack([*curved, corrected])
+
+
+def _fit(
+    columns: FloatArray,
+    agree: NDArray[np.bool_],
+    groups: NDArray[np.intp],
+    group_count: int,
+    ridge: float,
+    *,
+    effects: bool = True,
+) -> tuple[FloatArray, float, FloatArray]:
+    """Weights of the columns as they are: those of the standardised ones, taken back."""
+    mean, scale = standardiser(columns)
+    found = fit_logistic((columns - mean) / scale, agree, groups, group_count, ridge=ridge)
+    weights = found.weights / scale
+    lone = 0.0 if effects else float(found.effects[0])
+    return weights, found.intercept + lone - float(weights @ mean), found.effects
+
+
+def _require(items: int) -> None:
+    if items < _LEAST_ITEMS:
+        raise CertificateError(
+            f"{items} tuning items with a score cannot support the signal 'combined': {_LEAST_ITEMS} are needed.",
+            "Give more tuning items, or choose another signal.",
+        )
