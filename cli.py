@@ -260,6 +260,80 @@ def pack(
 
 
 @app.command()
+def plan(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of a run, of a checkpoint, which is quantized, or a bundle.")
+    ],
+    data: DataOption,
+    cloud: CloudUrl = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="The cloud's answers in a JSONL file, in place of --cloud.")
+    ] = None,
+    tuning_predictions: Annotated[
+        Path | None, typer.Option("--tuning-predictions", help="The same for the items of --tuning.")
+    ] = None,
+    tuning: Annotated[
+        Path | None, typer.Option("--tuning", help="Items to compare on; a third of --data unless given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the plan; MODEL.plan unless given.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml with what answers cost.")] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Bound on the risk.")] = 0.01,
+    delta: Annotated[float, typer.Option("--delta", help="Probability that the promise may fail.")] = 0.05,
+    target: Annotated[str, typer.Option("--target", help="agreement, accuracy or selective.")] = "agreement",
+    recipes: Annotated[str, typer.Option("--recipes", help="Recipes to plan with, by commas.")] = "",
+    signals: Annotated[str, typer.Option("--signals", help="Scores to plan with, by commas.")] = "",
+    pay: Annotated[str, typer.Option("--pay", help="How the choice is paid for: split or share.")] = "split",
+    cloud_kind: CloudKind = "oip",
+    cloud_model: CloudModel = None,
+    cloud_key_env: CloudKeyEnv = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Cloud calls at the same time.")] = 4,
+    timeout: TimeoutOption = 30.0,
+    wait: WaitOption = 0.0,
+    text_field: TextField = "text",
+    label_field: LabelField = "label",
+    as_json: JsonOption = False,
+) -> None:
+    """Choose recipe, signal and threshold together: the cheapest that certifies; writes a bundle ready to serve.
+
+    Example: edgewise plan run --cloud http://127.0.0.1:8700 --data certify.jsonl --tuning tuning.jsonl
+    """
+    from edgewise import wiring
+    from edgewise.jobs.planning import PlanJob, plan_with_cloud, plan_with_predictions
+
+    if (cloud is None) == (predictions is None):
+        raise typer.BadParameter("Give either --cloud URL or --predictions FILE.")
+    if predictions is None and tuning_predictions is not None:
+        raise typer.BadParameter("--tuning-predictions goes with --predictions; --cloud is asked about both parts.")
+    job = PlanJob(
+        model=model,
+        data=data,
+        tuning=tuning,
+        out=out,
+        alpha=alpha,
+        delta=delta,
+        target=target,
+        recipes=tuple(name.strip() for name in recipes.split(",") if name.strip()),
+        signals=tuple(name.strip() for name in signals.split(",") if name.strip()),
+        pay=pay,
+        concurrency=concurrency,
+        timeout_s=timeout,
+        wait_s=wait,
+        text_field=text_field,
+        label_field=label_field,
+    )
+    costs = (load_config(config) if config else Config()).cost
+    with rendering.progress_on(ERR) as progress:
+        if predictions is not None:
+            found = plan_with_predictions(job, costs, predictions, progress, tuning_predictions=tuning_predictions)
+        else:
+            backend = BackendSection(url=cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+            found = plan_with_cloud(job, costs, wiring.connect(backend), progress)
+    _show(rendering.planned_view(found), found.plan, as_json)
+    if not found.goal_met:
+        raise typer.Exit(1)
+
+
+@app.command()
 def certify(
     bundle: BundlePath,
     data: DataOption,
@@ -267,21 +341,49 @@ def certify(
         float, typer.Option("--alpha", help="Bound on: local, final and different from the cloud.")
     ] = 0.01,
     delta: Annotated[float, typer.Option("--delta", help="Probability that the bound may fail.")] = 0.05,
+    target: Annotated[str, typer.Option("--target", help="What is bounded: agreement, accuracy or selective.")] = (
+        "agreement"
+    ),
+    tuning: Annotated[
+        Path | None, typer.Option("--tuning", help="Other items, to choose the signal on and to fit what decides.")
+    ] = None,
     cloud: CloudUrl = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="The cloud's answers in a JSONL file, in place of --cloud.")
     ] = None,
+    tuning_predictions: Annotated[
+        Path | None, typer.Option("--tuning-predictions", help="The same for the items of --tuning.")
+    ] = None,
     cloud_kind: CloudKind = "oip",
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
-    signal: Annotated[str | None, typer.Option("--signal", help="Score; the bundle's unless given.")] = None,
+    signal: Annotated[
+        str | None, typer.Option("--signal", help="Score, or auto; the bundle's unless given, auto with --tuning.")
+    ] = None,
+    veto: Annotated[bool, typer.Option("--veto", help="Escalate what is unlike every tuning item.")] = False,
+    complexity: Annotated[
+        bool, typer.Option("--complexity", help="Escalate texts that look too hard before the edge model runs.")
+    ] = False,
+    group_by: Annotated[
+        str | None, typer.Option("--group-by", help="A bound for each group: label, or a field of the data.")
+    ] = None,
+    groups: Annotated[str, typer.Option("--groups", help="The groups, by commas; all unless given.")] = "",
+    valid_days: Annotated[
+        float | None, typer.Option("--valid-days", help="Days after which the certificate ends.")
+    ] = None,
+    keep_texts: Annotated[
+        bool, typer.Option("--keep-texts", help="Keep the tuning items beside the bundle, for explain.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Certificate; BUNDLE.certificate.json unless given.")
     ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the operating curve: .png or .svg.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml, for its [cost].")] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Cloud calls at the same time.")] = 4,
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = 0.0,
     text_field: TextField = "text",
+    label_field: LabelField = "label",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a certificate that exists.")] = False,
     cached: CachedOption = False,
     as_json: JsonOption = False,
@@ -296,27 +398,85 @@ def certify(
 
     if (cloud is None) == (predictions is None):
         raise typer.BadParameter("Give either --cloud URL or --predictions FILE.")
+    if predictions is None and tuning_predictions is not None:
+        raise typer.BadParameter("--tuning-predictions goes with --predictions; --cloud is asked about both parts.")
     job = CertifyJob(
         bundle=bundle,
         data=data,
         alpha=alpha,
         delta=delta,
+        target=target,
+        tuning=tuning,
         signal=signal,
+        veto=veto,
+        complexity=complexity,
+        group_by=group_by,
+        groups=tuple(name.strip() for name in groups.split(",") if name.strip()),
+        valid_days=valid_days,
+        keep_texts=keep_texts,
         out=out,
+        cost=load_config(config).cost if config else None,
+        plot=plot,
         concurrency=concurrency,
         timeout_s=timeout,
         wait_s=wait,
         text_field=text_field,
+        label_field=label_field,
         cached=cached,
         overwrite=overwrite,
     )
     with rendering.progress_on(ERR) as progress:
         if predictions is not None:
-            found = certify_with_predictions(job, predictions, progress)
+            found = certify_with_predictions(job, predictions, progress, tuning_predictions=tuning_predictions)
         else:
             backend = BackendSection(url=cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
             found = certify_with_cloud(job, wiring.connect(backend), progress)
     _show(rendering.certified_view(found), encode(found.certificate), as_json)
+
+
+@app.command()
+def explain(
+    bundle: BundlePath,
+    items: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts; for an image model, paths of images.")],
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
+    ] = None,
+    tuning: Annotated[
+        Path | None, typer.Option("--tuning", help="Items to look for the nearest among; those that were kept else.")
+    ] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option("--attribute", help="NAME=VALUE of the requests; may be repeated.")
+    ] = None,
+    text_field: TextField = "text",
+    label_field: LabelField = "label",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the router would decide on an item, and why.
+
+    Example: edgewise explain run/bundle "grain exports rose in march"
+    """
+    from edgewise.jobs.explain import ExplainJob, explain_items
+
+    job = ExplainJob(
+        bundle=bundle,
+        items=items,
+        certificate=certificate,
+        tuning=tuning,
+        attributes=dict(_pair(text) for text in attribute or ()),
+        text_field=text_field,
+        label_field=label_field,
+    )
+    with rendering.progress_on(ERR) as progress:
+        rows = explain_items(job, progress)
+    _show(rendering.explained_view(rows), rows, as_json)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Name and value of NAME=VALUE."""
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise typer.BadParameter(f"--attribute takes NAME=VALUE, not {text!r}.")
+    return name, value
 
 
 @app.command()

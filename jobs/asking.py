@@ -1,13 +1,19 @@
-"""Asking a service about many items: a few calls at a time, in order of the items, the first failure ends it."""
+"""A service's answers to many items: asked for, a few calls at a time in order of the items, or read from a file.
+
+The first failure ends it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
-from edgewise.contracts import CloudClient, Progress, Reference
-from edgewise.errors import CloudError
+import msgspec
+
+from edgewise.contracts import CloudClient, CloudReply, Example, Output, Progress, Reference, Request
+from edgewise.errors import CertificateError, CloudError, DataError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -71,3 +77,74 @@ async def ask_all(
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
     return [results[index] for index in range(len(items))]
+
+
+async def answers_of(
+    cloud: CloudClient,
+    examples: Sequence[Example],
+    reference: Reference,
+    *,
+    timeout_s: float,
+    concurrency: int,
+    progress: Progress,
+) -> list[Output]:
+    """The cloud's answers to `examples`, all of them by `reference`.
+
+    Raises:
+        CertificateError: The cloud changed while it was asked.
+        CloudError: It did not answer.
+    """
+
+    async def ask(example: Example) -> CloudReply:
+        reply = await cloud.predict(Request(inputs=example.input), timeout_s=timeout_s)
+        check_constant(reference, reply.reference)
+        return reply
+
+    replies = await ask_all(examples, ask, concurrency=concurrency, progress=progress)
+    return [reply.output for reply in replies]
+
+
+def check_constant(reference: Reference, answered: Reference) -> None:
+    """Hold an answer to the model and version that a certificate will name.
+
+    Raises:
+        CertificateError: Another one answered.
+    """
+    if answered != reference:
+        raise CertificateError(
+            f"The cloud changed from {reference.name} {reference.version} to {answered.name} {answered.version} "
+            "meanwhile.",
+            "Certify again against one version.",
+        )
+
+
+class _RecordedLine(msgspec.Struct):
+    output: str
+    model: str
+    model_version: str
+
+
+def read_recorded(path: Path) -> tuple[list[Output], Reference]:
+    """A cloud's answers from a JSONL file: {"output", "model", "model_version"} a line, of one model and version.
+
+    Raises:
+        DataError: It cannot be read, or not as said above.
+    """
+    try:
+        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+    except OSError as error:
+        raise DataError(f"The predictions {path} cannot be read: {error.strerror}.", "Check the path.") from error
+    rows = [_recorded_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    references = {Reference(row.model, row.model_version) for row in rows}
+    if len(references) != 1:
+        raise DataError(f"{path} names {len(references)} references.", "Give answers of exactly one model and version.")
+    return [row.output for row in rows], references.pop()
+
+
+def _recorded_line(path: Path, number: int, line: bytes) -> _RecordedLine:
+    try:
+        return msgspec.json.decode(line, type=_RecordedLine)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}, line {number}: {error}.", 'Write lines like {"output": …, "model": …, "model_version": …}.'
+        ) from error

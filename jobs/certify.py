@@ -1,76 +1,62 @@
 """Certifying a bundle: its own answers against a reference cloud's on items that no choice has seen.
 
-Owns the order of the steps and where the certificate is written. The mathematics is `router.certificate`'s.
+Owns the order of the steps and where the certificate is written. What is chosen and fitted before is `tuning`'s, what
+the items prove is `proving`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 
-from edgewise.bundle import Bundle
-from edgewise.contracts import (
-    Certificate,
-    CloudClient,
-    CloudReply,
-    Example,
-    Output,
-    Prediction,
-    Progress,
-    Reference,
-    Request,
-)
-from edgewise.dataset import digest_examples, digest_items, load_examples
+from edgewise.contracts import Certificate, CloudClient, Output, Prediction, Progress, Reference
 from edgewise.edge import EdgeModel, probe
-from edgewise.errors import CertificateError, DataError, OutputExistsError, TooFewItemsError
+from edgewise.errors import DataError, OutputExistsError
 from edgewise.files import write_atomically
-from edgewise.jobs.asking import ask_all, reference_of
+from edgewise.jobs.asking import answers_of, read_recorded, reference_of
+from edgewise.jobs.beside import certificate_beside, fitted_beside, load_certificate
+from edgewise.jobs.certify_job import CertifyJob, check_job
+from edgewise.jobs.opening import Work, open_work
+from edgewise.jobs.parts import Answered, Part
+from edgewise.jobs.plots import plot_operating_curve, require_plotting
+from edgewise.jobs.pricing import cost_model
+from edgewise.jobs.proving import Proof, certified_point, prove, share_curve
+from edgewise.jobs.scoring import edge_scores
+from edgewise.jobs.targets import CurveRow, disagreements
+from edgewise.jobs.tuning import Tuned, TuningRecord, asked_of, kept_record, tune, write_tuned
 from edgewise.router import certificate as certificates
-from edgewise.router.certificate import certify, items_needed
-from edgewise.router.signals import score_of, signal_named
+from edgewise.router.cost import Choice, Cost, cheapest
 
-_CHOSEN_ON = {"measurement": "tuning", "gate": "gate"}
-"""Attestations that name the data behind a choice, and which part it is."""
+__all__ = [
+    "Certified",
+    "CertifyJob",
+    "certificate_beside",
+    "certify_with_cloud",
+    "certify_with_predictions",
+    "edge_scores",
+    "load_certificate",
+]
+
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
-class CertifyJob:
-    """What to certify, on what, and how strictly.
+class Price:
+    """What a request costs on average.
 
     Attributes:
-        bundle: The bundle.
-        data: Certifying items; labels are not needed.
-        alpha: Bound on the risk, in (0, 1).
-        delta: Probability with which the bound may fail, in (0, 1).
-        signal: Name of the score; None takes the bundle's.
-        out: Where the certificate goes; None takes the file beside the bundle.
-        concurrency: Cloud calls at the same time.
-        timeout_s: Longest one cloud call may take.
-        wait_s: Longest to wait for a cloud that is still starting.
-        text_field: Field of the text in the data file.
-        cached: Keep a certificate that was issued for exactly this job.
-        overwrite: Replace a certificate that exists.
+        cheapest: The cheapest way that keeps the promise: the certified threshold, or only the cloud.
+        cloud_only: If only the cloud is asked, and the edge not even first.
     """
 
-    bundle: Path
-    data: Path
-    alpha: float
-    delta: float
-    signal: str | None = None
-    out: Path | None = None
-    concurrency: int = 4
-    timeout_s: float = 30.0
-    wait_s: float = 0.0
-    text_field: str = "text"
-    cached: bool = False
-    overwrite: bool = False
+    cheapest: Choice
+    cloud_only: Cost
 
 
 @dataclass(frozen=True)
@@ -82,31 +68,20 @@ class Certified:
         path: Where it was written.
         disagreements: Certifying items on which edge and cloud differ, answered locally or not.
         reused: It was there already and nothing was computed.
+        tuning: What the tuning part showed, or None without one.
+        curve: What would be certified at other bounds on the risk.
+        price: What requests cost under the certificate, or None.
+        plot: Where a picture of the operating curve was written, or None.
     """
 
     certificate: Certificate
     path: Path
     disagreements: int | None
     reused: bool
-
-
-def certificate_beside(bundle: Path) -> Path:
-    """Where the certificate of a bundle lives unless told otherwise."""
-    return bundle.parent / f"{bundle.resolve().name}.certificate.json"
-
-
-def load_certificate(path: Path) -> Certificate:
-    """Read a certificate.
-
-    Raises:
-        CertificateError: There is none, or it was changed after it was issued.
-    """
-    try:
-        return certificates.decode(path.read_bytes())
-    except OSError as error:
-        raise CertificateError(
-            f"The certificate {path} cannot be read: {error.strerror}.", "Issue one: edgewise certify BUNDLE."
-        ) from error
+    tuning: TuningRecord | None = None
+    curve: tuple[CurveRow, ...] = ()
+    price: Price | None = None
+    plot: Path | None = None
 
 
 def certify_with_cloud(job: CertifyJob, cloud: CloudClient, progress: Progress) -> Certified:
@@ -114,194 +89,246 @@ def certify_with_cloud(job: CertifyJob, cloud: CloudClient, progress: Progress) 
 
     Raises:
         TooFewItemsError: The data cannot certify anything; found out before the cloud is asked.
-        CertificateError: The data was used to choose the bundle, the cloud changed while it was asked, or the bundle
-            behaves differently on this machine.
+        CertificateError: The data was used to choose the bundle, tuning and certifying part share items, the cloud
+            changed while it was asked, or the bundle behaves differently on this machine.
         CloudError: The cloud did not answer.
         OutputExistsError: The certificate exists and may neither be kept nor replaced.
         BundleError, DataError, ConfigError: The input cannot be used.
+        MissingExtraError: A plot is asked for, and matplotlib is not installed.
     """
     return asyncio.run(_certify_with_cloud(job, cloud, progress))
 
 
 async def _certify_with_cloud(job: CertifyJob, cloud: CloudClient, progress: Progress) -> Certified:
     try:
+        _check(job)
         reference = await reference_of(cloud, timeout_s=job.timeout_s, wait_s=job.wait_s)
         work = _prepare(job, reference)
         if isinstance(work, Certified):
             return work
-        progress.stage("Asking the cloud", len(work.examples))
-
-        async def ask(example: Example) -> CloudReply:
-            reply = await cloud.predict(Request(inputs=example.input), timeout_s=job.timeout_s)
-            _check_constant(reference, reply.reference)
-            return reply
-
-        replies = await ask_all(work.examples, ask, concurrency=job.concurrency, progress=progress)
+        progress.stage("Asking the cloud", len(work.asked))
+        outputs = await answers_of(
+            cloud, work.asked, reference, timeout_s=job.timeout_s, concurrency=job.concurrency, progress=progress
+        )
     finally:
         await cloud.aclose()
-    return _issue(job, work, [reply.output for reply in replies], progress)
+    return _finish(job, work, outputs, progress)
 
 
-def certify_with_predictions(job: CertifyJob, predictions: Path, progress: Progress) -> Certified:
-    """Like `certify_with_cloud`, with the cloud's answers read from a JSONL file.
+def certify_with_predictions(
+    job: CertifyJob, predictions: Path, progress: Progress, *, tuning_predictions: Path | None = None
+) -> Certified:
+    """Like `certify_with_cloud`, with the cloud's answers read from JSONL files; see `asking.read_recorded`.
 
-    Each line answers the data item of the same position: {"output", "model", "model_version"}; the last two name the
-    reference and must be the same in every line.
+    Args:
+        job: The job.
+        predictions: Answers to the certifying items, one line an item in the same order.
+        progress: Where to say how far it is.
+        tuning_predictions: Answers to the tuning items, where there are some.
 
     Raises:
-        DataError: The file does not fit the data.
-        TooFewItemsError, CertificateError, OutputExistsError, BundleError, ConfigError: As for a cloud.
+        DataError: A file does not fit the data.
+        TooFewItemsError, CertificateError, OutputExistsError, BundleError, ConfigError, MissingExtraError: As for a
+            cloud.
     """
-    outputs, reference = _read_predictions(predictions)
+    _check(job)
+    if (job.tuning is None) != (tuning_predictions is None):
+        raise DataError(
+            "The tuning part and the cloud's answers to it go together.",
+            "Give both --tuning and --tuning-predictions, or ask a cloud with --cloud.",
+        )
+    outputs, reference = read_recorded(predictions)
+    tuning_outputs: list[Output] = []
+    if tuning_predictions is not None:
+        tuning_outputs, other = read_recorded(tuning_predictions)
+        _refuse_another(reference, other, tuning_predictions)
     work = _prepare(job, reference)
     if isinstance(work, Certified):
         return work
-    if len(outputs) != len(work.examples):
+    _refuse_misfit(work.certifying, outputs, predictions)
+    if work.tuning is not None and tuning_predictions is not None:
+        _refuse_misfit(work.tuning, tuning_outputs, tuning_predictions)
+    return _finish(job, work, [*tuning_outputs, *outputs], progress)
+
+
+def _check(job: CertifyJob) -> None:
+    check_job(job)
+    if job.plot is not None:
+        require_plotting()
+
+
+def _refuse_another(reference: Reference, other: Reference, path: Path) -> None:
+    if other != reference:
         raise DataError(
-            f"{predictions} holds {len(outputs)} answers for the {len(work.examples)} items of {job.data}.",
+            f"{path} holds answers of {other.name} {other.version}, not of {reference.name} {reference.version}.",
+            "Give answers of one model and version for both parts.",
+        )
+
+
+def _refuse_misfit(part: Part, outputs: Sequence[Output], path: Path) -> None:
+    if len(outputs) != len(part.examples):
+        raise DataError(
+            f"{path} holds {len(outputs)} answers for the {len(part.examples)} items of {part.path}.",
             "Give one answer an item, in the same order.",
         )
-    return _issue(job, work, outputs, progress)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A job with its files opened and checked."""
-
-    model: EdgeModel
-    examples: list[Example]
-    data_digest: str
-    reference: Reference
-    signal: str
-    out: Path
-
-
-def _prepare(job: CertifyJob, reference: Reference) -> _Work | Certified:
-    model = EdgeModel.load(job.bundle)
-    examples = load_examples(job.data, text_field=job.text_field)
-    needed = items_needed(job.alpha, job.delta)
-    if len(examples) < needed:
-        raise TooFewItemsError(len(examples), needed, job.alpha, job.delta)
-    _refuse_chosen_on(job.data, examples, model.bundle)
-    _refuse_without_score(model)
-    signal = job.signal or model.bundle.core.signal
-    signal_named(signal)
-    work = _Work(
-        model, examples, digest_examples(examples), reference, signal, job.out or certificate_beside(job.bundle)
-    )
-    if work.out.exists() and not job.overwrite:
-        return _kept(job, work)
-    model.check_golden()
-    return work
-
-
-def _refuse_without_score(model: EdgeModel) -> None:
-    if not model.labels:
-        raise CertificateError(
-            f"The bundle does {model.task}; its answers carry no logits, so nothing tells which of them to trust.",
-            "Certify a bundle that gives labels, or serve this one with --mode edge_only or cloud_only.",
-        )
-
-
-def _refuse_chosen_on(data: Path, examples: Sequence[Example], bundle: Bundle) -> None:
-    """Refuse the parts that the bundle's own attestations name: a choice that has seen an item may owe itself to it."""
-    digests = {digest_examples(examples), digest_items(examples)}
-    for attestation in bundle.attestations():
-        named = {attestation.payload.get("data_digest"), attestation.payload.get("items_digest")}
-        if attestation.kind in _CHOSEN_ON and digests & named:
-            raise CertificateError(
-                f"The certifying items {data} are the {_CHOSEN_ON[attestation.kind]} part, which was used to choose "
-                "this bundle.",
-                "A certificate holds only for items that no choice has seen: certify on other items, drawn at random.",
-            )
-
-
-def _kept(job: CertifyJob, work: _Work) -> Certified | _Work:
-    """The existing certificate where it is this very job's; a stale one is issued again where that is allowed."""
-    if not job.cached:
+def _prepare(job: CertifyJob, reference: Reference) -> Work | Certified:
+    """The job's files, opened; or the certificate that it left before and may keep."""
+    work = open_work(job, reference)
+    out = _out(job)
+    if out.exists() and not job.overwrite:
+        kept = _kept(job, work, out)
+        if kept is not None:
+            return kept
+    fitted = fitted_beside(job.bundle)
+    if job.tuning is not None and fitted.exists() and not (job.overwrite or job.cached):
         raise OutputExistsError(
-            f"The certificate {work.out} exists already.", "Name another --out, or replace it with --overwrite."
+            f"{fitted}, which another certificate of this bundle may need, exists already.",
+            "Remove it, or replace it with --overwrite.",
         )
-    found = load_certificate(work.out)
-    wanted = (work.model.digest, work.signal, work.data_digest, work.reference, job.alpha, job.delta, *_machine())
-    have = (found.model_digest, found.signal, found.data_digest, found.reference, found.bound.alpha, found.bound.delta)
-    if (*have, found.runtime, found.isa) == wanted:
-        return Certified(found, work.out, None, reused=True)
     work.model.check_golden()
     return work
 
 
-def _issue(job: CertifyJob, work: _Work, cloud_outputs: Sequence[Output], progress: Progress) -> Certified:
-    progress.stage("Asking the edge model", len(work.examples))
-    predictions = [_predicted(work.model, example, progress) for example in work.examples]
-    scores = edge_scores(predictions, work.signal)
-    disagree = np.array([edge.output != cloud for edge, cloud in zip(predictions, cloud_outputs, strict=True)])
+def _out(job: CertifyJob) -> Path:
+    return job.out or certificate_beside(job.bundle)
+
+
+def _kept(job: CertifyJob, work: Work, out: Path) -> Certified | None:
+    """The existing certificate where it is this very job's; None for a stale one, where that may be replaced."""
+    if not job.cached:
+        raise OutputExistsError(
+            f"The certificate {out} exists already.", "Name another --out, or replace it with --overwrite."
+        )
+    found = load_certificate(out)
+    record = None
+    signal, fitted_digest = job.signal or work.model.bundle.core.signal, None
+    if work.tuning is not None:
+        record = kept_record(job.bundle, asked_of(job, work.tuning, work.model.digest, work.reference))
+        if record is None:
+            return None
+        signal, fitted_digest = record.signal, record.fitted_digest
+    wanted = (
+        work.model.digest, job.target, signal, fitted_digest, work.certifying.digest, work.reference,
+        job.group_by, frozenset(work.groups), _life(job), *_machine(),
+    )  # fmt: skip
+    have = (
+        found.model_digest, found.target, found.signal, found.fitted_digest, found.data_digest, found.reference,
+        found.groups.by if found.groups else None, frozenset(found.groups.bounds if found.groups else ()),
+        _life_of(found), found.runtime, found.isa,
+    )  # fmt: skip
+    drawn = job.plot is None or job.plot.exists()
+    promised = (found.bound.alpha, found.bound.delta) == (job.alpha, job.delta / max(len(work.groups), 1))
+    if have == wanted and promised and drawn:
+        return Certified(found, out, None, reused=True, tuning=record, plot=job.plot)
+    return None
+
+
+def _life(job: CertifyJob) -> timedelta | None:
+    return None if job.valid_days is None else timedelta(seconds=round(86_400 * job.valid_days))
+
+
+def _life_of(certificate: Certificate) -> timedelta | None:
+    if certificate.expires is None:
+        return None
+    return datetime.fromisoformat(certificate.expires) - datetime.fromisoformat(certificate.created)
+
+
+def _finish(job: CertifyJob, work: Work, outputs: Sequence[Output], progress: Progress) -> Certified:
+    """Ask the edge model, tune, prove, and write everything, the certificate last."""
+    progress.stage("Asking the edge model", len(work.asked))
+    tuned, split = None, 0
+    if work.tuning is not None:
+        split = len(work.tuning.examples)
+        answered = _answered(work.model, work.tuning, outputs[:split], progress)
+        tuned = tune(job, answered, model_digest=work.model.digest, reference=work.reference)
+    began = time.perf_counter()
+    answered = _answered(work.model, work.certifying, outputs[split:], progress)
+    edge_ms = 1000 * (time.perf_counter() - began) / len(answered.edge)
+    signal = tuned.record.signal if tuned else job.signal or work.model.bundle.core.signal
+    proof = prove(job, answered, signal, tuned, work.groups, labelled=work.labelled)
+    certificate = _issued(job, work, proof, signal, tuned)
+    picture = _picture(job, answered, proof, labelled=work.labelled)
+    if tuned is not None:
+        write_tuned(job.bundle, tuned, keep_texts=job.keep_texts)
+    if job.plot is not None and picture is not None:
+        write_atomically(job.plot, picture)
+    write_atomically(_out(job), certificates.encode(certificate))
+    _note_repeated(work.certifying, progress)
+    return Certified(
+        certificate,
+        _out(job),
+        int(disagreements(answered).sum()),
+        reused=False,
+        tuning=tuned.record if tuned else None,
+        curve=proof.curve,
+        price=_price(job, proof, edge_ms),
+        plot=job.plot,
+    )
+
+
+def _answered(model: EdgeModel, part: Part, cloud: Sequence[Output], progress: Progress) -> Answered:
+    predictions: list[Prediction] = []
+    for example in part.examples:
+        predictions.append(model.predict_one(example.input))
+        progress.advance()
+    return Answered(part, predictions, list(cloud))
+
+
+def _issued(job: CertifyJob, work: Work, proof: Proof, signal: str, tuned: Tuned | None) -> Certificate:
     runtime, isa = _machine()
-    certificate = certificates.issue(
-        certify(scores, disagree, alpha=job.alpha, delta=job.delta),
+    created = datetime.now(UTC).replace(microsecond=0)
+    life = _life(job)
+    return certificates.issue(
+        proof.bound,
         model_digest=work.model.digest,
-        signal=work.signal,
-        data_digest=work.data_digest,
+        signal=signal,
+        data_digest=work.certifying.digest,
         reference=work.reference,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=created.strftime(_TIME),
         runtime=runtime,
         isa=isa,
+        target=job.target,
+        expires=None if life is None else (created + life).strftime(_TIME),
+        fitted_digest=tuned.record.fitted_digest if tuned else None,
+        groups=proof.groups,
+        score_deciles=proof.deciles,
+        out_of_distribution_share=proof.unscored_share,
     )
-    write_atomically(work.out, certificates.encode(certificate))
-    return Certified(certificate, work.out, int(disagree.sum()), reused=False)
 
 
-def _predicted(model: EdgeModel, example: Example, progress: Progress) -> Prediction:
-    prediction = model.predict_one(example.input)
-    progress.advance()
-    return prediction
+def _price(job: CertifyJob, proof: Proof, edge_ms: float) -> Price | None:
+    if job.cost is None or proof.groups is not None:
+        return None
+    model = cost_model(job.cost, edge_ms=edge_ms)
+    tokens = job.cost.tokens
+    choice = cheapest(proof.bound, proof.scores, model, tokens=np.full(len(proof.scores), tokens))
+    return Price(choice, model.cloud_only(tokens=tokens))
 
 
-def edge_scores(predictions: Sequence[Prediction], signal: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Scores of predictions, each as the router has it, shape (n,); NaN where a prediction has none.
+def _picture(job: CertifyJob, answered: Answered, proof: Proof, *, labelled: bool) -> bytes | None:
+    if job.plot is None:
+        return None
+    points = share_curve(answered, proof.scores, labelled=labelled)
+    return plot_operating_curve(
+        points,
+        certified_point(points, proof),
+        proof.bound,
+        measure="accuracy" if labelled else "agreement with the cloud",
+        form=job.plot.suffix.lower().removeprefix("."),
+    )
 
-    Raises:
-        ConfigError: There is no such signal.
-    """
-    return np.array([score_of(prediction, signal) for prediction in predictions], dtype=np.float64)
+
+def _note_repeated(part: Part, progress: Progress) -> None:
+    """Items that stand there twice are not independent draws, which the proof takes them for."""
+    if part.repeated:
+        progress.note(
+            f"note: {part.repeated} of the {len(part.examples)} certifying items repeat an earlier one, and the proof "
+            "takes all for drawn independently. Remove the copies unless your requests repeat like that."
+        )
 
 
 def _machine() -> tuple[str, str]:
     device = probe()
     return f"onnxruntime {device.onnxruntime}", device.isa
-
-
-def _check_constant(reference: Reference, answered: Reference) -> None:
-    if answered != reference:
-        raise CertificateError(
-            f"The cloud changed from {reference.name} {reference.version} to {answered.name} {answered.version} "
-            "meanwhile.",
-            "Certify again against one version.",
-        )
-
-
-class _PredictedLine(msgspec.Struct):
-    output: str
-    model: str
-    model_version: str
-
-
-def _read_predictions(path: Path) -> tuple[list[Output], Reference]:
-    try:
-        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
-    except OSError as error:
-        raise DataError(f"The predictions {path} cannot be read: {error.strerror}.", "Check the path.") from error
-    rows = [_predicted_line(path, number, line) for number, line in enumerate(lines, start=1)]
-    references = {Reference(row.model, row.model_version) for row in rows}
-    if len(references) != 1:
-        raise DataError(f"{path} names {len(references)} references.", "Give answers of exactly one model and version.")
-    return [row.output for row in rows], references.pop()
-
-
-def _predicted_line(path: Path, number: int, line: bytes) -> _PredictedLine:
-    try:
-        return msgspec.json.decode(line, type=_PredictedLine)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}, line {number}: {error}.", 'Write lines like {"output": …, "model": …, "model_version": …}.'
-        ) from error

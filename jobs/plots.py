@@ -1,4 +1,4 @@
-"""Plots as PNG bytes. Owns how they look; what they show is computed elsewhere."""
+"""Plots as PNG or SVG bytes. Owns how they look; what they show is computed elsewhere."""
 
 from __future__ import annotations
 
@@ -21,8 +21,17 @@ def require_plotting() -> None:
         raise MissingExtraError("Plotting", "quantize")
 
 
-def plot_operating_curve(curve: Sequence[CurvePoint], certified: CurvePoint, bound: Bound) -> bytes:
+def plot_operating_curve(
+    curve: Sequence[CurvePoint], certified: CurvePoint, bound: Bound, *, measure: str = "accuracy", form: str = "png"
+) -> bytes:
     """Accuracy against the share answered locally, with the certified point on it.
+
+    Args:
+        curve: The curve, from nothing local to everything.
+        certified: The certified point.
+        bound: What certifies it.
+        measure: What stands in the place of accuracy, in words.
+        form: "png" or "svg".
 
     Raises:
         MissingExtraError: Matplotlib is not installed.
@@ -49,10 +58,10 @@ def plot_operating_curve(curve: Sequence[CurvePoint], certified: CurvePoint, bou
         label=f"certified: α = {100 * bound.alpha:g} %, δ = {100 * bound.delta:g} %, n = {bound.n}",
     )
     axes.set_xlabel("share answered locally (%)")
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(f"{measure} (%)")
     axes.set_xlim(0, 100)
     axes.grid(alpha=0.25)
     axes.legend(loc="center left", framealpha=0.9)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
+    figure.savefig(picture, format=form, dpi=150)
     return picture.getvalue()

@@ -54,12 +54,21 @@ def predict_items(bundle: Path, items: Sequence[str], *, threads: int = 1) -> li
     if opened.core.kind == "generator":
         return _continued(bundle, items, threads)
     model = EdgeModel.from_bundle(opened, threads=threads)
-    inputs: list[Input] = [_read(item) for item in items] if model.kind == "image" else list(items)
+    inputs = read_items(model, items)
     signal = model.bundle.core.signal
     return [
         _predicted(item, model.predict_one(value), signal, tags=model.bundle.core.kind == "tagger")
         for item, value in zip(items, inputs, strict=True)
     ]
+
+
+def read_items(model: EdgeModel, items: Sequence[str]) -> list[Input]:
+    """Texts as they are; of an image model the bytes of the files that they name.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    return [_read(item) for item in items] if model.kind == "image" else list(items)
 
 
 def verify_bundle(bundle: Path) -> str:

@@ -2,8 +2,9 @@
 
 from edgewise.rendering.bars import ConsoleProgress, progress_on
 from edgewise.rendering.models import bundle_view, diagnosis_view, predictions_view
+from edgewise.rendering.plan import planned_view
 from edgewise.rendering.quantizing import profile_view, quantized_view, report_view
-from edgewise.rendering.routing import certificate_sentence, certified_view, summary_view
+from edgewise.rendering.routing import certificate_sentence, certified_view, explained_view, summary_view
 
 __all__ = [
     "ConsoleProgress",
@@ -11,6 +12,8 @@ __all__ = [
     "certificate_sentence",
     "certified_view",
     "diagnosis_view",
+    "explained_view",
+    "planned_view",
     "predictions_view",
     "profile_view",
     "progress_on",

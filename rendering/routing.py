@@ -1,46 +1,212 @@
-"""What certify and evaluate show."""
+"""What certify, explain and evaluate show."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 
+from edgewise.contracts import Action, Reason
 from edgewise.rendering.words import facts, megabytes, percent
+from edgewise.router.certificate import TARGET_ACCURACY, TARGET_AGREEMENT, TARGET_SELECTIVE, items_needed
 
 if TYPE_CHECKING:
-    from edgewise.contracts import Certificate
-    from edgewise.jobs.certify import Certified
+    from collections.abc import Sequence
+
+    from edgewise.contracts import Certificate, Groups
+    from edgewise.jobs.certify import Certified, Price
     from edgewise.jobs.evaluate import Summary
+    from edgewise.jobs.explain import Explained
+    from edgewise.jobs.targets import CurveRow
+    from edgewise.jobs.tuning import TuningRecord
+
+
+_WHY = {
+    Reason.CONFIDENT: "its score lies above the threshold",
+    Reason.BELOW_THRESHOLD: "its score does not lie above the threshold",
+    Reason.OUT_OF_DISTRIBUTION: "it is unlike anything that the model was made for",
+    Reason.TOO_COMPLEX: "its text looks so hard that the edge model is not asked",
+    Reason.CERTIFICATE_VOID: "no certificate is in force",
+    Reason.CERTIFICATE_EXPIRED: "the certificate's stated life is over, or the clock is wrong",
+}
+_SHOWN = 72
 
 
 def certificate_sentence(certificate: Certificate) -> str:
     """The promise in words a manager understands."""
-    bound = certificate.bound
-    if bound.local_share == 0:
+    n, share = _share(certificate)
+    confidence = percent(1 - _delta(certificate))
+    if share == 0:
         return (
-            f"No threshold keeps the promise of at most {percent(bound.alpha)} with {percent(1 - bound.delta)} "
+            f"No threshold keeps the promise of at most {percent(certificate.bound.alpha)} with {confidence} "
             "confidence: every request goes to the cloud."
         )
+    until = f" The promise ends at {certificate.expires}." if certificate.expires else ""
     return (
-        f"With {percent(1 - bound.delta)} confidence, at most {percent(bound.alpha)} of all requests like the "
-        f"{bound.n} certifying ones are answered locally, as final, and differently from {certificate.reference.name}. "
-        f"About {percent(bound.local_share)} of requests are answered locally."
+        f"With {confidence} confidence, {_promise(certificate, n)}. About {percent(share)} of requests are answered "
+        f"locally.{until}"
     )
 
 
+def _promise(certificate: Certificate, n: int) -> str:
+    alpha, cloud = percent(certificate.bound.alpha), certificate.reference.name
+    if certificate.target == TARGET_ACCURACY:
+        return f"over all requests like the {n} certifying ones, at most {alpha} of accuracy is lost to {cloud} alone"
+    if certificate.target == TARGET_SELECTIVE:
+        return f"of the requests like the {n} certifying ones that are answered locally, at most {alpha} are wrong"
+    differ = f"are answered locally, as final, and differently from {cloud}"
+    if certificate.groups is None:
+        return f"at most {alpha} of all requests like the {n} certifying ones {differ}"
+    count, by = len(certificate.groups.bounds), certificate.groups.by
+    return f"in each of the {count} groups by {by}, at most {alpha} of requests like the {n} certifying ones {differ}"
+
+
+def _share(certificate: Certificate) -> tuple[int, float]:
+    """The certifying items, and the share of them above their threshold."""
+    bounds = [certificate.bound] if certificate.groups is None else list(certificate.groups.bounds.values())
+    n = sum(bound.n for bound in bounds)
+    return n, sum(bound.local_share * bound.n for bound in bounds) / n if n else 0.0
+
+
+def _delta(certificate: Certificate) -> float:
+    """The probability that the promise fails, over all groups."""
+    return certificate.bound.delta * (1 if certificate.groups is None else len(certificate.groups.bounds))
+
+
 def certified_view(found: Certified) -> RenderableType:
-    """A certificate and where it lies."""
+    """A certificate, where it lies, and what led to it."""
     certificate, bound = found.certificate, found.certificate.bound
     table = facts()
     table.add_row("certificate", str(found.path) + (" (unchanged)" if found.reused else ""))
-    table.add_row("answer locally iff", f"{certificate.signal} > {bound.threshold:.6g}")
-    table.add_row("answered locally", f"{percent(bound.local_share)} of the certifying items")
+    if certificate.groups is None:
+        low, high = bound.local_share_interval
+        table.add_row("answer locally iff", f"{certificate.signal} > {bound.threshold:.6g}")
+        table.add_row(
+            "answered locally",
+            f"{percent(bound.local_share)} of the certifying items; of all such requests {percent(low)} to "
+            f"{percent(high)}, with 95 % confidence",
+        )
+        counted = (
+            "allowed among the local ones" if certificate.target == TARGET_AGREEMENT else "lost among the local ones"
+        )
+        table.add_row(counted, f"{bound.k} of {bound.n} items")
     if found.disagreements is not None:
-        table.add_row("differ from the cloud", f"{found.disagreements} of {bound.n} items, locally answered or not")
-    table.add_row("allowed among the local ones", f"{bound.k} of {bound.n} items")
+        n, _ = _share(certificate)
+        table.add_row("differ from the cloud", f"{found.disagreements} of {n} items, locally answered or not")
+    if certificate.out_of_distribution_share:
+        table.add_row("escalated unscored", f"{percent(certificate.out_of_distribution_share)} of the certifying items")
     table.add_row("reference", f"{certificate.reference.name} {certificate.reference.version}")
-    return Group(certificate_sentence(certificate), table)
+    if certificate.expires:
+        table.add_row("valid until", certificate.expires)
+    if found.price is not None:
+        table.add_row("cost of a request", _price_words(found.price))
+    if found.plot is not None:
+        table.add_row("operating curve", str(found.plot))
+    parts: list[RenderableType] = [certificate_sentence(certificate), table]
+    if certificate.groups is not None:
+        parts += ["", _groups_table(certificate.groups), _price_of_groups(certificate)]
+    if found.tuning is not None:
+        parts += ["", _signals_table(found.tuning)]
+    if found.curve:
+        parts += ["", _curve_table(found.curve)]
+    return Group(*parts)
+
+
+def _groups_table(groups: Groups) -> Table:
+    table = _listing(f"group by {groups.by}", "items", "threshold", "answered locally", "may differ")
+    for name, bound in groups.bounds.items():
+        table.add_row(name, str(bound.n), f"{bound.threshold:.6g}", percent(bound.local_share), str(max(bound.k, 0)))
+    return table
+
+
+def _price_of_groups(certificate: Certificate) -> str:
+    """What the groups cost in items."""
+    alpha, delta = certificate.bound.alpha, certificate.bound.delta
+    return (
+        f"The price of groups: each needs {items_needed(alpha, delta)} items of its own, where "
+        f"{items_needed(alpha, _delta(certificate))} would do for all requests together."
+    )
+
+
+def _price_words(price: Price) -> str:
+    alone = f"the cloud alone {price.cloud_only.total:.4g} with {price.cloud_only.latency_ms:.4g} ms"
+    if price.cheapest.threshold == math.inf and price.cheapest.cost == price.cloud_only:
+        return f"cheapest is {alone}, without the edge"
+    return f"{price.cheapest.cost.total:.4g} with {price.cheapest.cost.latency_ms:.4g} ms of waiting; {alone}"
+
+
+def _signals_table(tuning: TuningRecord) -> Table:
+    table = _listing("signal, on the tuning part", "AURC", "AUROC", "local at alpha, as counted", "")
+    for row in tuning.signals:
+        auroc = "" if row.auroc is None else f"{row.auroc:.4f}"
+        taken = "taken" if row.signal == tuning.signal else ""
+        table.add_row(row.signal, f"{row.aurc:.5f}", auroc, percent(row.local_share), taken)
+    return table
+
+
+def _curve_table(curve: Sequence[CurveRow]) -> Table:
+    labelled = any(row.accuracy is not None for row in curve)
+    table = _listing("at most", "threshold", "answered locally", *(["accuracy"] if labelled else []))
+    for row in curve:
+        if row.bound is None:
+            cells = ["", f"{row.needed} items needed", ""]
+        else:
+            accuracy = "" if row.accuracy is None else percent(row.accuracy)
+            cells = [f"{row.bound.threshold:.6g}", percent(row.bound.local_share), accuracy]
+        table.add_row(percent(row.alpha), *cells[: 3 if labelled else 2])
+    return table
+
+
+def explained_view(rows: Sequence[Explained]) -> RenderableType:
+    """What the router would decide on each item, and why."""
+    parts: list[RenderableType] = []
+    for row in rows:
+        parts += [*([""] if parts else []), *_explained(row)]
+    notes = dict.fromkeys(note for row in rows for note in row.notes)
+    return Group(*parts, "", *notes) if notes else Group(*parts)
+
+
+def _explained(row: Explained) -> list[RenderableType]:
+    where = "answered here" if row.action == Action.LOCAL else "escalated"
+    threshold = "" if row.threshold is None else f", threshold {_figure(row.threshold)}"
+    tenth = "" if row.tenth is None else f"; in tenth {row.tenth} of 10 of the certifying scores"
+    table = facts()
+    table.add_row("edge answer", row.output)
+    table.add_row("decision", f"{where}: {_WHY.get(row.reason, row.reason.value)}")
+    table.add_row(f"score ({row.signal})", f"{_figure(row.score)}{threshold}{tenth}")
+    if row.group is not None:
+        table.add_row("group", row.group)
+    if row.distance_cut is not None:
+        table.add_row("distance", f"{_figure(row.distance)}, out of distribution beyond {_figure(row.distance_cut)}")
+    if row.complexity_cut is not None:
+        table.add_row("complexity", f"{_figure(row.complexity)}, escalated at once above {_figure(row.complexity_cut)}")
+    table.add_row("other signals", ", ".join(f"{name} {_figure(value)}" for name, value in row.signals.items()))
+    parts: list[RenderableType] = [_shortened(row.input), table]
+    if row.nearest:
+        near = _listing(f"nearest by {row.nearest_by}", "distance", "label", "edge answer")
+        for item in row.nearest:
+            text = f"item {item.position}" if item.text is None else _shortened(item.text)
+            near.add_row(text, f"{item.distance:.4f}", item.label or "", item.edge or "")
+        parts.append(near)
+    return parts
+
+
+def _listing(*columns: str) -> Table:
+    """A table with a heading a column; figures stand to the right."""
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def _figure(value: float | str | None) -> str:
+    return "none" if value is None else value if isinstance(value, str) else f"{value:.6g}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def summary_view(summary: Summary) -> RenderableType:

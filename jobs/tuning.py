@@ -1,0 +1,208 @@
+"""What is chosen and fitted on the tuning part before the certifying part is looked at.
+
+Owns the order: fits first, then the signals side by side, then the choice. The fits themselves are the router's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.contracts import Reference
+from edgewise.errors import CertificateError
+from edgewise.files import write_atomically
+from edgewise.jobs.beside import KeptItem, fitted_beside, items_beside, kept_item, record_beside
+from edgewise.jobs.certify_job import AUTO, CertifyJob
+from edgewise.jobs.parts import Answered, Part
+from edgewise.jobs.scoring import served_scores
+from edgewise.jobs.targets import losses
+from edgewise.router import fitted as fits
+from edgewise.router.combination import fit_combination
+from edgewise.router.complexity_fit import fit_complexity
+from edgewise.router.fitted import Fitted
+from edgewise.router.neighbours import Neighbours, embeddings_of, fit_neighbours, kept_rows
+from edgewise.router.selection import SignalFigures, compare_signals
+from edgewise.router.signals import COMBINED
+
+_ENOUGH_TO_COMBINE = 100
+"""Tuning items below which a fit of several signals is not worth comparing."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job asks of its tuning part; the same questions on the same items need no second answer.
+
+    Attributes:
+        model_digest: The bundle.
+        tuning_digest: The tuning items.
+        reference: The cloud.
+        target: What is to be certified.
+        alpha: At which bound on the risk.
+        signal: The signal that is wanted, or "auto".
+        veto: Whether the distance to these items decides too.
+        complexity: Whether texts that look too hard are escalated at once.
+    """
+
+    model_digest: str
+    tuning_digest: str
+    reference: Reference
+    target: str
+    alpha: float
+    signal: str
+    veto: bool
+    complexity: bool
+
+
+class TuningRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tuning part showed and what was made of it, as `BUNDLE.tuning.json` holds it.
+
+    Attributes:
+        asked: What was asked for.
+        signal: The signal taken.
+        signals: Every signal on these items, the best first.
+        fitted_digest: Digest of `BUNDLE.fitted.npz`, or None where nothing was fitted.
+    """
+
+    asked: Asked
+    signal: str
+    signals: tuple[SignalFigures, ...]
+    fitted_digest: str | None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome of the tuning part.
+
+    Attributes:
+        record: What is written down of it.
+        fitted: What decides with the signal; None where it stands alone.
+        fitted_bytes: The same, as `BUNDLE.fitted.npz` holds it.
+        scores: Scores of the tuning items, shape (n,).
+        losses: Their losses, shape (n,).
+        items: The tuning items as `explain` shows them.
+    """
+
+    record: TuningRecord
+    fitted: Fitted | None
+    fitted_bytes: bytes | None
+    scores: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    items: tuple[KeptItem, ...]
+
+
+def tune(job: CertifyJob, answered: Answered, *, model_digest: str, reference: Reference) -> Tuned:
+    """Fit what was asked for, compare the signals, and take the one asked for, or the best.
+
+    Raises:
+        CertificateError: The items cannot be fitted to.
+        ConfigError: There is no such signal.
+    """
+    asked = asked_of(job, answered.part, model_digest, reference)
+    lost = losses(job.target, answered)
+    everything = _fit(job, answered, lost > 0)
+    figures = _compared(job, answered, lost > 0, everything)
+    signal = figures[0].signal if asked.signal == AUTO else asked.signal
+    data = _encoded(everything, signal)
+    # Read back, so that what is certified with is what the file will give.
+    fitted = None if data is None else fits.decode(data)
+    scores = served_scores(answered.part.examples, answered.edge, signal, fitted)
+    record = TuningRecord(
+        asked=asked,
+        signal=signal,
+        signals=figures,
+        fitted_digest=None if data is None else fits.digest(data),
+    )
+    return Tuned(record, fitted, data, scores, lost, _items(answered, scores, fitted))
+
+
+def _fit(job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_]) -> Fitted:
+    """Everything that was asked for, and the combined signal where there are enough items to compare it."""
+    neighbours = _fit_neighbours(answered) if job.veto else None
+    complexity = None
+    if job.complexity:
+        complexity = fit_complexity([str(example.input) for example in answered.part.examples], wrong)
+    combination = None
+    if job.signal == COMBINED or len(answered.edge) >= _ENOUGH_TO_COMBINE:
+        combination = fit_combination(answered.edge, wrong, neighbours=neighbours)
+    return Fitted(neighbours, complexity, combination)
+
+
+def _compared(
+    job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], everything: Fitted
+) -> tuple[SignalFigures, ...]:
+    """Every signal that applies, and the one asked for, the best first."""
+    rows = compare_signals(answered.edge, wrong, alpha=job.alpha, fitted=everything)
+    wanted = job.signal or AUTO
+    if wanted != AUTO and wanted not in {row.signal for row in rows}:
+        rows += compare_signals(answered.edge, wrong, alpha=job.alpha, fitted=everything, names=[wanted])
+        rows.sort(key=lambda row: row.aurc)
+    return tuple(rows)
+
+
+def _fit_neighbours(answered: Answered) -> Neighbours:
+    embeddings = embeddings_of(answered.edge)
+    if embeddings is None:
+        raise CertificateError(
+            f"The model gives no embedding for an item of {answered.part.path}.", "Leave out --veto, or the item."
+        )
+    return fit_neighbours(embeddings)
+
+
+def _encoded(everything: Fitted, signal: str) -> bytes | None:
+    """What decides, as bytes; None where nothing does but the signal."""
+    combination = everything.combination if signal == COMBINED else None
+    if everything.neighbours is None and everything.complexity is None and combination is None:
+        return None
+    return fits.encode(Fitted(everything.neighbours, everything.complexity, combination))
+
+
+def _items(answered: Answered, scores: NDArray[np.float64], fitted: Fitted | None) -> tuple[KeptItem, ...]:
+    """Every tuning item, with its row among the neighbours where it is one."""
+    row_of: dict[int, int] = {}
+    if fitted is not None and fitted.neighbours is not None:
+        inside = [at for at, prediction in enumerate(answered.edge) if not prediction.out_of_distribution]
+        row_of = {inside[int(kept)]: row for row, kept in enumerate(kept_rows(len(inside)))}
+    items = zip(answered.part.examples, answered.edge, scores, strict=True)
+    return tuple(
+        kept_item(example, position, prediction, float(score), row_of.get(position))
+        for position, (example, prediction, score) in enumerate(items)
+    )
+
+
+def write_tuned(bundle: Path, tuned: Tuned, *, keep_texts: bool) -> None:
+    """Write what was fitted and what the tuning part showed, beside the bundle."""
+    if tuned.fitted_bytes is not None:
+        write_atomically(fitted_beside(bundle), tuned.fitted_bytes)
+    if keep_texts:
+        write_atomically(items_beside(bundle), msgspec.json.Encoder().encode_lines(tuned.items))
+    else:
+        # Those of an earlier run would be shown beside fits that they do not belong to.
+        items_beside(bundle).unlink(missing_ok=True)
+    write_atomically(record_beside(bundle), msgspec.json.format(msgspec.json.encode(tuned.record), indent=2) + b"\n")
+
+
+def asked_of(job: CertifyJob, tuning: Part, model_digest: str, reference: Reference) -> Asked:
+    """What a job asks of its tuning part."""
+    return Asked(
+        model_digest=model_digest,
+        tuning_digest=tuning.digest,
+        reference=reference,
+        target=job.target,
+        alpha=job.alpha,
+        signal=job.signal or AUTO,
+        veto=job.veto,
+        complexity=job.complexity,
+    )
+
+
+def kept_record(bundle: Path, asked: Asked) -> TuningRecord | None:
+    """The record beside the bundle where it is of this very job, and what was fitted then still lies there."""
+    try:
+        record = msgspec.json.decode(record_beside(bundle).read_bytes(), type=TuningRecord)
+        fitted = None if record.fitted_digest is None else fits.digest(fitted_beside(bundle).read_bytes())
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return record if record.asked == asked and record.fitted_digest == fitted else None

@@ -1,0 +1,353 @@
+"""Targets, signals, vetoes and groups on the way to a certificate: fitted on one part, certified on another."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from edgewise.config import CostSection
+from edgewise.contracts import CloudReply, Reference
+from edgewise.edge import EdgeModel
+from edgewise.errors import CertificateError, ConfigError, DataError, OutputExistsError, TooFewItemsError
+from edgewise.jobs.beside import load_fitted, load_kept_items
+from edgewise.jobs.certify import CertifyJob, certify_with_cloud
+from edgewise.jobs.parts import load_part
+from edgewise.jobs.scoring import served_scores
+from edgewise.jobs.tuning import TuningRecord
+from edgewise.quantize import NullProgress
+from edgewise.router.certificate import items_needed
+from edgewise.router.signals import score_of
+
+REFERENCE = Reference("big", "1")
+
+
+class Cloud:
+    """Knows each text's truth, and counts what it is asked."""
+
+    def __init__(self, truth):
+        self.truth, self.asked = truth, []
+
+    async def describe(self, *, timeout_s):
+        return REFERENCE
+
+    async def predict(self, request, *, timeout_s):
+        self.asked.append(request.inputs)
+        return CloudReply(self.truth[request.inputs], REFERENCE)
+
+    async def aclose(self):
+        pass
+
+
+class Notes(NullProgress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def embedding_bundle(tiny_models, tmp_path_factory):
+    """The tiny text model with its embedding declared."""
+    folder = tmp_path_factory.mktemp("embedding")
+    onnx.save_model(tiny_models.text_model(with_embedding=True), folder / "model.onnx")
+    return tiny_models._pack_with_golden(
+        tiny_models.text_source(folder / "model.onnx"), list(tiny_models.TEXTS), folder
+    )
+
+
+def made(tiny_models, count, seed):
+    """Texts of five words, most of one label; the label of most words is the truth, of a tie a random one."""
+    rng = random.Random(seed)
+    rows = {}
+    while len(rows) < count:
+        label = rng.choice(tiny_models.LABELS)
+        others = [word for name in tiny_models.LABELS for word in tiny_models.WORDS[name]]
+        words = [rng.choice(tiny_models.WORDS[label]) if rng.random() < 0.75 else rng.choice(others) for _ in range(7)]
+        text = " ".join(words) + (" today" if seed else " rose")
+        rows[text] = {"text": text, "label": label, "region": rng.choice(["north", "south"])}
+    return list(rows.values())
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def world(tiny_models, embedding_bundle, tmp_path):
+    """A job with a tuning part, and the cloud that it is certified against."""
+    shutil.copytree(embedding_bundle, tmp_path / "bundle")
+    tuning, certifying = made(tiny_models, 200, 0), made(tiny_models, 400, 1)
+    cloud = Cloud({row["text"]: row["label"] for row in [*tuning, *certifying]})
+    job = CertifyJob(
+        tmp_path / "bundle",
+        write(tmp_path / "certify.jsonl", certifying),
+        alpha=0.05,
+        delta=0.05,
+        tuning=write(tmp_path / "tuning.jsonl", tuning),
+    )
+    return job, cloud
+
+
+def record_of(job):
+    return msgspec.json.decode(job.bundle.with_name("bundle.tuning.json").read_bytes(), type=TuningRecord)
+
+
+def test_the_best_signal_of_the_tuning_part_is_taken_and_the_comparison_kept(world):
+    job, cloud = world
+    found = certify_with_cloud(job, cloud, NullProgress())
+    assert len(cloud.asked) == 600
+    best = min(found.tuning.signals, key=lambda row: row.aurc)
+    assert found.certificate.signal == found.tuning.signal == found.tuning.signals[0].signal
+    assert found.tuning.signals[0].aurc == best.aurc
+    assert {"margin", "entropy", "combined"} <= {row.signal for row in found.tuning.signals}
+    assert record_of(job) == found.tuning
+    assert (found.certificate.fitted_digest is None) == (found.certificate.signal != "combined")
+
+
+def test_a_signal_that_is_named_is_taken_and_compared_too(world):
+    job, cloud = world
+    found = certify_with_cloud(replace(job, signal="margin:temperature=9"), cloud, NullProgress())
+    assert found.certificate.signal == "margin:temperature=9"
+    assert "margin:temperature=9" in {row.signal for row in found.tuning.signals}
+
+
+def test_certifying_scores_are_those_that_serving_would_have(world):
+    """With every fit at once: each item's score by the fitted file that the certificate names."""
+    job, cloud = world
+    found = certify_with_cloud(replace(job, signal="combined", veto=True, complexity=True), cloud, NullProgress())
+    certificate = found.certificate
+    fitted = load_fitted(job.bundle, certificate)
+    assert None not in (fitted.neighbours, fitted.complexity, fitted.combination)
+    model = EdgeModel.load(job.bundle)
+    examples = load_part(job.data, text_field="text", label_field="label").examples
+    predictions = [model.predict_one(example.input) for example in examples]
+    scores = served_scores(examples, predictions, certificate.signal, fitted)
+    assert certificate.bound.local_share == np.mean(scores > certificate.bound.threshold)
+    assert certificate.out_of_distribution_share == np.isnan(scores).mean()
+    for example, prediction, score in zip(examples, predictions, scores, strict=True):
+        hopeless = fitted.complexity.is_too_complex(example.input) or fitted.neighbours.is_foreign(prediction.embedding)
+        assert hopeless == np.isnan(score)
+        if not hopeless:
+            assert score == score_of(prediction, "combined", fitted)
+    known = scores[~np.isnan(scores)]
+    assert len(certificate.score_deciles) == 9
+    assert np.mean(known <= certificate.score_deciles[4]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_foreign_items_count_and_are_never_local(world, tiny_models):
+    """A text of neutral words lies far from everything in the tuning part."""
+    job, cloud = world
+    rows = made(tiny_models, 380, 1) + [{"text": f"fell of {'the ' * n}", "label": "ship"} for n in range(1, 21)]
+    cloud.truth |= {row["text"]: row["label"] for row in rows}
+    found = certify_with_cloud(
+        replace(job, data=write(job.data, [{"text": row["text"], "label": row["label"]} for row in rows]), veto=True),
+        cloud,
+        NullProgress(),
+    )
+    assert found.certificate.bound.n == 400
+    assert found.certificate.out_of_distribution_share >= 0.05
+
+
+@pytest.mark.parametrize("target", ["accuracy", "selective"])
+def test_targets_with_labels(world, target):
+    job, cloud = world
+    found = certify_with_cloud(replace(job, target=target, alpha=0.15), cloud, NullProgress())
+    bound = found.certificate.bound
+    assert found.certificate.target == target
+    assert 0 < bound.local_share <= 1
+    assert [row.alpha for row in found.curve] == pytest.approx([0.0375, 0.075, 0.15, 0.3])
+    shares = [row.bound.local_share for row in found.curve if row.bound is not None]
+    assert shares == sorted(shares)
+    assert all(0 <= row.accuracy <= 1 for row in found.curve if row.accuracy is not None)
+
+
+def test_a_bound_for_each_label_and_what_it_costs(world):
+    job, cloud = world
+    found = certify_with_cloud(replace(job, group_by="label", alpha=0.1), cloud, NullProgress())
+    groups = found.certificate.groups
+    assert groups.by == "label"
+    assert set(groups.bounds) == {"grain", "ship", "trade"}
+    assert sum(bound.n for bound in groups.bounds.values()) == 400
+    assert all(bound.delta == pytest.approx(0.05 / 3) for bound in groups.bounds.values())
+    assert items_needed(0.1, 0.05 / 3) > items_needed(0.1, 0.05)
+
+
+def test_groups_by_a_field_are_those_of_the_tuning_part_or_those_named(world):
+    job, cloud = world
+    job = replace(job, group_by="region", alpha=0.1, overwrite=True)
+    assert set(certify_with_cloud(job, cloud, NullProgress()).certificate.groups.bounds) == {"north", "south"}
+    only = certify_with_cloud(replace(job, groups=("north",)), cloud, NullProgress()).certificate.groups
+    assert set(only.bounds) == {"north"}
+    assert only.bounds["north"].n < 400
+    with pytest.raises(DataError, match="no field 'place' to group by"):
+        certify_with_cloud(replace(job, group_by="place"), cloud, NullProgress())
+    with pytest.raises(ConfigError, match="no label 'wheat'"):
+        certify_with_cloud(replace(job, group_by="label", groups=("wheat",)), cloud, NullProgress())
+
+
+def test_parts_that_share_items_are_refused_before_the_cloud_is_asked(world):
+    job, cloud = world
+    shared = job.tuning.read_text().splitlines()[:7]
+    job.data.write_text(job.data.read_text() + "\n".join(shared) + "\n")
+    with pytest.raises(CertificateError, match="7 of the 407 certifying items"):
+        certify_with_cloud(job, cloud, NullProgress())
+    assert cloud.asked == []
+
+
+WISHES = {
+    "target": {"target": "accuracy"},
+    "auto": {"signal": "auto"},
+    "combined": {"signal": "combined"},
+    "veto": {"veto": True},
+    "complexity": {"complexity": True},
+    "texts": {"keep_texts": True},
+    "fields": {"group_by": "region"},
+}
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_what_is_fixed_on_the_tuning_part_needs_one(world, wish):
+    job, cloud = world
+    with pytest.raises(ConfigError) as caught:
+        certify_with_cloud(replace(job, tuning=None, **WISHES[wish]), cloud, NullProgress())
+    assert "--tuning FILE" in caught.value.remedy
+    assert cloud.asked == []
+
+
+NONSENSE = {
+    "target": ({"target": "truth"}, "no target 'truth'"),
+    "signal": ({"signal": "vibes"}, "no signal 'vibes'"),
+    "option": ({"signal": "margin:heat=3"}, "no option 'heat'"),
+    "life": ({"valid_days": 0.0}, "life of 0.0 days"),
+    "endless": ({"valid_days": float("nan")}, "life of nan days"),
+    "plot": ({"plot": "curve.gif"}, "of no known kind"),
+    "groups": ({"groups": ("a",)}, "groups of nothing"),
+    "grouped accuracy": ({"group_by": "label", "target": "accuracy"}, "certified for agreement"),
+    "twice": ({"group_by": "label", "groups": ("ship", "ship")}, "named twice"),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_settings_that_make_no_sense(world, case, tmp_path):
+    job, cloud = world
+    wish, says = NONSENSE[case]
+    if "plot" in wish:
+        wish = {"plot": tmp_path / wish["plot"]}
+    with pytest.raises(ConfigError, match=says):
+        certify_with_cloud(replace(job, **wish), cloud, NullProgress())
+    assert cloud.asked == []
+    assert [path.name for path in job.bundle.parent.glob("bundle.*")] == []
+
+
+def test_a_veto_needs_a_bundle_with_embeddings(world, tiny_text_bundle):
+    job, cloud = world
+    with pytest.raises(ConfigError, match="--veto needs embeddings") as caught:
+        certify_with_cloud(replace(job, bundle=tiny_text_bundle, veto=True), cloud, NullProgress())
+    assert "--recipes embedding+" in caught.value.remedy
+
+
+def test_labels_of_another_kind_are_refused(world):
+    job, cloud = world
+    rows = [json.loads(line) for line in job.data.read_text().splitlines()]
+    strange = write(job.data, [{**row, "label": "L" + row["label"]} for row in rows])
+    with pytest.raises(DataError, match="is one of the model's"):
+        certify_with_cloud(replace(job, data=strange, target="selective"), cloud, NullProgress())
+    bare = write(job.data, [{"text": row["text"]} for row in rows])
+    with pytest.raises(DataError, match="has no labels"):
+        certify_with_cloud(replace(job, data=bare, target="selective"), cloud, NullProgress())
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({"group_by": "label"}, "400 certifying items .* 408 are needed"),
+        ({"group_by": "region"}, "items in the largest of 2 groups .* 368 are needed"),
+    ],
+)
+def test_too_few_items_for_groups(world, wish, says):
+    job, cloud = world
+    with pytest.raises(TooFewItemsError, match=says):
+        certify_with_cloud(replace(job, alpha=0.01, **wish), cloud, NullProgress())
+    assert cloud.asked == []
+
+
+def test_a_request_is_priced(world):
+    job, cloud = world
+    priced = replace(job, cost=CostSection(price_per_call=2.0), overwrite=True)
+    price = certify_with_cloud(priced, cloud, NullProgress()).price
+    assert price.cloud_only.total == 2.0
+    assert price.cheapest.cost.total < 2.0
+    dear = CostSection(edge_joules=3.6e6, price_per_kwh=5.0, price_per_call=2.0)
+    price = certify_with_cloud(replace(priced, cost=dear), cloud, NullProgress()).price
+    assert price.cheapest.threshold == np.inf
+    assert price.cheapest.cost == price.cloud_only
+
+
+def test_texts_stay_away_unless_asked_for(world):
+    job, cloud = world
+    kept = replace(job, veto=True, keep_texts=True, overwrite=True)
+    certify_with_cloud(kept, cloud, NullProgress())
+    items = load_kept_items(job.bundle)
+    assert [item.row for item in items] == list(range(200))
+    assert items[0].text == json.loads(job.tuning.read_text().splitlines()[0])["text"]
+    certify_with_cloud(replace(kept, keep_texts=False), cloud, NullProgress())
+    assert load_kept_items(job.bundle) is None
+    fitted = job.bundle.with_name("bundle.fitted.npz").read_bytes()
+    assert items[0].text.encode() not in fitted
+
+
+def test_a_kept_certificate_is_of_the_same_tuning_and_fits(world):
+    job, cloud = world
+    job = replace(job, cached=True, signal="combined", valid_days=30)
+    assert not certify_with_cloud(job, cloud, NullProgress()).reused
+    again = certify_with_cloud(job, cloud, NullProgress())
+    assert again.reused
+    assert again.tuning.signal == "combined"
+    fitted = job.bundle.with_name("bundle.fitted.npz")
+    fitted.write_bytes(fitted.read_bytes()[:-1])
+    assert not certify_with_cloud(job, cloud, NullProgress()).reused
+    for change in ({"valid_days": 31.0}, {"signal": "entropy"}, {"veto": True}, {"target": "selective", "alpha": 0.2}):
+        changed = replace(job, **change)
+        assert not certify_with_cloud(changed, cloud, NullProgress()).reused
+        assert certify_with_cloud(changed, cloud, NullProgress()).reused
+    assert not certify_with_cloud(replace(job, group_by="label", alpha=0.1), cloud, NullProgress()).reused
+    assert certify_with_cloud(replace(job, group_by="label", alpha=0.1), cloud, NullProgress()).reused
+
+
+def test_what_was_fitted_for_another_certificate_is_not_replaced_unasked(world, tmp_path):
+    job, cloud = world
+    first = replace(job, signal="combined")
+    certify_with_cloud(first, cloud, NullProgress())
+    with pytest.raises(OutputExistsError, match=r"fitted\.npz"):
+        certify_with_cloud(replace(first, veto=True, out=tmp_path / "other.json"), cloud, NullProgress())
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_a_life_is_stated(world):
+    job, cloud = world
+    certificate = certify_with_cloud(replace(job, valid_days=1.5), cloud, NullProgress()).certificate
+    assert certificate.created < certificate.expires
+    assert certificate.expires.endswith("Z")
+
+
+def test_items_that_stand_there_twice_are_told_of(world):
+    job, cloud = world
+    lines = job.data.read_text().splitlines(keepends=True)
+    job.data.write_text("".join([*lines, *lines[:3]]))
+    notes = Notes()
+    certify_with_cloud(job, cloud, notes)
+    assert any("3 of the 403 certifying items repeat" in note for note in notes.notes)
+
+
+def test_the_operating_curve_is_drawn(world, tmp_path):
+    pytest.importorskip("matplotlib")
+    job, cloud = world
+    found = certify_with_cloud(replace(job, plot=tmp_path / "curve.svg"), cloud, NullProgress())
+    assert b"<svg" in found.plot.read_bytes()
