@@ -129,6 +129,9 @@ class Router:
     def report(self) -> dict[str, Any]:
         """What the promise is worth now, for people and dashboards: built-in values only."""
         promise = msgspec.to_builtins(self._promise.report())
+        audits = promise["audits"]
+        if audits is not None and math.isinf(audits["threshold"]):
+            audits["threshold"] = str(audits["threshold"])  # JSON has no infinity
         return {"policy": self._routed.name, **promise, "score_drift": self._judgement.drift_index}
 
     async def events(self, request: Request) -> AsyncIterator[Event]:

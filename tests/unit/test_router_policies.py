@@ -118,7 +118,9 @@ def test_each_group_has_its_own_threshold_and_an_unlisted_one_none(by, group, lo
 
 
 def test_a_request_without_the_attribute_and_an_answer_that_is_no_label_have_no_group():
-    groups = {by: CertifiedThreshold(certificate(0.0, Groups(by=by, bounds={"a": bound(0.1)}))) for by in ("x", "label")}
+    groups = {
+        by: CertifiedThreshold(certificate(0.0, Groups(by=by, bounds={"a": bound(0.1)}))) for by in ("x", "label")
+    }
     assert groups["x"].after(REQUEST, PREDICTION, 1.0).action is Action.ESCALATE
     assert groups["label"].after(REQUEST, Prediction(output=(0.1, 0.2)), 1.0).action is Action.ESCALATE
 
