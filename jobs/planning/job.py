@@ -7,8 +7,7 @@ from pathlib import Path
 
 from edgewise.errors import CertificateError, ConfigError
 from edgewise.files import refuse_existing
-from edgewise.jobs.targets import TARGETS
-from edgewise.router.certificate import TARGET_AGREEMENT, items_needed
+from edgewise.router.certificate import TARGET_AGREEMENT, TARGETS, items_needed
 from edgewise.router.signals import COMBINED, check_signal
 
 PAYMENTS = ("split", "share")

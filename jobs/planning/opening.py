@@ -13,6 +13,7 @@ import numpy as np
 
 from edgewise.contracts import Example, Progress
 from edgewise.dataset import item_key
+from edgewise.edge import EdgeModel
 from edgewise.errors import ConfigError, DataError
 from edgewise.jobs.parts import Part, load_part, refuse_chosen_on, refuse_shared, refuse_strange_labels
 from edgewise.jobs.planning.job import PlanJob, check_items
@@ -102,7 +103,8 @@ def check_candidates(job: PlanJob, candidates: Candidates, data: Part, work: Wor
         work: The parts.
 
     Raises:
-        CertificateError: The items were used to choose a candidate, are too few for all of them, or have no score.
+        CertificateError: The items were used to choose a candidate, are too few for all of them, or have no score; or a
+            candidate answers differently on this machine.
         DataError: They are of the other kind, or their labels are none of the model's.
     """
     refuse_without_labels(candidates)
@@ -114,6 +116,7 @@ def check_candidates(job: PlanJob, candidates: Candidates, data: Part, work: Wor
             require_kind(drawn.part.examples, bundle.core.task, drawn.part.path)
             if job.target in LABELLED:
                 refuse_strange_labels(drawn.part, bundle.core.labels)
+        EdgeModel.from_bundle(bundle).check_golden()
 
 
 def _apart(tuning: Part, data: Part) -> tuple[list[Example], Drawn, Drawn]:

@@ -209,7 +209,6 @@ def _evidence(
 ) -> Evidence:
     """What a candidate answers to both parts, by the path that serves."""
     model = EdgeModel.from_bundle(bundle)
-    model.check_golden()
     tuning, certifying = (
         _answered(name, model, drawn.part, [outputs[at] for at in drawn.places], progress)
         for drawn in (work.tuning, work.certifying)
