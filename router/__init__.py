@@ -5,11 +5,13 @@ Owns the decision and the one flow that carries it out. Models, clouds, stores a
 
 from edgewise.router.certificate import certify, certify_accuracy, certify_groups, certify_selective
 from edgewise.router.hybrid import Router
+from edgewise.router.monitor import AuditMonitor
 from edgewise.router.settings import Plugs, RouterSettings
 from edgewise.router.signals import SIGNALS
 
 __all__ = [
     "SIGNALS",
+    "AuditMonitor",
     "Plugs",
     "Router",
     "RouterSettings",

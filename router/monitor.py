@@ -29,7 +29,7 @@ import sys
 
 import msgspec
 
-from edgewise.errors import ConfigError
+from edgewise.router.binomial import check_open_unit
 
 _FIRST_STAKE = 0.6
 """Part of the wealth staked before the first audit: a promise is broken from the start more often than at any other
@@ -85,8 +85,8 @@ class AuditMonitor:
     """
 
     def __init__(self, alpha: float, delta: float) -> None:
-        _check_open_unit("alpha", alpha)
-        _check_open_unit("delta", delta)
+        check_open_unit("alpha", alpha)
+        check_open_unit("delta", delta)
         self._alpha = float(alpha)
         self._log_limit = -math.log(delta)
         self._largest_bet = (1 + self._alpha) / 2
@@ -161,7 +161,6 @@ class AuditMonitor:
 
 
 _LARGEST_LOG = math.log(sys.float_info.max)
-_SMALLEST = 1e-9
 
 
 def _waiting(audits: int) -> float:
@@ -173,8 +172,3 @@ def _log_sum(one: float, other: float) -> float:
     """Logarithm of the sum of two numbers given by their logarithms; the second is finite."""
     larger, smaller = max(one, other), min(one, other)
     return larger + math.log1p(math.exp(smaller - larger))
-
-
-def _check_open_unit(name: str, value: float) -> None:
-    if not _SMALLEST <= value <= 1 - _SMALLEST:
-        raise ConfigError(f"{name} is {value!r}.", f"Give {name} between 0 and 1, both excluded, such as 0.01.")

@@ -3,7 +3,7 @@
     python benchmarks/router/audit.py [--runs 2000]
 
 Null: streams of 60,000 audits at a risk of exactly alpha; the share of streams with an alarm, ever, against delta.
-Power: audits from the break to the alarm, at risks of 1.25 to 10 alpha, broken from the start and after 20,000 audits at
+Power: audits from the break to the alarm, at risks of 1.25 to 10 alpha, from the start and after 20,000 audits at
 half of alpha; and the requests that go by meanwhile at the gateway's usual share of audits. All monitors see the same
 streams. The rivals:
 
@@ -12,7 +12,7 @@ streams. The rivals:
 - the same with its limit fitted by simulation to delta over these very 60,000 audits: it knows when the watch ends
 
 The streams are simulated many at a time by the rule of `edgewise.router.monitor`; a part of them is fed to
-`AuditMonitor` itself, which must raise its alarm at the same audit. Takes about three minutes.
+`AuditMonitor` itself, which must raise its alarm at the same audit. Takes about a minute.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def test_fresh_audits_certify_again(log, caplog):
     )
     assert (earned.signal, earned.reference, earned.fitted_digest) == ("margin", CERTIFICATE.reference, "sha256:f")
     assert (len(earned.score_deciles), earned.out_of_distribution_share) == (9, 0.0)
-    check_model(earned, "sha256:m")
+    check_model(earned, "sha256:m", "sha256:f")
     assert (guard.stage, guard.threshold, guard.share) == (Stage.CERTIFIED, earned.bound.threshold, None)
     report = guard.describe()
     assert (report.e_value, report.alarm, report.certificate_id, report.items_needed) == (1.0, False, earned.id, 0)
