@@ -441,6 +441,9 @@ def explain(
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
     ] = None,
+    fitted: Annotated[
+        Path | None, typer.Option("--fitted", help="What was fitted for it; BUNDLE.fitted.npz unless given.")
+    ] = None,
     tuning: Annotated[
         Path | None, typer.Option("--tuning", help="Items to look for the nearest among; those that were kept else.")
     ] = None,
@@ -461,6 +464,7 @@ def explain(
         bundle=bundle,
         items=items,
         certificate=certificate,
+        fitted=fitted,
         tuning=tuning,
         attributes=dict(_pair(text) for text in attribute or ()),
         text_field=text_field,

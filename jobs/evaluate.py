@@ -37,8 +37,9 @@ from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError, CloudResponseError, CloudTimeoutError, CloudUnreachableError
 from edgewise.files import refuse_existing, write_atomically
 from edgewise.jobs.asking import ask_all, reference_of, until_ready
-from edgewise.jobs.certify import certificate_beside, edge_scores, load_certificate
+from edgewise.jobs.beside import certificate_beside, load_certificate, load_fitted
 from edgewise.jobs.plots import plot_operating_curve, require_plotting
+from edgewise.jobs.scoring import served_scores
 from edgewise.router.certificate import check_model, unsurprising_violations
 from edgewise.router.evaluation import CurvePoint, Routed, evaluate, is_local, operating_curve
 from edgewise.wire import native
@@ -141,7 +142,8 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
     labels = require_labels(examples, job.data)
     model = EdgeModel.load(job.bundle)
     certificate = load_certificate(job.certificate or certificate_beside(job.bundle))
-    check_model(certificate, model.digest)
+    check_model(certificate, model.digest, certificate.fitted_digest)
+    fitted = load_fitted(job.bundle, certificate)
     gateway = _GatewayClient(job, url, certificate)
     answers, waited_ms, cloud_outputs = asyncio.run(_ask_both(job, gateway, cloud, examples, progress))
     progress.stage("Asking the edge model", len(examples))
@@ -152,7 +154,9 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
     edge_outputs = [prediction.output for prediction in predictions]
     routed = evaluate(answers, waited_ms, labels=labels, edge_outputs=edge_outputs, cloud_outputs=cloud_outputs)
     curve = operating_curve(
-        edge_scores(predictions, certificate.signal), _correct(edge_outputs, labels), _correct(cloud_outputs, labels)
+        served_scores(examples, predictions, certificate.signal, fitted),
+        _correct(edge_outputs, labels),
+        _correct(cloud_outputs, labels),
     )
     return _write(job, model.bundle, certificate, routed, curve, len(examples), started)
 

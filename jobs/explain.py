@@ -40,6 +40,7 @@ class ExplainJob:
         bundle: The bundle.
         items: Texts, or paths of images.
         certificate: Path of the certificate; None takes the file beside the bundle, if there is one.
+        fitted: Path of what was fitted for it; None takes the file beside the bundle.
         tuning: Tuning items to look for neighbours among, or None.
         attributes: Attributes of the requests, by which a certificate may group them.
         text_field: Field of the text in the tuning items.
@@ -49,6 +50,7 @@ class ExplainJob:
     bundle: Path
     items: Sequence[str]
     certificate: Path | None = None
+    fitted: Path | None = None
     tuning: Path | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     text_field: str = "text"
@@ -112,8 +114,9 @@ def explain_items(job: ExplainJob, progress: Progress) -> list[Explained]:
     certificate = _certificate(job)
     fitted = None
     if certificate is not None:
-        check_model(certificate, model.digest)
-        fitted = load_fitted(job.bundle, certificate)
+        # Whether what was fitted is the one that it names is found out where that is read.
+        check_model(certificate, model.digest, certificate.fitted_digest)
+        fitted = load_fitted(job.bundle, certificate, job.fitted)
     signal = _signal(model, certificate)
     references = kept_references(job.bundle, fitted)
     if job.tuning is not None:
@@ -169,6 +172,8 @@ class _Bench:
         decision = self._promise.before(request) or self._judgement.decide(self._promise, request, prediction)
         score = score_of(prediction, self._signal, self._fitted)
         by, nearest = self._references.near(prediction, score)
+        distance, distance_cut = self._distance(prediction)
+        complexity, complexity_cut = self._complexity(value)
         return Explained(
             input=item,
             output=str(prediction.output),
@@ -180,25 +185,28 @@ class _Bench:
             threshold=_in_json(decision.threshold),
             group=self._group(request, prediction),
             tenth=self._tenth(score),
-            **self._fits(value, prediction),
+            distance=distance,
+            distance_cut=distance_cut,
+            complexity=complexity,
+            complexity_cut=complexity_cut,
             signals={name: _known(score_of(prediction, name)) for name in SIGNALS},
             nearest_by=by,
             nearest=nearest,
             notes=self._notes + self._unseen(by),
         )
 
-    def _fits(self, value: Input, prediction: Prediction) -> dict[str, float | None]:
-        """What the fits say, each beside its cut."""
-        neighbours = None if self._fitted is None else self._fitted.neighbours
-        complexity = None if self._fitted is None else self._fitted.complexity
-        near = neighbours is not None and prediction.embedding is not None
-        text = complexity is not None and isinstance(value, str)
-        return {
-            "distance": _known(neighbours.distance(prediction.embedding)) if near else None,
-            "distance_cut": neighbours.cut if near else None,
-            "complexity": complexity.score(value) if text else None,
-            "complexity_cut": complexity.cut if text else None,
-        }
+    def _distance(self, prediction: Prediction) -> tuple[float | None, float | None]:
+        """Distance to the fitted neighbours, and its cut."""
+        if self._fitted is None or self._fitted.neighbours is None or prediction.embedding is None:
+            return None, None
+        neighbours = self._fitted.neighbours
+        return _known(neighbours.distance(prediction.embedding)), neighbours.cut
+
+    def _complexity(self, value: Input) -> tuple[float | None, float | None]:
+        """How complex a text is, and the cut."""
+        if self._fitted is None or self._fitted.complexity is None or not isinstance(value, str):
+            return None, None
+        return self._fitted.complexity.score(value), self._fitted.complexity.cut
 
     def _group(self, request: Request, prediction: Prediction) -> str | None:
         groups = None if self._certificate is None else self._certificate.groups
