@@ -73,6 +73,7 @@ class FaultProxy:
         self._fault = fault
         self._changed = threading.Condition()
         self._accepted = 0
+        self._received = bytearray()
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -86,6 +87,11 @@ class FaultProxy:
     def accepted(self) -> int:
         """Connections accepted so far."""
         return self._accepted
+
+    @property
+    def received(self) -> bytes:
+        """Every byte that clients sent so far."""
+        return bytes(self._received)
 
     @property
     def open(self) -> int:
@@ -153,7 +159,7 @@ class FaultProxy:
         self._note(lambda: self._open.add(writer), accepted=1)
         try:
             if self._fault.kind == "blackhole":
-                await _swallow(reader)
+                await self._swallow(reader)
             else:
                 await self._forward(reader, writer)
         except (OSError, asyncio.IncompleteReadError):
@@ -167,6 +173,10 @@ class FaultProxy:
             self._accepted += accepted
             change()
             self._changed.notify_all()
+
+    async def _swallow(self, reader: asyncio.StreamReader) -> None:
+        while chunk := await reader.read(_CHUNK):
+            self._received += chunk
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection(*self._upstream)
@@ -189,6 +199,7 @@ class FaultProxy:
 
     async def _requests(self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(_CHUNK):
+            self._received += chunk
             await self._wait(self._fault)
             if self._fault.kind != "blackhole":
                 up_writer.write(chunk)
@@ -222,11 +233,6 @@ class FaultProxy:
     async def _wait(self, fault: Fault) -> None:
         if fault.kind == "latency":
             await asyncio.sleep(fault.seconds + random.random() * fault.jitter_s)
-
-
-async def _swallow(reader: asyncio.StreamReader) -> None:
-    while await reader.read(_CHUNK):
-        pass
 
 
 async def _drip(chunk: bytes, writer: asyncio.StreamWriter, every_s: float) -> None:

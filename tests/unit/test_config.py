@@ -19,8 +19,13 @@ url = "http://127.0.0.1:8000"
 model = "bert"
 [server]
 port = 0
+[policy]
+use = "budgeted"
+money_per_day = 20
+price_per_call = 0.002
 [audit]
 share = 0.5
+on_alarm = "warn"
 [profiles.checkout]
 budget_ms = 80
 mode = "edge_only"
@@ -38,6 +43,7 @@ def test_every_section_is_read(tmp_path):
     path.write_text(FULL)
     config = load_config(path)
     assert (config.edge.mode, config.edge.budget_ms, config.audit.share) == (Mode.SPECULATIVE, 80, 0.5)
+    assert (config.policy.use, config.policy.money_per_day, config.audit.on_alarm) == ("budgeted", 20, "warn")
     assert backend_in_use(config.cloud).model == "bert"
     assert config.profiles["checkout"].mode is Mode.EDGE_ONLY
 
@@ -50,6 +56,13 @@ def test_every_section_is_read(tmp_path):
         ("[edge]\nbudget_ms = 'x'", "edge.budget_ms"),
         ("[edge]\nbudget_ms = -1", "edge.budget_ms is -1"),
         ("[audit]\nshare = 1.5", "audit.share is 1.5"),
+        ("[audit]\nrecertify_share = -0.1", "audit.recertify_share is -0.1"),
+        ("[audit]\nrecertify_items = 0", "audit.recertify_items is 0"),
+        ("[audit]\non_alarm = 'panic'", "audit.on_alarm"),
+        ("[policy]\nlocal_share = nan", "policy.local_share is nan"),
+        ("[policy]\ncalls_per_day = 0", "policy.calls_per_day is 0"),
+        ("[policy]\nprice_per_call = inf", "policy.price_per_call is inf"),
+        ("[policy]\ncals_per_day = 3", "Did you mean `calls_per_day`"),
         ("[server]\nport = 70000", "server.port is 70000"),
         ("[cloud]\ntimeout_s = 0", "cloud.timeout_s is 0"),
         ("[cloud]\ntimeout_s = nan", "cloud.timeout_s is nan"),

@@ -1,7 +1,10 @@
 """Policies: what each decides, and how a day's allowance is spread."""
 
+import importlib.util
 import math
 import random
+import re
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -385,3 +388,17 @@ def test_a_decision_is_a_value():
     with pytest.raises(AttributeError):
         decision.score = 1.0
     assert msgspec.json.decode(msgspec.json.encode(decision))["reason"] == "confident"
+
+
+def test_the_example_of_a_policy_routes(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "watched.py").write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("edgewise_example_watched", tmp_path / "watched.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    certified = CertifiedThreshold(certificate())
+    policy = example.KIND.build(PolicySettings(), plugs()._replace(certified=certified))
+    assert policy.before(Request(inputs="x", session="trial")).action is Action.ESCALATE
+    assert policy.before(REQUEST) is None
+    assert policy.after(REQUEST, PREDICTION, 0.9) == certified.after(REQUEST, PREDICTION, 0.9)
