@@ -19,6 +19,7 @@ from edgewise.errors import CertificateError
 from edgewise.router.isotonic import Isotonic, fit_isotonic
 from edgewise.router.logistic import fit_logistic, standardiser
 from edgewise.router.neighbours import Neighbours
+from edgewise.router.signals import low_quantile
 
 CLASSIFIER_FEATURES = ("margin", "gap", "max_probability", "entropy", "energy", "max_logit", "pnorm")
 """Of logits: signals by their names, and the gap between the two largest logits, which is their log-odds."""
@@ -27,7 +28,8 @@ GENERATOR_FEATURES = ("mean_logprob", "low_logprob", "first_margin")
 """Of generated texts; the mean is corrected for length, and each goes through isotonic regression."""
 
 RIDGE = 2.0
-_P = 4
+_CERTAIN = -100.0
+_TINY = 1e-300
 _LEAST_ITEMS = 20
 
 
@@ -51,7 +53,7 @@ class ClassifierCombination:
         if logits is None or logits.shape != self.effects.shape:
             return math.nan
         features = classifier_features(logits)
-        score = float(np.add.reduce(features * self.weights[: len(features)])) + self.intercept
+        score = float(features.dot(self.weights[: len(features)])) + self.intercept
         if len(self.weights) > len(features):
             score += float(self.weights[-1]) * distance
         return score + float(self.effects[logits.argmax()])
@@ -91,30 +93,34 @@ Combination: TypeAlias = ClassifierCombination | GeneratorCombination
 
 def classifier_features(logits: FloatArray) -> FloatArray:
     """`CLASSIFIER_FEATURES` of logits (…, classes), shape (…, 7), float64; each as the signal of its name has it."""
-    exact = logits.astype(np.float64, order="C")
-    classes = exact.shape[-1]
-    features = np.empty((*exact.shape[:-1], len(CLASSIFIER_FEATURES)))
-    highest = np.maximum.reduce(exact, axis=-1, keepdims=True)
-    shifted = exact - highest
+    shifted = logits.astype(np.float64, order="C")
+    classes = shifted.shape[-1]
+    highest = np.maximum.reduce(shifted, axis=-1, keepdims=True)
+    shifted -= highest
+    # A class that is ruled out, its logit -inf, is no evidence of any size: 100 nats stand for certain.
+    np.maximum(shifted, _CERTAIN, out=shifted)
     shares = np.exp(shifted)
     total = np.add.reduce(shares, axis=-1)
-    # log p = shifted - log total, so the entropy needs no second logarithm of each class; where p is 0, so is p log p.
-    spread = np.add.reduce(shares * np.maximum(shifted, -745.0), axis=-1) / total
     log_total = np.log(total)
-    second = np.partition(shifted, -2, axis=-1)[..., -2] if classes > 1 else np.full(total.shape, -np.inf)
-    # A class that is ruled out, its logit -inf, is no evidence of any size: 100 nats stand for certain.
-    second = np.maximum(second, -100.0)
-    centre = np.add.reduce(exact, axis=-1, keepdims=True) / classes
-    centred = exact - centre
-    centred *= centred
-    norm = np.sqrt(np.sqrt(np.add.reduce(centred * centred, axis=-1)))
+    shares *= shifted
+    spread = np.add.reduce(shares, axis=-1) / total
+    below = np.add.reduce(shifted, axis=-1) / classes
+    powers = shifted - below[..., np.newaxis]
+    powers *= powers
+    powers *= powers
+    norm = np.sqrt(np.sqrt(np.add.reduce(powers, axis=-1)))
+    shifted.partition(-min(2, classes), axis=-1)
+    second = shifted[..., -2] if classes > 1 else np.full_like(total, _CERTAIN)
+    features = np.empty((*total.shape, len(CLASSIFIER_FEATURES)))
     features[..., 0] = (1.0 - np.exp(second)) / total
     features[..., 1] = -second
     features[..., 2] = 1.0 / total
+    # log p = shifted - log total, so the entropy needs no logarithm of each class.
     features[..., 3] = spread - log_total
-    features[..., 4] = highest[..., 0] + log_total
-    features[..., 5] = highest[..., 0]
-    features[..., 6] = (highest - centre)[..., 0] / np.where(norm == 0, 1.0, norm)
+    features[..., 5] = top = highest[..., 0]
+    features[..., 4] = top + log_total
+    # Logits that are all the same have norm 0 and mean 0.
+    features[..., 6] = -below / np.maximum(norm, _TINY)
     return features
 
 
@@ -124,7 +130,7 @@ def generator_features(prediction: Prediction) -> tuple[FloatArray, int] | None:
     if logprobs is None or not len(logprobs) or prediction.margin is None:
         return None
     exact = np.asarray(logprobs, dtype=np.float64)
-    values = np.array([exact.mean(), np.quantile(exact, 0.1), prediction.margin])
+    values = np.array([exact.mean(), low_quantile(exact), prediction.margin])
     return (values, len(exact)) if np.isfinite(values).all() else None
 
 

@@ -163,6 +163,14 @@ def test_the_signals_of_a_generated_text_read_its_tokens():
     assert all(math.isnan(score_of(nothing, name)) for name in GENERATOR_SIGNALS)
 
 
+@given(st.lists(st.floats(-50, 0), min_size=1, max_size=40))
+def test_the_low_quantile_is_numpy_s(values):
+    text = Prediction(output="a", token_logprobs=np.array(values))
+    assert score_of(text, "low_logprob") == pytest.approx(np.quantile(values, 0.1), abs=1e-9)
+    broken = Prediction(output="a", token_logprobs=np.array([*values, np.nan]))
+    assert math.isnan(score_of(broken, "low_logprob"))
+
+
 ROWS = np.eye(3, dtype=np.float32)
 VETO = Fitted(neighbours=Neighbours(ROWS, 1, 0.5))
 
