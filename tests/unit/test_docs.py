@@ -20,14 +20,14 @@ import typer.main
 
 from edgewise import cli, config
 from edgewise.cloud.clients import CLIENTS
-from edgewise.contracts import CloudClient, Mode, Reason, Reference, Request, ServiceInfo
+from edgewise.contracts import CloudClient, Mode, Prediction, Reason, Reference, Request, ServiceInfo
 from edgewise.errors import CloudError, CloudResponseError, InputError
 from edgewise.quantize.generation import GENERATION_RECIPES
 from edgewise.quantize.recipes import RECIPES, parse_choices
 from edgewise.quantize.transforms import TRANSFORMS
 from edgewise.router.certificate import allowed_disagreements, certify, items_needed
 from edgewise.router.instruments import Instruments
-from edgewise.router.signals import SIGNALS, signal_named
+from edgewise.router.signals import COMBINED, GENERATOR_SIGNALS, OPTIONS, SIGNALS, score_of, signal_named
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import front_door
 
@@ -284,14 +284,15 @@ def test_the_example_of_a_recipe_halves_a_graph_that_still_answers(tmp_path, tin
 
 
 def test_the_example_of_a_signal_certifies(tmp_path, monkeypatch):
-    monkeypatch.setitem(SIGNALS, "energy", example("energy", "A signal", tmp_path).energy)
+    monkeypatch.setitem(SIGNALS, "logit_gap", example("logit_gap", "A signal", tmp_path).logit_gap)
     logits = np.random.default_rng(0).normal(0, 1, (500, 5)).astype(np.float32)
     logits[np.arange(500), 0] += np.linspace(0, 10, 500).astype(np.float32)
-    scores = signal_named("energy")(logits)
-    np.testing.assert_allclose(scores, np.log(np.exp(logits.astype(np.float64)).sum(axis=1)), rtol=1e-6)
+    scores = signal_named("logit_gap")(logits)
+    ranked = np.sort(logits, axis=1)
+    np.testing.assert_array_equal(scores, ranked[:, -1] - ranked[:, -2])
+    assert score_of(Prediction(output="a", logits=logits[0]), "logit_gap") == scores[0]
     bound = certify(scores, np.arange(500) < 100, alpha=0.01, delta=0.05)
     assert 0.5 < bound.local_share < 1
-    assert np.isfinite(signal_named("energy")(np.array([[1e4, -1e4]], dtype=np.float32))).all()
 
 
 class PlainServer:
@@ -326,3 +327,15 @@ async def test_the_example_of_a_cloud_client_does_what_it_owes(tmp_path, monkeyp
     with pytest.raises(CloudError):
         await client.describe(timeout_s=5)
     await client.aclose()
+
+
+def test_every_signal_is_documented_with_its_options():
+    page = read("docs/signals.md")
+    rows = {row[0]: re.findall(r"`(\w+)`", f"`{row[2]}`") for row in table(page, "## Classifiers")}
+    assert {name: set(options) for name, options in rows.items()} == {
+        name: set(OPTIONS.get(name, {})) for name in (*SIGNALS, COMBINED)
+    }
+    assert {row[0] for row in table(page, "## Generated texts")} == {*GENERATOR_SIGNALS, COMBINED}
+    ranges = {option: (limit.low, limit.high) for options in OPTIONS.values() for option, limit in options.items()}
+    assert ranges == {"temperature": (0.01, 100), "p": (1, 100)}
+    assert "`temperature` is from 0.01 to 100, `p` from 1 to 100" in page
