@@ -1,0 +1,132 @@
+"""A gateway is built with the promise that its files and its clock allow, and says where they do not."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+
+from edgewise import wiring
+from edgewise.config import parse_config
+from edgewise.contracts import Bound, Reference
+from edgewise.edge import EdgeModel, probe
+from edgewise.errors import CertificateError, ConfigError
+from edgewise.router import certificate as certificates
+from edgewise.router import fitted as fits
+from edgewise.router.fitted import Fitted
+from edgewise.router.neighbours import Neighbours
+
+CREATED, EXPIRES = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
+CREATED_S, DAY_S = 1_767_225_600.0, 86_400.0
+
+
+def certificate(bundle, path, **fields):
+    model, device = EdgeModel.load(bundle), probe()
+    issued = certificates.issue(
+        Bound(threshold=0.5, local_share=0.5, n=300, k=0, alpha=0.01, delta=0.05), model_digest=model.digest,
+        signal="margin", data_digest="none", reference=Reference("cloud", "1"), created=CREATED,
+        runtime=f"onnxruntime {device.onnxruntime}", isa=device.isa, **fields,
+    )  # fmt: skip
+    path.write_bytes(certificates.encode(issued))
+    return issued
+
+
+def built(bundle, path, resources, **sections):
+    edge = {"bundle": str(bundle), "certificate": str(path), **sections.pop("edge", {})}
+    cloud = {"backends": {"main": {"url": "http://127.0.0.1:9"}}}
+    return wiring.build_gateway(parse_config({"edge": edge, "cloud": cloud, **sections}), resources)
+
+
+@pytest.fixture
+def resources():
+    with ExitStack() as held:
+        yield held
+
+
+def test_an_expired_certificate_is_refused_with_what_to_do(tiny_text_bundle, tmp_path, resources, monkeypatch):
+    certificate(tiny_text_bundle, tmp_path / "c.json", expires=EXPIRES)
+    monkeypatch.setattr(time, "time", lambda: CREATED_S + 40 * DAY_S)
+    with pytest.raises(CertificateError, match=f"expired at {EXPIRES}") as error:
+        built(tiny_text_bundle, tmp_path / "c.json", resources)
+    assert "edgewise certify" in error.value.remedy
+
+
+async def test_with_a_wrong_clock_it_serves_says_so_and_escalates(tiny_text_bundle, tmp_path, resources, monkeypatch):
+    certificate(tiny_text_bundle, tmp_path / "c.json", expires=EXPIRES)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    gateway = built(tiny_text_bundle, tmp_path / "c.json", resources)
+    assert "the clock is right" in gateway.warnings[0]
+    assert gateway.router.certificate is None
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
+        answer = (await client.post("/v1/predict", json={"inputs": "wheat corn", "budget_ms": 1})).json()
+        page = (await client.get("/")).json()
+    assert (answer["status"], page["promise"]["state"]) == ("provisional", "certificate_expired")
+    await gateway.router.aclose()
+
+
+def test_what_was_fitted_is_read_from_where_it_is_said_to_lie(tiny_text_bundle, tmp_path, resources):
+    data = fits.encode(Fitted(neighbours=Neighbours(np.eye(3, dtype=np.float32), k=1, cut=0.5)))
+    certificate(tiny_text_bundle, tmp_path / "c.json", fitted_digest=fits.digest(data))
+    elsewhere = tmp_path / "elsewhere.npz"
+    with pytest.raises(CertificateError, match=r"elsewhere\.npz"):
+        built(tiny_text_bundle, tmp_path / "c.json", resources, edge={"fitted": str(elsewhere)})
+    elsewhere.write_bytes(data)
+    gateway = built(tiny_text_bundle, tmp_path / "c.json", resources, edge={"fitted": str(elsewhere)})
+    assert gateway.router.certificate is not None
+    elsewhere.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CertificateError, match="was issued with"):
+        built(tiny_text_bundle, tmp_path / "c.json", resources, edge={"fitted": str(elsewhere)})
+
+
+def test_the_random_baseline_needs_no_certificate_and_says_that_it_follows_none(tiny_text_bundle, tmp_path, resources):
+    gateway = built(tiny_text_bundle, tmp_path / "none.json", resources, policy={"use": "random"})
+    assert gateway.router.certificate is None
+    assert "uncertified" in gateway.warnings[0]
+    assert gateway.router.report()["policy"] == "random"
+
+
+def test_a_budget_is_kept_in_the_state_file(tiny_text_bundle, tmp_path):
+    certificate(tiny_text_bundle, tmp_path / "c.json")
+    sections = {"state": {"path": str(tmp_path / "state.db")}, "policy": {"use": "budgeted", "calls_per_day": 3}}
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    with ExitStack() as resources:
+        built(tiny_text_bundle, tmp_path / "c.json", resources, **sections)
+    with wiring.SqliteStore(str(tmp_path / "state.db")) as store:
+        store.spending.spend(day, 3.0)
+    with ExitStack() as resources:
+        gateway = built(tiny_text_bundle, tmp_path / "c.json", resources, **sections)
+        assert gateway.router.report()["policy"] == "budgeted"
+        assert b"edgewise_policy_spent_today 3" in rendered(gateway)
+
+
+def rendered(gateway):
+    """The metrics page."""
+    import asyncio
+
+    async def read():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
+            return (await client.get("/metrics")).content
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [({"use": "budgeted"}, "one of the two"), ({"use": "cheapest"}, "There is no policy 'cheapest'")],
+)
+def test_a_policy_that_is_not_set_up_is_refused(tiny_text_bundle, tmp_path, resources, policy, says):
+    certificate(tiny_text_bundle, tmp_path / "c.json")
+    with pytest.raises(ConfigError, match=says):
+        built(tiny_text_bundle, tmp_path / "c.json", resources, policy=policy)
+
+
+def test_the_front_page_tells_what_is_promised(tiny_text_bundle, tmp_path, resources):
+    issued = certificate(tiny_text_bundle, tmp_path / "c.json", expires="2999-01-01T00:00:00Z")
+    report = built(tiny_text_bundle, tmp_path / "c.json", resources).router.report()
+    assert (report["state"], report["certificate_id"], report["alpha"]) == ("certified", issued.id, 0.01)
+    assert report["audits"]["stage"] == "certified"
+    assert msgspec.json.encode(report)
