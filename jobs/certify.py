@@ -7,6 +7,7 @@ the items prove is `proving`'s.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -255,7 +256,7 @@ def _finish(job: CertifyJob, work: Work, outputs: Sequence[Output], progress: Pr
     if job.plot is not None and picture is not None:
         write_atomically(job.plot, picture)
     write_atomically(_out(job), certificates.encode(certificate))
-    _note_repeated(work.certifying, progress)
+    _note(work.certifying, tuned, progress)
     return Certified(
         certificate,
         _out(job),
@@ -320,8 +321,11 @@ def _picture(job: CertifyJob, answered: Answered, proof: Proof, *, labelled: boo
     )
 
 
-def _note_repeated(part: Part, progress: Progress) -> None:
-    """Items that stand there twice are not independent draws, which the proof takes them for."""
+def _note(part: Part, tuned: Tuned | None, progress: Progress) -> None:
+    """Say what is no error and yet not as it looks."""
+    complexity = tuned.fitted.complexity if tuned is not None and tuned.fitted is not None else None
+    if complexity is not None and math.isinf(complexity.cut):
+        progress.note("note: no tuning text looks hopeless enough, so --complexity will escalate none.")
     if part.repeated:
         progress.note(
             f"note: {part.repeated} of the {len(part.examples)} certifying items repeat an earlier one, and the proof "

@@ -74,7 +74,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
         distance: Distance to its neighbours among the tuning items; None where none were fitted.
         distance_cut: Beyond it an item is out of distribution.
         complexity: How likely the edge is wrong, as seen from the text alone; None where that was not fitted.
-        complexity_cut: Above it the edge model is not asked.
+        complexity_cut: Above it the edge model is not asked; "inf" where no text was found to be hopeless.
         signals: Every simple signal, to compare.
         nearest_by: "embedding" or "score"; None where there is nothing to compare with.
         nearest: The tuning items most like it, the nearest first.
@@ -94,7 +94,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     distance: float | None
     distance_cut: float | None
     complexity: float | None
-    complexity_cut: float | None
+    complexity_cut: float | str | None
     signals: dict[str, float | None]
     nearest_by: str | None
     nearest: tuple[Near, ...]
@@ -118,8 +118,12 @@ def explain_items(job: ExplainJob, progress: Progress) -> list[Explained]:
         check_model(certificate, model.digest, certificate.fitted_digest)
         fitted = load_fitted(job.bundle, certificate, job.fitted)
     signal = _signal(model, certificate)
-    references = kept_references(job.bundle, fitted)
-    if job.tuning is not None:
+    if job.tuning is None:
+        named = None if certificate is None else certificate.fitted_digest
+        references = kept_references(
+            job.bundle, model_digest=model.digest, signal=signal, fitted=fitted, fitted_digest=named
+        )
+    else:
         references = asked_references(
             job.tuning, model, signal, fitted, progress, text_field=job.text_field, label_field=job.label_field
         )
@@ -188,7 +192,7 @@ class _Bench:
             distance=distance,
             distance_cut=distance_cut,
             complexity=complexity,
-            complexity_cut=complexity_cut,
+            complexity_cut=_in_json(complexity_cut),
             signals={name: _known(score_of(prediction, name)) for name in SIGNALS},
             nearest_by=by,
             nearest=nearest,

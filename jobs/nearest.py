@@ -16,6 +16,7 @@ from edgewise.contracts import Prediction, Progress
 from edgewise.edge import EdgeModel
 from edgewise.jobs.beside import KeptItem, kept_item, load_kept_items
 from edgewise.jobs.parts import load_part
+from edgewise.jobs.tuning import read_record
 from edgewise.router.fitted import Fitted
 from edgewise.router.neighbours import Neighbours, embeddings_of
 from edgewise.router.signals import score_of
@@ -80,13 +81,26 @@ def _near(distance: float, at: int, item: KeptItem | None) -> Near:
     return Near(distance=distance, position=at + 1, text=item.text, label=item.label, edge=str(item.edge))
 
 
-def kept_references(bundle: Path, fitted: Fitted | None) -> References:
-    """What `certify` left beside the bundle.
+def kept_references(
+    bundle: Path, *, model_digest: str, signal: str, fitted: Fitted | None, fitted_digest: str | None
+) -> References:
+    """What `certify` left beside the bundle; items that it kept for another certificate are not taken for this one's.
+
+    Args:
+        bundle: The bundle.
+        model_digest: Its digest.
+        signal: Name of the score.
+        fitted: What was fitted, or None.
+        fitted_digest: Its digest, or None.
 
     Raises:
         DataError: The kept items are damaged.
     """
-    return References(load_kept_items(bundle), None if fitted is None else fitted.neighbours)
+    record = read_record(bundle)
+    belongs = record is not None and (
+        (record.asked.model_digest, record.signal, record.fitted_digest) == (model_digest, signal, fitted_digest)
+    )
+    return References(load_kept_items(bundle) if belongs else None, None if fitted is None else fitted.neighbours)
 
 
 def asked_references(

@@ -198,11 +198,21 @@ def asked_of(job: CertifyJob, tuning: Part, model_digest: str, reference: Refere
     )
 
 
-def kept_record(bundle: Path, asked: Asked) -> TuningRecord | None:
-    """The record beside the bundle where it is of this very job, and what was fitted then still lies there."""
+def read_record(bundle: Path) -> TuningRecord | None:
+    """The record beside the bundle; None where there is none that can be read, since it proves nothing."""
     try:
-        record = msgspec.json.decode(record_beside(bundle).read_bytes(), type=TuningRecord)
-        fitted = None if record.fitted_digest is None else fits.digest(fitted_beside(bundle).read_bytes())
+        return msgspec.json.decode(record_beside(bundle).read_bytes(), type=TuningRecord)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return record if record.asked == asked and record.fitted_digest == fitted else None
+
+
+def kept_record(bundle: Path, asked: Asked) -> TuningRecord | None:
+    """The record beside the bundle where it is of this very job, and what was fitted then still lies there."""
+    record = read_record(bundle)
+    if record is None or record.asked != asked:
+        return None
+    try:
+        fitted = None if record.fitted_digest is None else fits.digest(fitted_beside(bundle).read_bytes())
+    except OSError:
+        return None
+    return record if record.fitted_digest == fitted else None

@@ -117,7 +117,9 @@ def certified_view(found: Certified) -> RenderableType:
 def _groups_table(groups: Groups) -> Table:
     table = _listing(f"group by {groups.by}", "items", "threshold", "answered locally", "may differ")
     for name, bound in groups.bounds.items():
-        table.add_row(name, str(bound.n), f"{bound.threshold:.6g}", percent(bound.local_share), str(max(bound.k, 0)))
+        few = bound.n < items_needed(bound.alpha, bound.delta)
+        threshold = "too few items" if few else f"{bound.threshold:.6g}"
+        table.add_row(name, str(bound.n), threshold, percent(bound.local_share), str(bound.k))
     return table
 
 
@@ -148,7 +150,7 @@ def _signals_table(tuning: TuningRecord) -> Table:
 
 def _curve_table(curve: Sequence[CurveRow]) -> Table:
     labelled = any(row.accuracy is not None for row in curve)
-    table = _listing("at most", "threshold", "answered locally", *(["accuracy"] if labelled else []))
+    table = _listing("each row alone: at most", "threshold", "answered locally", *(["accuracy"] if labelled else []))
     for row in curve:
         if row.bound is None:
             cells = ["", f"{row.needed} items needed", ""]
@@ -181,7 +183,12 @@ def _explained(row: Explained) -> list[RenderableType]:
     if row.distance_cut is not None:
         table.add_row("distance", f"{_figure(row.distance)}, out of distribution beyond {_figure(row.distance_cut)}")
     if row.complexity_cut is not None:
-        table.add_row("complexity", f"{_figure(row.complexity)}, escalated at once above {_figure(row.complexity_cut)}")
+        cut = (
+            "which escalates nothing here"
+            if row.complexity_cut == "inf"
+            else f"escalated at once above {_figure(row.complexity_cut)}"
+        )
+        table.add_row("complexity", f"{_figure(row.complexity)}, {cut}")
     table.add_row("other signals", ", ".join(f"{name} {_figure(value)}" for name, value in row.signals.items()))
     parts: list[RenderableType] = [_shortened(row.input), table]
     if row.nearest:

@@ -164,6 +164,135 @@ def test_predictions_that_do_not_fit_the_data(edgewise, bundle, tmp_path):
     refused(edgewise("certify", bundle, "--predictions", broken, "--data", data), "line 2")
 
 
+def tuned(bundle, tmp_path, count=400):
+    """A certify command with a tuning part, and recorded answers to both."""
+    data, predictions = certify_rows(tmp_path, count)
+    tuning = write_jsonl(
+        tmp_path / "tuning.jsonl", [{"text": f"wheat vessel {i}", "label": "grain", "place": "here"} for i in range(60)]
+    )
+    answers = [{"output": "grain" if i % 3 else "ship", "model": "m", "model_version": "1"} for i in range(60)]
+    recorded = write_jsonl(tmp_path / "t.jsonl", answers)
+    certify = ("certify", bundle, "--predictions", predictions, "--data", data)
+    return certify, ("--tuning", tuning, "--tuning-predictions", recorded)
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        (("--target", "truth"), ["no target 'truth'", "agreement, accuracy, selective"]),
+        (("--target", "accuracy"), ["needs a tuning part", "--tuning FILE"]),
+        (("--signal", "vibes"), ["no signal 'vibes'", "margin"]),
+        (("--signal", "auto"), ["needs a tuning part"]),
+        (("--veto",), ["needs a tuning part"]),
+        (("--complexity",), ["needs a tuning part"]),
+        (("--keep-texts",), ["needs a tuning part"]),
+        (("--group-by", "place"), ["must be fixed", "--groups a,b,c"]),
+        (("--group-by", "place", "--groups", "here"), ["no field 'place'"]),
+        (("--group-by", "label", "--groups", "zebra"), ["no label 'zebra'", "grain"]),
+        (("--groups", "grain"), ["--group-by"]),
+        (("--group-by", "label", "--alpha", "0.005"), ["are needed"]),
+        (("--valid-days", "-1"), ["life of -1.0 days"]),
+        (("--plot", "curve.gif"), ["curve.gif", ".svg"]),
+        (("--config", "nowhere.toml"), ["nowhere.toml"]),
+        (("--tuning", "nowhere.jsonl"), ["go together"]),
+        (("--tuning", "nowhere.jsonl", "--tuning-predictions", "t.jsonl"), ["t.jsonl"]),
+    ],
+)
+def test_wishes_that_cannot_be_granted(edgewise, bundle, tmp_path, wish, says):
+    certify, _ = tuned(bundle, tmp_path)
+    refused(edgewise(*certify, *wish), *says)
+    assert [path.name for path in tmp_path.glob("bundle.*")] == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        (("--veto",), ["--veto needs embeddings", "--recipes embedding+"]),
+        (("--signal", "margin:heat=2"), ["no option 'heat'"]),
+        (("--target", "selective"), ["has no labels"]),
+        (("--target", "selective", "--group-by", "label"), ["certified for agreement"]),
+    ],
+)
+def test_wishes_that_a_tuning_part_does_not_help(edgewise, bundle, tmp_path, wish, says):
+    certify, tuning = tuned(bundle, tmp_path)
+    refused(edgewise(*certify, *tuning, *wish), *says)
+    assert [path.name for path in tmp_path.glob("bundle.*")] == []
+
+
+def test_a_tuning_part_that_overlaps(edgewise, bundle, tmp_path):
+    certify, tuning = tuned(bundle, tmp_path)
+    with (tmp_path / "tuning.jsonl").open("a") as part:
+        part.write('{"text": "wheat corn", "label": "grain"}\n')
+    refused(edgewise(*certify, *tuning), "400 of the 400 certifying items", "disjoint")
+    assert [path.name for path in tmp_path.glob("bundle.*")] == []
+
+
+def test_recorded_answers_that_do_not_fit_the_tuning_part(edgewise, bundle, tmp_path):
+    certify, tuning = tuned(bundle, tmp_path)
+    recorded = tmp_path / "t.jsonl"
+    whole = recorded.read_text()
+    recorded.write_text("".join(whole.splitlines(keepends=True)[:9]))
+    refused(edgewise(*certify, *tuning), "9 answers for the 60 items")
+    recorded.write_text(whole.replace('"1"', '"2"'))
+    refused(edgewise(*certify, *tuning), "answers of m 2, not of m 1")
+    url = ("--cloud", "http://127.0.0.1:9")
+    refused(edgewise("certify", bundle, *url, "--data", tmp_path / "data.jsonl", *tuning), "--tuning-predictions")
+    assert [path.name for path in tmp_path.glob("bundle.*")] == []
+
+
+def test_certify_tells_what_it_chose_and_what_it_promises(edgewise, bundle, tmp_path):
+    certify, tuning = tuned(bundle, tmp_path)
+    code, out, err = edgewise(*certify, *tuning, "--valid-days", 30, "--keep-texts")
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert "With 95 % confidence, at most 1 % of all requests like the 400 certifying ones" in told
+    assert "The promise ends at" in told
+    assert "AURC" in told
+    assert "399 of the 400 certifying items repeat" in err
+    code, out, err = edgewise(*certify, "--overwrite", "--group-by", "label", "--groups", "grain")
+    assert "in each of the 1 groups by label" in " ".join(out.split()), err
+    assert "The price of groups: each needs 299 items" in " ".join(out.split())
+
+
+def test_what_explain_refuses(edgewise, bundle, tmp_path):
+    certify, tuning = tuned(bundle, tmp_path)
+    refused(
+        edgewise("explain", bundle, "wheat", "--certificate", tmp_path / "none.json"), "none.json", "edgewise certify"
+    )
+    refused(edgewise("explain", bundle, "wheat", "--tuning", tmp_path / "none.jsonl"), "none.jsonl")
+    refused(edgewise("explain", bundle, "wheat", "--attribute", "region"), "NAME=VALUE")
+    refused(edgewise("explain", tmp_path, "wheat"), str(tmp_path)[:20])
+    assert edgewise(*certify, *tuning, "--complexity", "--signal", "margin", "--keep-texts")[0] == 0
+    assert edgewise("explain", bundle, "wheat corn")[0] == 0
+    kept = tmp_path / "bundle.neighbours.jsonl"
+    kept.write_bytes(kept.read_bytes()[:-9])
+    refused(edgewise("explain", bundle, "wheat"), "neighbours.jsonl", "--keep-texts")
+    kept.unlink()
+    fitted = tmp_path / "bundle.fitted.npz"
+    flip(fitted, 999)
+    refused(edgewise("explain", bundle, "wheat"), "bundle.fitted.npz", "certify again")
+    fitted.unlink()
+    refused(edgewise("explain", bundle, "wheat"), "bundle.fitted.npz", "certify again")
+    certificate = tmp_path / "bundle.certificate.json"
+    flip(certificate, 99)
+    refused(edgewise("explain", bundle, "wheat"), "certificate")
+
+
+def test_explain_tells_why(edgewise, bundle, tmp_path):
+    code, out, _ = edgewise("explain", bundle, "wheat corn")
+    assert code == 0
+    assert "no certificate is in force" in out
+    certify, tuning = tuned(bundle, tmp_path)
+    assert edgewise(*certify, *tuning, "--signal", "margin", "--keep-texts")[0] == 0
+    code, out, _ = edgewise("explain", bundle, "wheat corn", "--json")
+    (row,) = json.loads(out)
+    assert (row["output"], row["action"], row["reason"]) == ("grain", "local", "confident")
+    assert len(row["nearest"]) == 5
+    code, out, _ = edgewise("explain", bundle, "wheat corn")
+    assert "its score lies above the threshold" in out
+    assert "nearest by score" in out
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -320,7 +449,19 @@ def test_json_is_for_machines(edgewise, bundle):
 
 @pytest.mark.parametrize(
     "command",
-    ["quantize", "pack", "certify", "evaluate", "predict", "inspect", "verify", "doctor", "edge serve", "cloud serve"],
+    [
+        "quantize",
+        "pack",
+        "certify",
+        "explain",
+        "evaluate",
+        "predict",
+        "inspect",
+        "verify",
+        "doctor",
+        "edge serve",
+        "cloud serve",
+    ],
 )
 def test_every_help_text_has_an_example(edgewise, command):
     code, out, _ = edgewise(*command.split(), "--help")
