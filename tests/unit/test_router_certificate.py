@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from edgewise.contracts import Reference
+from edgewise.contracts import Groups, Reference
 from edgewise.errors import CertificateError, ConfigError, TooFewItemsError
 from edgewise.router import certificate as certificates
 from edgewise.router.certificate import allowed_disagreements, certify, items_needed
@@ -217,3 +217,158 @@ def test_a_certificate_of_an_unknown_target_is_refused():
     other = msgspec.structs.replace(issued(bound), target="recall")
     with pytest.raises(CertificateError, match="recall"):
         certificates.check_model(other, "sha256:aa")
+
+
+RELEASED = b"""{
+  "id": "sha256:f1c30573c0d2a918e69b8ca3deb49d02b732810c920940d195b8588c7e537ccc",
+  "bound": {
+    "threshold": 0.07268170426065163,
+    "local_share": 0.925,
+    "n": 400,
+    "k": 0,
+    "alpha": 0.01,
+    "delta": 0.05
+  },
+  "target": "agreement",
+  "model_digest": "sha256:aa",
+  "signal": "margin",
+  "data_digest": "bb",
+  "reference": {
+    "name": "cloud",
+    "version": "sha256:cc"
+  },
+  "created": "2026-01-01T00:00:00Z",
+  "runtime": "onnxruntime 1.31.1",
+  "isa": "x86-64-avx2"
+}
+"""
+"""A certificate in the text that edgewise 0.1 issued, before certificates had an end, groups or score deciles."""
+
+
+def test_a_certificate_of_the_first_release_keeps_its_id_and_its_text():
+    certificate = certificates.decode(RELEASED)
+    assert (certificate.expires, certificate.groups, certificate.bound.local_share_interval) == (None, None, (0.0, 1.0))
+    assert certificates.encode(certificate) == RELEASED
+    certificates.check_model(certificate, "sha256:aa")
+
+
+def grouped(**changes):
+    """A certificate that uses every field."""
+    bounds = certificates.certify_groups(
+        np.ones(500), np.zeros(500), ["a"] * 480 + ["b"] * 20, names=["a", "b"], alpha=0.01, delta=0.05
+    )
+    identity = msgspec.structs.asdict(issued(bounds["b"]))
+    del identity["id"]
+    return certificates.issue(
+        **{
+            **identity,
+            "expires": "2026-07-01T00:00:00Z",
+            "fitted_digest": "sha256:ff",
+            "groups": Groups(by="label", bounds=bounds),
+            "score_deciles": (-math.inf, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0, math.inf),
+            "out_of_distribution_share": 0.04,
+            "recertification": 2,
+            **changes,
+        }
+    )
+
+
+def test_every_field_survives_its_text_form_infinities_included():
+    certificate = grouped()
+    again = certificates.decode(certificates.encode(certificate))
+    assert again == certificate
+    assert [bound.threshold for bound in again.groups.bounds.values()] == [-math.inf, math.inf]
+    assert b"Infinity" not in certificates.encode(certificate)
+
+
+def test_fields_at_their_default_are_left_out_even_where_they_were_given():
+    bound = certify(np.ones(400), np.zeros(400), alpha=0.01, delta=0.05)
+    plain = msgspec.structs.replace(bound, local_share_interval=tuple(float(number) for number in "01"))
+    identity = msgspec.structs.asdict(issued(plain))
+    given = {**identity, "out_of_distribution_share": float("0.0"), "recertification": 0}
+    del given["id"]
+    assert certificates.issue(**given).id == identity["id"] == certificates.decode(RELEASED_ALL_LOCAL).id
+
+
+RELEASED_ALL_LOCAL = (
+    RELEASED.replace(b"0.07268170426065163", b'"-inf"')
+    .replace(b"0.925", b"1.0")
+    .replace(
+        b"f1c30573c0d2a918e69b8ca3deb49d02b732810c920940d195b8588c7e537ccc",
+        b"f2637c99c82256c80e777fa6c5edee445894e264f0ffcdcaca8a9a7b7c2a8a2e",
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"score_deciles": (0.1, 0.2)}, "score_deciles"),
+        ({"score_deciles": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)}, "score_deciles"),
+        ({"out_of_distribution_share": 1.5}, "out_of_distribution_share"),
+        ({"recertification": -1}, "recertification"),
+        ({"expires": "soon"}, "isoformat"),
+        ({"expires": "2025-12-31T00:00:00Z"}, "expires before"),
+        ({"created": "once"}, "isoformat"),
+        ({"groups": Groups(by="label", bounds={})}, "none of its groups"),
+    ],
+)
+def test_fields_that_no_issue_gives_are_no_certificate(changes, problem):
+    with pytest.raises(CertificateError, match=problem):
+        certificates.decode(certificates.encode(grouped(**changes)))
+
+
+@pytest.mark.parametrize("field", ["alpha", "n", "local_share_interval"])
+def test_an_impossible_bound_of_a_group_is_no_certificate(field):
+    sound = grouped()
+    forged = msgspec.structs.replace(
+        sound.bound, **{field: {"alpha": 5.0, "n": -1, "local_share_interval": (0.9, 0.1)}[field]}
+    )
+    groups = Groups(by="label", bounds={**sound.groups.bounds, "c": forged})
+    with pytest.raises(CertificateError, match="edgewise certify"):
+        certificates.decode(certificates.encode(grouped(groups=groups)))
+
+
+@pytest.mark.parametrize("part", ['"groups": []', '"groups": {"by": "label"}', '"score_deciles": 3', '"groups": 1'])
+def test_fields_of_another_shape_are_no_certificate(part):
+    with pytest.raises(CertificateError, match="edgewise certify"):
+        certificates.decode(RELEASED.replace(b'"target"', f'{part}, "target"'.encode()))
+
+
+def test_every_later_field_is_covered_by_the_id():
+    text = certificates.encode(grouped())
+    for told, forged in (
+        (b'"expires": "2026', b'"expires": "2027'),
+        (b"0.04", b"0.05"),
+        (b'"by": "label"', b'"by": "x"'),
+    ):
+        assert told in text
+        with pytest.raises(CertificateError, match="changed after it was issued"):
+            certificates.decode(text.replace(told, forged))
+
+
+def test_a_certificate_needs_the_fits_of_its_tuning_part_and_says_which():
+    certificate = grouped()
+    certificates.check_model(certificate, "sha256:aa", "sha256:ff")
+    with pytest.raises(CertificateError, match=r"sha256:ff, there are none\. .*fitted.npz"):
+        certificates.check_model(certificate, "sha256:aa")
+    with pytest.raises(CertificateError, match="those here are sha256:00"):
+        certificates.check_model(certificate, "sha256:aa", "sha256:00")
+    certificates.check_model(grouped(fitted_digest=None), "sha256:aa", "sha256:00")
+
+
+@pytest.mark.parametrize("target", certificates.TARGETS)
+def test_every_target_is_accepted(target):
+    certificates.check_model(grouped(target=target), "sha256:aa", "sha256:ff")
+
+
+@given(items=st.lists(st.tuples(scores_strategy, st.booleans()), min_size=60, max_size=120), data=st.data())
+@settings(max_examples=40)
+def test_agreement_is_monotone_in_delta_and_disagreements_and_blind_to_order(items, data):
+    scores, disagree = map(np.array, zip(*items, strict=True))
+    bound = certify(scores, disagree, alpha=0.05, delta=0.05)
+    assert certify(scores, disagree, alpha=0.05, delta=0.2).threshold <= bound.threshold
+    worse = disagree | (np.arange(len(scores)) % data.draw(st.integers(1, 9)) == 0)
+    assert certify(scores, worse, alpha=0.05, delta=0.05).threshold >= bound.threshold
+    order = np.random.default_rng(data.draw(st.integers(0, 99))).permutation(len(scores))
+    assert certify(scores[order], disagree[order], alpha=0.05, delta=0.05) == bound
