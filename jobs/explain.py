@@ -31,6 +31,8 @@ from edgewise.telemetry import Metrics
 
 _HOW_TO_SEE = "To see the items themselves, give --tuning FILE, or certify with --keep-texts."
 
+_BY_EMBEDDING = "The bundle gives embeddings: to find the nearest by them, give --tuning FILE, or certify with --veto."
+
 
 @dataclass(frozen=True)
 class ExplainJob:
@@ -196,7 +198,7 @@ class _Bench:
             signals={name: _known(score_of(prediction, name)) for name in SIGNALS},
             nearest_by=by,
             nearest=nearest,
-            notes=self._notes + self._unseen(by),
+            notes=self._notes + self._unseen(by, prediction),
         )
 
     def _distance(self, prediction: Prediction) -> tuple[float | None, float | None]:
@@ -225,8 +227,11 @@ class _Bench:
             return None
         return 1 + sum(score > decile for decile in deciles)
 
-    def _unseen(self, by: str | None) -> tuple[str, ...]:
-        return () if by is not None and self._references.items is not None else (_HOW_TO_SEE,)
+    def _unseen(self, by: str | None, prediction: Prediction) -> tuple[str, ...]:
+        """How to see more of the nearest items, where there is more to see."""
+        if by is None or self._references.items is None:
+            return (_HOW_TO_SEE,)
+        return (_BY_EMBEDDING,) if by == "score" and prediction.embedding is not None else ()
 
 
 class _Now:

@@ -162,6 +162,18 @@ def test_without_texts_only_places_are_shown(certified):
     assert any("--keep-texts" in note for note in row.notes)
 
 
+def test_where_embeddings_are_not_used_it_tells_how(certified):
+    row = explain_items(certified(signal="margin", keep_texts=True), NullProgress())[0]
+    assert row.nearest_by == "score"
+    assert any("by them" in note for note in row.notes)
+
+
+def test_items_kept_for_another_signal_are_not_compared_with(certified):
+    certified(signal="margin", keep_texts=True)
+    row = explain_items(certified(tuning=None, signal="entropy", overwrite=True), NullProgress())[0]
+    assert (row.nearest_by, row.nearest) == (None, ())
+
+
 def test_a_file_gives_the_same_neighbours_as_those_that_were_kept(certified, made):
     job = certified(veto=True, keep_texts=True)
     kept = explain_items(job, NullProgress())
