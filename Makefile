@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/python -m pip install -qq
 export OMP_WAIT_POLICY := PASSIVE
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo check lint types unit test torture bench-quantize clean
+.PHONY: setup demo check lint types unit test torture bench-quantize bench-router clean
 
 setup: $(INSTALLED)
 
@@ -44,6 +44,10 @@ torture: setup
 # About 40 minutes the first time; nothing else should run meanwhile.
 bench-quantize: setup
 	@for name in recipes rivals cost smollm2; do $(VENV)/bin/python benchmarks/quantize/$$name.py || missed=1; done; exit $${missed:-0}
+
+# About 25 minutes the first time. The two pairs and RouteLLM's evaluation need the data that docs/benchmarks.md names.
+bench-router: setup
+	@for name in guarantee power routellm; do $(VENV)/bin/python benchmarks/router/$$name.py || missed=1; done; exit $${missed:-0}
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,6 +36,7 @@ from edgewise.router.signals import score_of
 
 N, ALPHA, DELTA = 2000, 0.01, 0.05
 OUT_OF_SCOPE = "oos"
+POOLS = 200
 _SEED = 44
 
 
@@ -105,6 +106,9 @@ class Row:
         auroc: On the tuning part.
         tuning_share: Best possible share on the tuning part, as counted there.
         best: Best possible share on the pool.
+        gain: What that is above the margin's.
+        gain_low: 5 % quantile of the gain over pools drawn from this one with replacement.
+        gain_high: 95 % quantile.
         certified: Over the calibration sets.
         empirical: The empirical threshold over the same sets.
         out_of_scope_local: Share of the pool's out-of-scope items that the best possible threshold answers locally;
@@ -118,6 +122,9 @@ class Row:
     auroc: float | None
     tuning_share: float
     best: float
+    gain: float
+    gain_low: float
+    gain_high: float
     certified: Kept
     empirical: Kept
     out_of_scope_local: float | None
@@ -133,19 +140,38 @@ def fit(tuning: Part, predictions: Sequence[Prediction], *, veto: bool) -> Fitte
 def rows_of(pair: Pair, sets: int) -> list[Row]:
     """All signals, the best on the tuning part first; then the same under the veto of the neighbours."""
     predictions, tuning = pair.pool.predictions(), pair.tuning.predictions()
-    drawn = np.random.default_rng([_SEED, len(predictions)]).integers(0, len(predictions), size=(sets, N))
+    rng = np.random.default_rng([_SEED, len(predictions)])
+    drawn = rng.integers(0, len(predictions), size=(sets, N))
+    pools = [np.arange(len(predictions)), *rng.integers(0, len(predictions), size=(POOLS, len(predictions)))]
+    margins = np.array([score_of(prediction, "margin") for prediction in predictions])
+    reference = _best_shares(margins, pair.pool.disagree, pools)
     rows = []
     for veto in (False, True) if pair.pool.embeddings is not None else (False,):
         fitted = fit(pair.tuning, tuning, veto=veto)
         for figures in compare_signals(tuning, pair.tuning.disagree, alpha=ALPHA, fitted=fitted):
             tables.say(f"{pair.name}: {figures.signal}{', kNN veto' if veto else ''}")
             scores = np.array([score_of(prediction, figures.signal, fitted) for prediction in predictions])
-            rows.append(_row(pair, figures, scores, drawn, veto=veto))
+            gains = _best_shares(scores, pair.pool.disagree, pools) - reference
+            rows.append(_row(pair, figures, scores, drawn, gains, veto=veto))
     return rows
 
 
+def _best_shares(
+    scores: NDArray[np.float64], disagree: NDArray[np.bool_], pools: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """Best possible share on each of some pools, shape (pools,)."""
+    populations = [curve(scores[places], disagree[places], "agreement") for places in pools]
+    return np.array([_share(population, best_possible(population, ALPHA)) for population in populations])
+
+
 def _row(
-    pair: Pair, figures: SignalFigures, scores: NDArray[np.float64], drawn: NDArray[np.int64], *, veto: bool
+    pair: Pair,
+    figures: SignalFigures,
+    scores: NDArray[np.float64],
+    drawn: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    *,
+    veto: bool,
 ) -> Row:
     disagree = pair.pool.disagree
     population = curve(scores, disagree, "agreement")
@@ -160,6 +186,9 @@ def _row(
         auroc=figures.auroc,
         tuning_share=figures.local_share,
         best=_share(population, best),
+        gain=float(gains[0]),
+        gain_low=float(np.quantile(gains[1:], 0.05)),
+        gain_high=float(np.quantile(gains[1:], 0.95)),
         certified=kept(population, np.array([bound.threshold for bound in bounds]), ALPHA),
         empirical=kept(population, np.array(picked), ALPHA),
         out_of_scope_local=_out_of_scope(pair, scores > best),
@@ -183,7 +212,7 @@ def goals(differing: int, inputs: int, rows: Sequence[Row]) -> list[Goal]:
     for pair in dict.fromkeys(row.pair for row in rows):
         plain = {row.signal: row for row in rows if row.pair == pair and not row.fitted}
         chosen, margin = next(iter(plain.values())), plain["margin"]
-        text = f"{chosen.signal}: best possible {chosen.best:.3f}, margin {margin.best:.3f}"
+        text = f"{chosen.signal}: best possible {chosen.best:.3f}, margin {margin.best:.3f} ({_gain(chosen)})"
         text += f"; certified {chosen.certified.local_share:.3f} against {margin.certified.local_share:.3f}"
         found.append(
             Goal(f"{pair}: the signal chosen on the tuning part raises the best", text, chosen.best > margin.best)
@@ -194,7 +223,17 @@ def goals(differing: int, inputs: int, rows: Sequence[Row]) -> list[Goal]:
 def show(rows: Sequence[Row], pairs: Mapping[str, Pair], found: Sequence[Goal]) -> None:
     """Print it all."""
     columns = (
-        *("signal", "", "AURC", "AUROC", "tuning share", "best possible", "certified (5-95 % of sets)", "of best"),
+        *(
+            "signal",
+            "",
+            "AURC",
+            "AUROC",
+            "tuning share",
+            "best possible",
+            "gain (5-95 % of pools)",
+            "certified (5-95 % of sets)",
+            "of best",
+        ),
         *("broken %", "empirical", "broken %", "oos local %"),
     )
     for name, pair in pairs.items():
@@ -213,6 +252,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if row.auroc is None else f"{row.auroc:.3f}",
         f"{row.tuning_share:.3f}",
         f"{row.best:.3f}",
+        _gain(row),
         f"{certified.local_share:.3f} ({certified.local_low:.3f}-{certified.local_high:.3f})",
         f"{certified.local_share / row.best:.2f}" if row.best else "-",
         f"{100 * certified.rate:.1f}",
@@ -220,6 +260,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{100 * row.empirical.rate:.1f}",
         tables.percent(row.out_of_scope_local, 1),
     )
+
+
+def _gain(row: Row) -> str:
+    return f"{row.gain:+.3f}, {row.gain_low:+.3f} to {row.gain_high:+.3f}"
 
 
 def main() -> int:

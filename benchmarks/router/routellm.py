@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,54 +114,69 @@ def calls_needed(need: NDArray[np.float64], gain: NDArray[np.int64], share_of_ga
     return float((reached[0] + 1) / len(gain))
 
 
-def complexity(loss: str, names: Sequence[str]) -> Scorer:
-    """Our predictor, with what it predicts, and the attributes that it may see."""
+@dataclass(frozen=True)
+class ComplexityScorer:
+    """Our predictor.
 
-    def score(questions: Questions, fit: NDArray[np.int64], ask: NDArray[np.int64]) -> NDArray[np.float64]:
-        wrong = ~questions.weak if loss == "weak wrong" else questions.strong & ~questions.weak
+    Attributes:
+        loss: What it predicts, "strong gains" or "weak wrong".
+        names: Attributes that it may see.
+    """
+
+    loss: str
+    names: tuple[str, ...] = ()
+
+    def __call__(self, questions: Questions, fit: NDArray[np.int64], ask: NDArray[np.int64]) -> NDArray[np.float64]:
+        wrong = ~questions.weak if self.loss == "weak wrong" else questions.strong & ~questions.weak
         fitted = fit_complexity(
             [questions.texts[at] for at in fit],
             wrong[fit],
             attributes=[questions.attributes[at] for at in fit],
-            names=names,
+            names=self.names,
         )
         return np.array([fitted.score(questions.texts[at], questions.attributes[at]) for at in ask])
 
-    return score
 
-
-def length(questions: Questions, fit: NDArray[np.int64], ask: NDArray[np.int64]) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class LengthScorer:
     """The longer, the harder."""
-    return np.array([float(len(questions.texts[at])) for at in ask])
+
+    def __call__(self, questions: Questions, fit: NDArray[np.int64], ask: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.array([float(len(questions.texts[at])) for at in ask])
 
 
-def ridge(with_subject: bool) -> Scorer:
-    """scikit-learn: ridge regression of the gain on TF-IDF of words and pairs, its strength by its own left-one-out."""
+@dataclass(frozen=True)
+class RidgeScorer:
+    """scikit-learn: ridge regression of the gain on TF-IDF of words and pairs.
 
-    def score(questions: Questions, fit: NDArray[np.int64], ask: NDArray[np.int64]) -> NDArray[np.float64]:
+    Attributes:
+        with_subject: Whether the subject is one more word.
+    """
+
+    with_subject: bool
+
+    def __call__(self, questions: Questions, fit: NDArray[np.int64], ask: NDArray[np.int64]) -> NDArray[np.float64]:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
         from sklearn.pipeline import make_pipeline
 
         def told(at: int) -> str:
-            subject = questions.attributes[at].get("subject", "") if with_subject else ""
+            subject = questions.attributes[at].get("subject", "") if self.with_subject else ""
             return f"subject{subject} {questions.texts[at]}"
 
         model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), Ridge(alpha=10.0))
         model.fit([told(at) for at in fit], questions.gain[fit])
         return np.asarray(model.predict([told(at) for at in ask]))
 
-    return score
-
 
 def scorers(questions: Questions) -> dict[str, Scorer]:
     """Every scorer by its name in the table."""
-    found: dict[str, Scorer] = {"length": length, "TF-IDF ridge (scikit-learn)": ridge(False)}
+    found: dict[str, Scorer] = {"length": LengthScorer(), "TF-IDF ridge (scikit-learn)": RidgeScorer(False)}
     for loss in ("weak wrong", "strong gains"):
-        found[f"complexity, {loss}"] = complexity(loss, ())
+        found[f"complexity, {loss}"] = ComplexityScorer(loss)
     if any(questions.attributes):
-        found["TF-IDF ridge with subject (scikit-learn)"] = ridge(True)
-        found[OURS] = complexity("strong gains", ("subject",))
+        found["TF-IDF ridge with subject (scikit-learn)"] = RidgeScorer(True)
+        found[OURS] = ComplexityScorer("strong gains", ("subject",))
     return found
 
 
@@ -194,15 +211,19 @@ class Fold:
     need: NDArray[np.float64]
 
 
+def parts(items: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Of each fold, places to fit on and places to score."""
+    order = np.random.default_rng([_SEED, seed]).permutation(items)
+    asked = [order[number::FOLDS] for number in range(FOLDS)]
+    return [(np.setdiff1d(order, ask), ask) for ask in asked]
+
+
 def cross_fit(questions: Questions, score: Scorer, seed: int) -> list[Fold]:
-    """Score every question by what was fitted on the other folds."""
-    order = np.random.default_rng([_SEED, seed]).permutation(len(questions))
-    folds = []
-    for number in range(FOLDS):
-        ask = order[number::FOLDS]
-        fit = np.setdiff1d(order, ask)
-        folds.append(Fold(ask, score(questions, fit, ask)))
-    return folds
+    """Score every question by what was fitted on the other folds, a process a fold."""
+    split = parts(len(questions), seed)
+    with ProcessPoolExecutor(min(FOLDS, os.cpu_count() or 1)) as pool:
+        running = [pool.submit(score, questions, fit, ask) for fit, ask in split]
+        return [Fold(ask, found.result()) for (_, ask), found in zip(split, running, strict=True)]
 
 
 def row_of(questions: Questions, name: str, seeds: Sequence[Sequence[Fold]]) -> Row:
