@@ -47,7 +47,7 @@ bench-quantize: setup
 
 # About 25 minutes the first time. The two pairs and RouteLLM's evaluation need the data that docs/benchmarks.md names.
 bench-router: setup
-	@for name in guarantee power routellm; do $(VENV)/bin/python benchmarks/router/$$name.py || missed=1; done; exit $${missed:-0}
+	@for name in guarantee power routellm audit overhead service; do $(VENV)/bin/python benchmarks/router/$$name.py || missed=1; done; exit $${missed:-0}
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
