@@ -26,7 +26,7 @@ from edgewise.router.logistic import sigmoid, standardiser
 PRECISION = 0.8
 """Share of what is turned away that has to be wrong."""
 
-RIDGES = (1.0, 4.0, 16.0)
+RIDGES = (4.0, 16.0, 64.0)
 """Precisions of the prior on each coefficient that are tried."""
 
 FOLDS = 5

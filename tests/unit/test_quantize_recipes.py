@@ -209,7 +209,7 @@ def test_a_choice_is_named_after_the_options_that_differ():
         (["int4_matmul:blocks=3"], "no option 'blocks'.*block_size"),
         (["int4_matmul:block_size=33"], "block_size"),
         (["int4_matmul:block_size"], "'block_size' is no option"),
-        (["shrink+int8_dynamic"], "no transform 'shrink'.*fuse, trim, margin"),
+        (["shrink+int8_dynamic"], "no transform 'shrink'.*fuse, trim, embedding, margin"),
         (["trim+trim+int8_dynamic"], "transform 'trim' is named twice"),
         (["trim+fuse+fp16", "fuse+trim+fp16"], "fuse.trim.fp16' is named twice"),
         (["int4_matmul:method=hqq:symmetric=true"], "hqq places the zero itself"),
