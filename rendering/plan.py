@@ -14,16 +14,8 @@ if TYPE_CHECKING:
     from edgewise.quantize.joint import JointPlan, Option, Practice, Price
 
 _MOST_ROWS = 14
-_COLUMNS = (
-    "MB",
-    "edge p50 ms",
-    "at the edge",
-    "95 % interval",
-    "certified",
-    "money / 1,000",
-    "latency ms",
-    "total / 1,000",
-)
+_COLUMNS = ("MB", "edge p50 ms", "expected", "certified", "95 % interval", "calls / 1,000", "latency ms")
+_PRICES = ("money / 1,000", "total / 1,000")
 
 
 def planned_view(found: Planned) -> RenderableType:
@@ -40,13 +32,13 @@ def _options(plan: JointPlan) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", style="bold", no_wrap=True)
     table.add_column("signal", no_wrap=True)
-    for name in _COLUMNS:
+    for name in (*_COLUMNS, *(_PRICES if plan.priced else ())):
         table.add_column(name, justify="right")
-    rows: list[tuple[float, tuple[str, ...]]] = [(option.price.total, _option(option)) for option in _shown(plan)]
-    alone = ("cloud alone", "", "", "", "0 %", "", "", *_price(plan.cloud_only))
-    place = sum(total <= plan.cloud_only.total for total, _ in rows) if plan.priced else len(rows)
-    rows.insert(place, (plan.cloud_only.total, alone))
-    for _, cells in rows:
+    shown = _shown(plan)
+    rows = [_option(option, plan) for option in shown]
+    cheaper = [option for option in shown if option.price.total <= plan.cloud_only.total]
+    rows.insert(len(cheaper), ("cloud alone", *[""] * 6, *_price(0.0, plan.cloud_only, plan)))
+    for cells in rows:
         table.add_row(*cells)
     return table
 
@@ -59,36 +51,34 @@ def _shown(plan: JointPlan) -> list[Option]:
     return [option for option in plan.options if id(option) in shown]
 
 
-def _option(option: Option) -> tuple[str, ...]:
+def _option(option: Option, plan: JointPlan) -> tuple[str, ...]:
     found = option.certified
     share = option.expected_share if found is None else found.local_share
-    ends = (
-        ""
-        if found is None
-        else f"{100 * found.local_share_interval[0]:.1f} to {100 * found.local_share_interval[1]:.1f}"
-    )
+    ends = "" if found is None else " to ".join(f"{100 * end:.1f}" for end in found.local_share_interval)
     return (
         f"{option.recipe}{' ←' if option.chosen else ''}",
         option.signal,
         f"{option.size_bytes / 1e6:.1f}",
         f"{option.edge_ms:.2f}",
-        f"{100 * share:.1f} %",
+        f"{100 * option.expected_share:.1f} %",
+        "not tested" if found is None else f"{100 * found.local_share:.1f} %" if found.local_share > 0 else "nothing",
         ends,
-        "not tested" if found is None else "yes" if found.local_share > 0 else "nothing",
-        *_price(option.price),
+        *_price(share, option.price, plan),
     )
 
 
-def _price(price: Price) -> tuple[str, str, str]:
-    return f"{1e3 * price.money:.4g}", f"{price.latency_ms:.2f}", f"{1e3 * price.total:.4g}"
+def _price(share: float, price: Price, plan: JointPlan) -> tuple[str, ...]:
+    figures = (f"{1e3 * (1 - share):.0f}", f"{price.latency_ms:.2f}")
+    return (*figures, f"{1e3 * price.money:.4g}", f"{1e3 * price.total:.4g}") if plan.priced else figures
 
 
 def _legend(plan: JointPlan) -> str:
     left = len(plan.options) - len(_shown(plan))
     more = f"; {left} more in plan.json" if left else ""
+    expected = f"expected: the share at the edge by the {plan.tuning.items} tuning items, no promise"
     if plan.pay == "split":
-        return f"← the plan; what is not tested is expected from the {plan.tuning.items} tuning items{more}"
-    return f"← the plan; {plan.m} options share δ = {plan.delta:g}{more}"
+        return f"← the plan, chosen by what is expected and certified alone; {expected}{more}"
+    return f"← the plan; {plan.m} options share δ = {plan.delta:g}; {expected}{more}"
 
 
 def _practices(plan: JointPlan) -> list[RenderableType]:
@@ -96,7 +86,8 @@ def _practices(plan: JointPlan) -> list[RenderableType]:
         return []
     table = Table(box=None, pad_edge=False)
     table.add_column("another practice", style="bold")
-    for name in ("at the edge", "risk seen", "risk, at most", "promised", "kept", "total / 1,000"):
+    prices = _PRICES[1:] if plan.priced else ()
+    for name in ("at the edge", "risk seen", "risk, at most", "promised", "kept", *prices):
         table.add_column(name, justify="right")
     for practice in plan.practices:
         table.add_row(*_practice(practice, plan))
@@ -112,5 +103,5 @@ def _practice(practice: Practice, plan: JointPlan) -> tuple[str, ...]:
         "" if limit is None else percent(limit),
         percent(plan.alpha),
         "" if limit is None else "yes" if limit <= plan.alpha else "no",
-        f"{1e3 * practice.price.total:.4g}",
+        *([f"{1e3 * practice.price.total:.4g}"] if plan.priced else []),
     )

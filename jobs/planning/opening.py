@@ -31,6 +31,9 @@ from edgewise.quantize.items import require_kind
 _TUNING_SHARE = 3
 """One of so many items is drawn for tuning where no tuning part is given."""
 
+_FEW = 0.05
+"""Parts drawn at random share a few items by chance; a larger share of the tuning part is a mistake."""
+
 _SEED = 0
 
 
@@ -75,7 +78,7 @@ def open_work(job: PlanJob, progress: Progress) -> Work:
     if kind == "bundle" and job.recipes:
         raise ConfigError(f"{job.model} is one bundle, made by one recipe.", "Leave out --recipes.")
     data = _part(job, job.data)
-    asked, tuning, certifying = _split(data) if job.tuning is None else _apart(_part(job, job.tuning), data)
+    asked, tuning, certifying = _split(data) if job.tuning is None else _apart(_part(job, job.tuning), data, progress)
     check_items(len(certifying.places), job, 1)
     work = Work(_candidates(kind, job, progress), asked, tuning, certifying)
     if work.candidates is not None:
@@ -119,12 +122,18 @@ def check_candidates(job: PlanJob, candidates: Candidates, data: Part, work: Wor
         EdgeModel.from_bundle(bundle).check_golden()
 
 
-def _apart(tuning: Part, data: Part) -> tuple[list[Example], Drawn, Drawn]:
-    """Two parts, of which the tuning part is asked about first."""
-    refuse_shared(tuning, data)
-    first = len(tuning.examples)
+def _apart(tuning: Part, data: Part, progress: Progress) -> tuple[list[Example], Drawn, Drawn]:
+    """Two parts, of which the tuning part is asked about first, without the few items that both hold."""
+    held = {item_key(example.input) for example in data.examples}
+    kept = [at for at, example in enumerate(tuning.examples) if item_key(example.input) not in held]
+    shared = len(tuning.examples) - len(kept)
+    if shared > _FEW * len(tuning.examples):
+        refuse_shared(tuning, data)
+    if shared:
+        # Any choice of tuning items is as good as another one, as long as no certifying item is among them.
+        progress.note(f"{shared} items of {tuning.path} are in {data.path} too; they are left out of the comparison.")
     asked = [*tuning.examples, *data.examples]
-    return asked, Drawn(tuning, range(first)), Drawn(data, range(first, len(asked)))
+    return asked, _drawn(tuning, kept), Drawn(data, range(len(tuning.examples), len(asked)))
 
 
 def _split(data: Part) -> tuple[list[Example], Drawn, Drawn]:

@@ -130,7 +130,7 @@ def plan_with_predictions(
     if tuning_predictions is not None:
         before, other = read_recorded(tuning_predictions)
         check_constant(reference, other)
-    first = 0 if job.tuning is None else len(work.tuning.places)
+    first = 0 if job.tuning is None else len(work.asked) - len(work.certifying.places)
     for path, given, items in ((tuning_predictions, before, first), (predictions, outputs, len(work.asked) - first)):
         if len(given) != items:
             raise DataError(

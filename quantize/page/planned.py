@@ -5,12 +5,14 @@ Owns the words and the picture of a plan. Every figure is read off `plan.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from edgewise.quantize.joint import CurvePoint, JointPlan, Option, Outcome, Practice, Price
 from edgewise.quantize.page import figures
 from edgewise.quantize.page.nodes import Child, Node, node, number
-from edgewise.quantize.page.plot import Axis, Curve, Point, curves, sample
+from edgewise.quantize.page.plot import Axis, Curve, Limit, Point, curves, sample
 from edgewise.quantize.page.tables import scrolling, sortable
 
 OUTCOMES: dict[Outcome, tuple[str, str]] = {
@@ -21,6 +23,9 @@ OUTCOMES: dict[Outcome, tuple[str, str]] = {
 """A sign and words for each outcome."""
 
 _CLOUD = "cloud"
+_DIGITS = 19
+_FARTHEST = 3.0
+"""Risks beyond this many times the promised one are not drawn."""
 
 
 def plan_section(plan: JointPlan, keys: Mapping[str, str]) -> Node:
@@ -37,7 +42,7 @@ def plan_section(plan: JointPlan, keys: Mapping[str, str]) -> Node:
         node("p", plan.headline, class_="sentence"),
         node("p", *_explained(plan), class_="hint"),
         _legend(),
-        node("div", _picture(plan, keys), class_="plots"),
+        node("div", *_pictures(plan, keys), class_="plots even"),
         _options(plan, keys),
         _practices(plan, keys),
         id="plan",
@@ -58,13 +63,13 @@ def _explained(plan: JointPlan) -> list[Child]:
         else "All were put to the test, each at its share of δ = "
     )
     return [
-        "A line shows what a request costs as a recipe with its best signal answers more of them at the edge, seen on "
-        "the tuning part (",
+        "A line shows what a request costs, and what is risked, as a recipe with its best signal answers more at the "
+        "edge, seen on the tuning part (",
         number(plan.tuning.items, str(plan.tuning.items)),
         f" items): in full while the risk seen there is at most α = {100 * plan.alpha:g} %, broken beyond. A filled "
         "mark is certified on ",
         number(plan.certifying.items, str(plan.certifying.items)),
-        f" other items against {cloud} {version}. {paid}{100 * plan.delta:g} %.",
+        f" other items against {cloud} {version[:_DIGITS]}. {paid}{100 * plan.delta:g} %.",
     ]
 
 
@@ -79,30 +84,35 @@ def _legend() -> Node:
     )
 
 
-def _picture(plan: JointPlan, keys: Mapping[str, str]) -> Node:
+def _pictures(plan: JointPlan, keys: Mapping[str, str]) -> Iterator[Node]:
     drawn = [option for option in plan.options if option.curve or option.chosen]
-    what = "cost of 1,000 requests" if plan.priced else "expected latency"
-    title = f"answered at the edge × {what}"
     across = Axis("answered at the edge", "%", 100.0, "", log=False, least_span=10.0, most=100.0)
-    up = Axis(
-        what,
-        "" if plan.priced else "ms",
-        1e3 if plan.priced else 1.0,
-        "lower",
-        log=False,
-        least_span=1e-3,
-        most=float("inf"),
-    )
-    lines = [_curve(option, plan, keys) for option in drawn if option.curve]
-    points = [_cloud(plan), *(_point(option, plan, keys) for option in drawn)]
-    return node("figure", node("figcaption", node("b", title)), curves(title, lines, points, across, up))
+    what, unit, factor = ("cost of 1,000 requests", "", 1e3) if plan.priced else ("expected latency", "ms", 1.0)
+    up = Axis(what, unit, factor, "lower", log=False, least_span=1e-3, most=math.inf)
+    lines = [_curve(option, plan, keys, lambda point: _height(point.price, plan)) for option in drawn if option.curve]
+    points = [_cloud(plan), *(_point(option, plan, keys, _height(option.price, plan)) for option in drawn)]
+    yield _figure(f"{across.name} × {what}", curves(what, lines, points, across, up))
+    risk = Axis("risk seen", "%", 100.0, "lower", log=False, least_span=0.1, most=100.0)
+    lines = [_low(_curve(option, plan, keys, lambda point: point.risk), plan) for option in drawn if option.curve]
+    points = [_point(option, plan, keys, plan.alpha) for option in drawn]
+    limit = Limit(plan.alpha, f"promised: {figures.percent(plan.alpha)}")
+    yield _figure(f"{across.name} × risk", curves("risk", lines, points, across, risk, limit=limit))
 
 
-def _curve(option: Option, plan: JointPlan, keys: Mapping[str, str]) -> Curve:
+def _figure(title: str, picture: Node) -> Node:
+    return node("figure", node("figcaption", node("b", title)), picture)
+
+
+def _curve(option: Option, plan: JointPlan, keys: Mapping[str, str], height: Callable[[CurvePoint], float]) -> Curve:
     kept = _kept(option.curve, plan.alpha)
-    corners = [(point.local_share, _height(point.price, plan)) for point in option.curve]
+    corners = [(point.local_share, height(point)) for point in option.curve]
     strong = option.recipe == plan.choice.recipe
     return Curve(keys[option.recipe], corners[:kept], corners[max(kept - 1, 0) :], strong)
+
+
+def _low(curve: Curve, plan: JointPlan) -> Curve:
+    """The curve as far as its risk does not press all that matters together."""
+    return replace(curve, broken=[corner for corner in curve.broken if corner[1] <= _FARTHEST * plan.alpha])
 
 
 def _kept(points: Sequence[CurvePoint], alpha: float) -> int:
@@ -120,7 +130,7 @@ def _cloud(plan: JointPlan) -> Point:
     return Point(_CLOUD, "the cloud alone", told, 0.0, height, "diamond", "plain", filled=True, small=False, rank=1)
 
 
-def _point(option: Option, plan: JointPlan, keys: Mapping[str, str]) -> Point:
+def _point(option: Option, plan: JointPlan, keys: Mapping[str, str], height: float) -> Point:
     certified = option.certified
     share = option.expected_share if certified is None else certified.local_share
     state = "expected" if certified is None else "certified"
@@ -130,7 +140,7 @@ def _point(option: Option, plan: JointPlan, keys: Mapping[str, str]) -> Point:
         told=f"{option.recipe} with {option.signal}: {figures.percent(share)} at the edge, {state}; "
         f"{_told(option.price)}",
         x=share,
-        y=_height(option.price, plan),
+        y=height,
         shape="star" if option.chosen else "circle",
         loss="plain" if certified is None else "none",
         filled=certified is not None,
@@ -156,9 +166,12 @@ def _options(plan: JointPlan, keys: Mapping[str, str]) -> Node:
         ("latency", "Expected milliseconds until an answer"),
         ("total, 1,000", "Money and waiting that 1,000 requests cost"),
     )
-    rows = [_option_row(option, keys) for option in plan.options]
+    ranked = sorted(plan.options, key=lambda option: not option.chosen)
+    rows = [_option_row(option, keys) for option in ranked]
     rows.append(node("tr", node("th", "the cloud alone", scope="row"), *([node("td")] * 7), *_price(plan.cloud_only)))
-    return sortable("Every recipe with every signal, the cheapest first", heads, rows, first="recipe and signal")
+    return sortable(
+        "Every recipe with every signal: the plan, then the cheapest", heads, rows, first="recipe and signal"
+    )
 
 
 def _option_row(option: Option, keys: Mapping[str, str]) -> Node:

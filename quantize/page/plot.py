@@ -172,7 +172,9 @@ def scatter(
     )
 
 
-def curves(title: str, lines: Sequence[Curve], points: Sequence[Point], x: Axis, y: Axis) -> Node:
+def curves(
+    title: str, lines: Sequence[Curve], points: Sequence[Point], x: Axis, y: Axis, *, limit: Limit | None = None
+) -> Node:
     """A plot of lines with marks on them.
 
     Args:
@@ -181,6 +183,7 @@ def curves(title: str, lines: Sequence[Curve], points: Sequence[Point], x: Axis,
         points: The marks, at least one.
         x: The horizontal axis.
         y: The vertical axis.
+        limit: A level to draw.
     """
     corners = [corner for line in lines for corner in (*line.full, *line.broken)]
     seen = [*corners, *((point.x, point.y) for point in points)]
@@ -193,13 +196,15 @@ def curves(title: str, lines: Sequence[Curve], points: Sequence[Point], x: Axis,
         return across.position(value[0] * x.factor), up.position(value[1] * y.factor)
 
     places = [place((point.x, point.y)) for point in points]
+    level = up.position(limit.y * y.factor) if limit is not None else None
     drawn = sorted(lines, key=lambda line: line.strong)
     return node(
         "svg",
         _grid(across, up, x, y),
+        _level(limit.name, level) if limit is not None and level is not None else None,
         node("g", *(part for line in drawn for part in _curve(line, place)), class_="curves"),
         node("g", *_marks(points, places), class_="marks"),
-        node("g", *_labels(points, places, None), class_="labels"),
+        node("g", *_labels(points, places, level), class_="labels"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="group",
         aria_label=title,

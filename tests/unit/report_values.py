@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.edge import Device
+from edgewise.quantize.joint import CertifiedShare, CurvePoint, JointPlan, Option, Part, Practice, Price
 from edgewise.quantize.report import (
     Candidate,
     CheckpointFacts,
@@ -121,6 +122,56 @@ def full_report(kind: str = "text-classification", **changes) -> Report:
         peak_rss_bytes=2_210_000_000,
     )
     return msgspec.structs.replace(report, **changes)
+
+
+def full_plan(**changes) -> JointPlan:
+    """A plan of a run such as `full_report` is: one option certified, one expected, one that certifies nothing."""
+
+    def option(recipe: str, share: float, **more) -> Option:
+        cost = Price(0.0031 * (1 - share), 2.0 + 55.0 * (1 - share), 0.0042 * (1 - share) + 0.00007)
+        curve = tuple(CurvePoint(part / 8, 0.021 * (part / 8) ** 3, cost) for part in range(9))
+        return Option(
+            **{
+                "recipe": recipe, "signal": "margin:temperature=1.4", "model_digest": "sha256:" + "3c5479cc" * 8,
+                "size_bytes": 14_720_000, "edge_ms": 1.95, "aurc": 0.0087, "auroc": None, "expected_share": share,
+                "certified": None, "price": cost, "curve": curve, **more,
+            }
+        )  # fmt: skip
+
+    def certified(share: float, threshold: float | str) -> CertifiedShare:
+        return CertifiedShare(
+            threshold=threshold, local_share=share, local_share_interval=(0.9 * share, 1.1 * share), k=6, delta=0.05
+        )
+
+    chosen = option(WINNER, 0.731, certified=certified(0.688, 0.912), chosen=True)
+    other = option("fp32", 0.744, signal="max_logit", size_bytes=90_437_100, edge_ms=6.42, auroc=0.913)
+    hopeless = option("int8_dynamic", 0.0, certified=certified(0.0, "inf"))
+    practice = Practice(
+        name=f"threshold tuned on fp32, used on {WINNER}", recipe=WINNER, signal="margin", threshold=0.87,
+        local_share=0.757, risk=0.0121, risk_bound=0.0187, price=chosen.price,
+    )  # fmt: skip
+    plan = JointPlan(
+        headline=f"{WINNER} with margin answers 68.8 % at the edge.",
+        outcome="planned",
+        options=(chosen, other, hopeless, msgspec.structs.replace(other, signal="entropy", curve=())),
+        cloud_only=Price(0.0031, 57.0, 0.0042),
+        practices=(practice, msgspec.structs.replace(practice, name="another", risk_bound=None)),
+        target="agreement",
+        alpha=0.01,
+        delta=0.05,
+        pay="split",
+        m=1,
+        reference=("news-large", "sha256:418512005cd8"),
+        tuning=Part(700, "96d790265c4a40db" * 4),
+        certifying=Part(1268, "c6d790265c4a40db" * 4),
+        cost={"price_per_call": 0.0031, "region": "eu"},
+        certificate_id="sha256:" + "11223344" * 8,
+        model="run",
+        created="2026-01-01T00:00:00Z",
+        runtime="onnxruntime 1.31.1",
+        isa="x86-64-avx512-vnni",
+    )
+    return msgspec.structs.replace(plan, **changes)
 
 
 def bare_report() -> Report:

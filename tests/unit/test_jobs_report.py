@@ -8,6 +8,7 @@ import pytest
 
 from edgewise.errors import InputError
 from edgewise.jobs import report as job
+from edgewise.quantize.joint import encode_plan
 from edgewise.quantize.page import render_page
 from edgewise.quantize.run_folder import write_report
 
@@ -20,7 +21,8 @@ def _load(path: Path):
     return module
 
 
-REPORT = _load(Path(__file__).parent / "report_values.py").full_report()
+VALUES = _load(Path(__file__).parent / "report_values.py")
+REPORT = VALUES.full_report()
 
 
 @pytest.fixture
@@ -43,6 +45,15 @@ def test_the_page_goes_where_it_is_asked_to(run, tmp_path):
     page = job.rebuild_report(run, tmp_path / "shared" / "page.html")
     assert page.read_text(encoding="utf-8") == render_page(REPORT)
     assert sorted(run.iterdir()) == before
+
+
+def test_a_plan_that_lies_in_the_run_is_shown_and_a_damaged_one_is_named(run):
+    plan = VALUES.full_plan()
+    (run / "plan.json").write_bytes(encode_plan(plan))
+    assert job.rebuild_report(run).read_text(encoding="utf-8") == render_page(REPORT, plan)
+    (run / "plan.json").write_text('{"headline": 3}')
+    with pytest.raises(InputError, match=r"plan\.json holds no readable plan"):
+        job.rebuild_report(run)
 
 
 def test_what_is_no_run_is_refused_and_stays_as_it_is(tmp_path):

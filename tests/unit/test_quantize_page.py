@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.quantize.page import render_page
+from edgewise.quantize.joint import JointPlan, Price
+from edgewise.quantize.page import render_page, render_plan
 from edgewise.quantize.page.front import front_of
 from edgewise.quantize.page.nodes import document, node, number, script_data
 from edgewise.quantize.page.scale import scale_around
@@ -382,3 +383,89 @@ def test_what_a_search_explored_is_small_without_a_label_and_off_the_line():
     assert "tried" not in {label["text"] for label in parsed.all("text")}
     assert "idleexploreddominated early" in parsed.classed("left-out")[0]["text"]
     assert list(concerns(full))[-1] == "Not measured: gptq, mixed."
+
+
+def within(element, other) -> bool:
+    return any(around is other for around in element["inside"])
+
+
+PLANNED = {
+    "with its run": lambda plan: render_page(values.full_report(), plan),
+    "alone": render_plan,
+}
+
+
+@pytest.mark.parametrize("render", PLANNED.values(), ids=PLANNED)
+def test_every_figure_of_a_plan_stands_in_it(render):
+    plan = values.full_plan()
+    parsed = Parsed(render(plan))
+    (section,) = parsed.all("section", id="plan")
+    shown = [e for e in parsed.all("data") if within(e, section)]
+    assert len(shown) > 40
+    assert {float(e["attrs"]["value"]) for e in shown} <= numbers_in(json.loads(msgspec.json.encode(plan)))
+    (script,) = parsed.all("script", id="plan-data")
+    assert msgspec.json.decode(script["text"].encode(), type=JointPlan) == plan
+    for cell in (e for e in parsed.all("td") if within(e, section)):
+        assert cell["text"] == "".join(d["text"] for d in shown if within(d, cell))
+
+
+@pytest.mark.parametrize("render", PLANNED.values(), ids=PLANNED)
+def test_the_picture_of_a_plan_tells_the_promised_from_what_is_not(render):
+    parsed = Parsed(render(values.full_plan()))
+    marks = {
+        e["inside"][-1]["attrs"]["aria-label"]: e["attrs"]["class"]
+        for e in parsed.classed("mark")
+        if "point" in e["inside"][-1]["attrs"].get("class", "")
+        and any(around["attrs"].get("id") == "plan" for around in e["inside"])
+    }
+    assert {("certified" in told, "filled" in look) for told, look in marks.items() if "alone" not in told} == {
+        (True, True), (False, False),
+    }  # fmt: skip
+    full, broken = (
+        [e for e in parsed.classed(look) if e["inside"][-1]["attrs"].get("class") == "curves"]
+        for look in ("full", "broken")
+    )
+    # Two pictures with a line for each recipe; the last corner in full is the first of the broken rest.
+    assert len(full) == len(broken) == 6
+    for kept, rest in zip(full, broken, strict=True):
+        assert kept["attrs"]["d"].split("L")[-1].lstrip("M") == rest["attrs"]["d"].split("L")[0].lstrip("M")
+    assert len(parsed.classed("strong")) == 4
+
+
+@pytest.mark.parametrize("render", PLANNED.values(), ids=PLANNED)
+def test_a_page_with_a_plan_is_safe_and_whole(render):
+    hostile = '<script>alert(1)</script>"&\u202e'
+    plan = values.full_plan(headline=hostile, model=hostile, reference=(hostile, hostile))
+    page = render(plan)
+    assert hostile not in page
+    parsed = Parsed(page)
+    assert hostile in parsed.classed("sentence")[0]["text"]
+    places = {element["attrs"]["id"] for element in parsed.elements if "id" in element["attrs"]}
+    assert {element["attrs"]["href"][1:] for element in parsed.all("a")} <= places
+    assert len(page) < 300_000
+
+
+def test_what_a_plan_is_not_is_said():
+    for outcome, words in (("nothing_certifies", "Nothing certifies"), ("cloud_is_cheaper", "The cloud alone")):
+        parsed = Parsed(render_plan(values.full_plan(outcome=outcome)))
+        assert words in parsed.classed(outcome)[0]["text"]
+    parsed = Parsed(render_plan(values.full_plan()))
+    assert [e["text"] for e in parsed.classed("broken") if "chip" in e["attrs"]["class"]] == [
+        "nothing local", "not kept",
+    ]  # fmt: skip
+
+
+def test_a_plan_in_which_nothing_costs_anything_shows_the_time():
+    free = Price(0.0, 12.0, 0.0)
+    plan = values.full_plan(cloud_only=free)
+    plan = msgspec.structs.replace(
+        plan,
+        options=tuple(
+            msgspec.structs.replace(
+                option, price=free, curve=tuple(msgspec.structs.replace(point, price=free) for point in option.curve)
+            )
+            for option in plan.options
+        ),
+    )
+    titles = [e["text"] for e in Parsed(render_plan(plan)).all("figcaption")]
+    assert titles == ["answered at the edge × expected latency", "answered at the edge × risk"]
