@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.quantize.page import render_page
+from edgewise.quantize.page import render_page, render_plan
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -112,3 +112,26 @@ def test_the_page_runs_its_own_script_and_no_other(tmp_path):
     tree, complaints = dumped(with_script(render_page(values.full_report()), "document.title = 'taken'"), tmp_path)
     assert "Content Security Policy" in complaints
     assert "<title>taken" not in tree
+
+
+PLANNER = """
+const seen = {};
+// What matters most is drawn last.
+const mark = [...document.querySelector("#plan svg.plot").querySelectorAll(".point")].at(-1);
+mark.focus();
+seen.tip = document.getElementById("tip").innerText;
+seen.lit = document.querySelectorAll(".curves .lit").length;
+seen.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+seen.saves = [...document.querySelectorAll("button.save")].filter((found) => !found.hidden).length;
+document.body.dataset.seen = JSON.stringify(seen);
+"""
+
+
+def test_a_plan_alone_tells_its_marks_on_a_narrow_screen(tmp_path):
+    page = re.sub(r"<meta http-equiv=.Content-Security-Policy.[^>]*>", "", render_plan(values.full_plan()), count=1)
+    tree, complaints = dumped(with_script(page, PLANNER), tmp_path, "--window-size=500,900")
+    assert complaints == ""
+    seen = json.loads(re.search(r'data-seen="([^"]*)"', tree)[1].replace("&quot;", '"'))
+    assert "68.80 % at the edge, certified" in seen["tip"]
+    # In both pictures, what is kept and what is not.
+    assert (seen["lit"], seen["wide"], seen["saves"]) == (4, False, 1)
