@@ -38,13 +38,12 @@ from edgewise.contracts import (
     LocalModel,
     Mode,
     Prediction,
-    Reason,
     Reference,
     Request,
     Revised,
     Status,
 )
-from edgewise.errors import CloudError, CloudRefusedError, ConfigError, InputError, RequestError
+from edgewise.errors import ConfigError, InputError, RequestError
 from edgewise.router import certificate as certificates
 from edgewise.router.audit import Auditor
 from edgewise.router.background import Background, LoopThread
@@ -127,12 +126,12 @@ class Router:
         return self._promise.certificate
 
     def report(self) -> dict[str, Any]:
-        """What the promise is worth now, for people and dashboards: built-in values only."""
-        promise = msgspec.to_builtins(self._promise.report())
-        audits = promise["audits"]
-        if audits is not None and math.isinf(audits["threshold"]):
-            audits["threshold"] = str(audits["threshold"])  # JSON has no infinity
-        return {"policy": self._routed.name, **promise, "score_drift": self._judgement.drift_index}
+        """What the promise is worth now, for people and dashboards: values that JSON has."""
+        return {
+            "policy": self._routed.name,
+            **self._promise.report(),
+            "score_drift": self._judgement.drift_index,
+        }
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """Answer one request as a stream that ends with `Done`; see `contracts.AnswerService`.
@@ -223,11 +222,11 @@ class Router:
         return Turn(request, mode, policy, started, deadline, draw, clock)
 
     async def _answer(self, turn: Turn) -> AsyncGenerator[Event, None]:
-        decision = turn.policy.before(turn.request)
-        prediction = None
-        if decision is None or decision.action is not Action.ESCALATE:
-            prediction = await self._predict(turn)
-            decision = decision or self._judgement.decide(turn.policy, turn.request, prediction)
+        try:
+            decision, prediction = await self._decide(turn)
+        except BaseException:
+            turn.failed()
+            raise
         if prediction is None or decision.action is Action.ESCALATE:
             async with aclosing(self._escalate(turn, prediction, decision)) as steps:
                 async for event in steps:
@@ -235,6 +234,14 @@ class Router:
             return
         yield Answered(self._answer_here(turn, prediction, decision))
         yield Done(turn.request.id)
+
+    async def _decide(self, turn: Turn) -> tuple[Decision, Prediction | None]:
+        """The policy's decision, and the edge model's prediction unless it is not needed."""
+        decision = turn.policy.before(turn.request)
+        if decision is not None and decision.action is Action.ESCALATE:
+            return decision, None
+        prediction = await self._predict(turn)
+        return decision or self._judgement.decide(turn.policy, turn.request, prediction), prediction
 
     def _answer_here(self, turn: Turn, prediction: Prediction, decision: Decision) -> Answer:
         """The edge answer that nobody else is asked about: final, or provisional to save a call."""
@@ -252,7 +259,7 @@ class Router:
     ) -> AsyncGenerator[Event, None]:
         call = self._start_call(turn.request)
         try:
-            reply = await self._reply_in_time(turn, call)
+            reply = await turn.wait_for(call)
             if isinstance(reply, CloudReply):
                 self._verdicts.answered_by_cloud(turn, prediction, decision, reply)
                 final = turn.by_cloud(reply, decision)
@@ -284,26 +291,6 @@ class Router:
             return None
         return self._background.start(self._cloud.ask(request))
 
-    async def _reply_in_time(self, turn: Turn, call: asyncio.Task[CloudReply] | None) -> CloudReply | Reason:
-        """The cloud's reply, or the reason why this request does not wait for it any longer."""
-        if call is None:
-            return Reason.BREAKER_OPEN
-        if turn.mode is Mode.SPECULATIVE:
-            return Reason.SPECULATIVE
-        asked = self._plugs.clock.monotonic()
-        await asyncio.wait({call}, timeout=turn.seconds_left())
-        turn.timings_ms["cloud"] = 1000 * (self._plugs.clock.monotonic() - asked)
-        if not call.done():
-            return Reason.BUDGET_SPENT
-        try:
-            return call.result()
-        except CloudRefusedError as error:
-            _log.error("Request %s: %s", turn.request.id, error)
-            return Reason.CLOUD_REFUSED
-        except CloudError as error:
-            _log.warning("Request %s: %s", turn.request.id, error)
-            return Reason.CLOUD_FAILED
-
     async def _predict(self, turn: Turn) -> Prediction:
         """The edge model's prediction, off the event loop.
 
@@ -315,11 +302,7 @@ class Router:
         try:
             (prediction,) = await loop.run_in_executor(self._executor, self._edge.predict, [turn.request.inputs])
         except InputError as error:
-            turn.failed()
             raise RequestError("inputs", error.problem, error.remedy) from error
-        except BaseException:
-            turn.failed()
-            raise
         turn.timings_ms["edge"] = 1000 * (self._plugs.clock.monotonic() - began)
         return prediction
 

@@ -9,13 +9,14 @@ mathematics is `certificate`'s.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from edgewise.contracts import Action, Certificate, Clock, Decision, Policy, Prediction, Reason, Reference, Request
 from edgewise.router.audit import Auditor, Draw
-from edgewise.router.guard import Guard, GuardReport, Stage
+from edgewise.router.guard import Guard, Stage
 from edgewise.router.instruments import Instruments
 from edgewise.router.lifetime import Life, Lifetime
 from edgewise.router.policies.threshold import BY_LABEL, NAME, CertifiedThreshold, RaisedThreshold, Uncovered
@@ -27,32 +28,12 @@ _log = logging.getLogger("edgewise.router")
 _CERTIFIED = "certified"
 
 
-class PromiseReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the promise is worth now, for people and dashboards.
-
-    Attributes:
-        state: "certified", or the reason why local answers are not covered.
-        certificate_id: The certificate that covers local answers now, or None.
-        alpha: Its bound on the risk, or None.
-        delta: Probability that the bound fails, or None.
-        expires: End of its stated life, or None.
-        audits: What the audits found, or None where nothing is audited.
-    """
-
-    state: str
-    certificate_id: str | None = None
-    alpha: float | None = None
-    delta: float | None = None
-    expires: str | None = None
-    audits: GuardReport | None = None
-
-
 class _InForce(NamedTuple):
     """What decides now.
 
     Attributes:
         rule: Decides.
-        state: As `PromiseReport` has it.
+        state: "certified", or the reason why local answers are not covered.
         scope: What local answers rest on.
         certificate: What covers them, or None.
         attributes: Names of the request attributes that decisions depend on.
@@ -170,17 +151,26 @@ class Promise:
             reference.version,
         )
 
-    def report(self) -> PromiseReport:
-        """What the promise is worth now."""
+    def report(self) -> dict[str, Any]:
+        """What the promise is worth now, in values that JSON has.
+
+        Returns:
+            "state", which is "certified" or the reason why local answers are not covered; "certificate_id", "alpha",
+            "delta" and "expires" of the certificate that covers them, or None; "audits" as `GuardReport` has them, or
+            None where nothing is audited.
+        """
         covering = self._now.certificate
-        return PromiseReport(
-            state=self._now.state,
-            certificate_id=covering.id if covering else None,
-            alpha=covering.bound.alpha if covering else None,
-            delta=covering.bound.delta if covering else None,
-            expires=covering.expires if covering else None,
-            audits=None if self._guard is None or self._void else self._guard.describe(),
-        )
+        audits = None if self._guard is None or self._void else msgspec.to_builtins(self._guard.describe())
+        if audits is not None and math.isinf(audits["threshold"]):
+            audits["threshold"] = str(audits["threshold"])  # as everywhere on the wire
+        return {
+            "state": self._now.state,
+            "certificate_id": covering.id if covering else None,
+            "alpha": covering.bound.alpha if covering else None,
+            "delta": covering.bound.delta if covering else None,
+            "expires": covering.expires if covering else None,
+            "audits": audits,
+        }
 
     def _choose(self) -> _InForce:
         """Find what decides from now on, and show it."""

@@ -1,7 +1,12 @@
-"""One request on its way through the flow, and the answers made of it. Owns no step of the flow."""
+"""One request on its way through the flow: how long it waits for the cloud, and the answers made of it.
+
+Owns no decision and no call.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from dataclasses import dataclass, field
 
@@ -20,7 +25,10 @@ from edgewise.contracts import (
     Source,
     Status,
 )
+from edgewise.errors import CloudError, CloudRefusedError
 from edgewise.router.audit import Draw
+
+_log = logging.getLogger("edgewise.router")
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,30 @@ class Turn:
         """Milliseconds by stage, and in total until now."""
         return {**self.timings_ms, "total": 1000 * (self.clock.monotonic() - self.started)}
 
-    def seconds_left(self) -> float | None:
-        """Seconds until the answer is due, at least 0; None where nothing says."""
-        remaining = self.deadline - self.clock.monotonic()
-        return max(0.0, remaining) if math.isfinite(remaining) else None
+    async def wait_for(self, call: asyncio.Task[CloudReply] | None) -> CloudReply | Reason:
+        """The cloud's reply, or the reason why this request does not wait for it any longer.
+
+        Args:
+            call: The call; None where the breaker is open.
+        """
+        if call is None:
+            return Reason.BREAKER_OPEN
+        if self.mode is Mode.SPECULATIVE:
+            return Reason.SPECULATIVE
+        asked = self.clock.monotonic()
+        remaining = self.deadline - asked
+        await asyncio.wait({call}, timeout=max(0.0, remaining) if math.isfinite(remaining) else None)
+        self.timings_ms["cloud"] = 1000 * (self.clock.monotonic() - asked)
+        if not call.done():
+            return Reason.BUDGET_SPENT
+        try:
+            return call.result()
+        except CloudRefusedError as error:
+            _log.error("Request %s: %s", self.request.id, error)
+            return Reason.CLOUD_REFUSED
+        except CloudError as error:
+            _log.warning("Request %s: %s", self.request.id, error)
+            return Reason.CLOUD_FAILED
 
     def not_answered_here(self, decision: Decision, differs: bool | None = None) -> None:
         """Settle a drawn request that got no final edge answer: nothing local is nothing lost.

@@ -192,7 +192,7 @@ def test_what_the_certificate_covers_is_local_and_costs_nothing():
 
 
 def test_what_is_saved_is_provisional_and_uncertified():
-    policy, clock, kept = budgeted(allowance=1.0)
+    policy, clock, _ = budgeted(allowance=1.0)
     clock.go(DAY_S / 2)
     decisions = [policy.after(REQUEST, PREDICTION, 0.1) for _ in range(50)]
     saved = decisions[-1]

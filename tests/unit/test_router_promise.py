@@ -25,7 +25,7 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.errors import CertificateError, ConfigError
+from edgewise.errors import CertificateError, ConfigError, StoreError
 from edgewise.router import Plugs, Router, RouterSettings
 from edgewise.router import certificate as certificates
 from edgewise.router.complexity import ATTRIBUTE_BUCKETS, LEXICAL, WORD_BUCKETS, Complexity
@@ -357,6 +357,21 @@ async def test_a_saved_answer_that_is_drawn_lost_nothing():
     flow = router(fakes.ScriptedCloud(), policy=BUDGETED, spending=store, audits=store)
     await flow.answer(Request(inputs=DOUBTFUL))
     assert store.audits == [(False, False)]
+
+
+async def test_a_drawn_request_whose_spending_cannot_be_kept_is_settled_all_the_same():
+    class FullDisk(fakes.DictStore):
+        def spend(self, day, amount):
+            raise StoreError("The disk is full.")
+
+    store, clock = FullDisk(), Time()
+    plenty = PolicySettings(use="budgeted", calls_per_day=1000)
+    flow = router(fakes.ScriptedCloud(), policy=plenty, spending=store, audits=store, clock=clock)
+    clock.steady += 3600
+    with pytest.raises(StoreError):
+        await flow.answer(Request(inputs=DOUBTFUL))
+    assert len(store.audits) == 1
+    assert None not in store.audits, "an open draw would hold up every verdict behind it"
 
 
 async def test_too_complex_is_within_the_allowance_too():
