@@ -52,7 +52,8 @@ GOLDEN = ("tuning", "synthetic")
 _NEEDED = frozenset({"onnx", "torch", "transformers"})
 _EXPORTING = frozenset({"torch", "transformers"})
 
-_CODE = ("bundle", "edge", "quantize", "router/signals.py", "contracts.py", "dataset.py", "files.py")
+_ROUTER = ("router/betting.py", "router/ranking.py", "router/signals.py")
+_CODE = ("bundle", "edge", "quantize", *_ROUTER, "contracts.py", "dataset.py", "files.py")
 """Sources of edgewise that shape a run: its own version stays the same while they are worked on."""
 
 

@@ -19,6 +19,7 @@ from edgewise.errors import DataError
 from edgewise.quantize.answers import Answers, per_item
 from edgewise.quantize.items import Indices
 from edgewise.quantize.statistics import Quality
+from edgewise.router.ranking import auroc
 from edgewise.router.signals import margin, softmax
 
 Truth: TypeAlias = Indices | Sequence[Indices] | None
@@ -82,29 +83,6 @@ def calibration_error(confidence: FloatArray, right: Bools) -> float:
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def auroc(scores: FloatArray, right: Bools) -> float | None:
-    """Area under the ROC curve of a score that is to tell right answers from wrong ones.
-
-    The statistic of Mann & Whitney (1947): the probability that a right answer scores above a wrong one, a tie counting
-    half.
-
-    Args:
-        scores: Shape (n,); larger is more confident.
-        right: Shape (n,).
-
-    Returns:
-        In [0, 1]; None where all answers are right, or none is.
-    """
-    positives = int(right.sum())
-    negatives = len(right) - positives
-    if not positives or not negatives:
-        return None
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    middle_ranks = np.cumsum(counts) - (counts - 1) / 2
-    above = middle_ranks[place][right].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
-
-
 def _classifier(found: Answers, baseline: Answers, truth: Truth) -> Compared:
     logits, labels = found["logits"], np.asarray(truth)
     answers, expected = logits.argmax(axis=1), baseline["logits"].argmax(axis=1)
@@ -114,7 +92,7 @@ def _classifier(found: Answers, baseline: Answers, truth: Truth) -> Compared:
     quality = msgspec.structs.replace(
         _counted(worth, baseline_worth, answers != expected),
         calibration_error=calibration_error(softmax(logits).max(axis=1), right),
-        auroc=auroc(margin(logits), right),
+        auroc=auroc(margin(logits), ~right),
     )
     return Compared("classifier", quality, worth, baseline_worth)
 
@@ -131,7 +109,7 @@ def _tagger(found: Answers, baseline: Answers, truth: Truth) -> Compared:
     quality = msgspec.structs.replace(
         _counted(worth, baseline_worth, np.array(differs)),
         calibration_error=calibration_error(softmax(found["logits"]).max(axis=1), np.concatenate(right)),
-        auroc=auroc(least_sure, every_word_right),
+        auroc=auroc(least_sure, ~every_word_right),
     )
     return Compared("tagger", quality, worth, baseline_worth)
 

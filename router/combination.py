@@ -19,6 +19,7 @@ from edgewise.errors import CertificateError
 from edgewise.router.isotonic import Isotonic, fit_isotonic
 from edgewise.router.logistic import fit_logistic, standardiser
 from edgewise.router.neighbours import Neighbours
+from edgewise.router.ranking import aurc
 from edgewise.router.signals import low_quantile
 
 CLASSIFIER_FEATURES = ("margin", "gap", "max_probability", "entropy", "energy", "max_logit", "pnorm")
@@ -27,7 +28,10 @@ CLASSIFIER_FEATURES = ("margin", "gap", "max_probability", "entropy", "energy", 
 GENERATOR_FEATURES = ("mean_logprob", "low_logprob", "first_margin")
 """Of generated texts; the mean is corrected for length, and each goes through isotonic regression."""
 
-RIDGE = 2.0
+RIDGES = (2.0, 20.0, 200.0)
+"""Precisions of the priors that are tried: few losses say little of each predicted class."""
+
+FOLDS = 5
 _CERTAIN = -100.0
 _TINY = 1e-300
 _LEAST_ITEMS = 20
@@ -139,7 +143,7 @@ def fit_combination(
     disagree: Sequence[bool] | NDArray[np.bool_],
     *,
     neighbours: Neighbours | None = None,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
 ) -> Combination:
     """Fit on the tuning part. Items out of distribution, or without what the features read, are left out.
 
@@ -147,7 +151,8 @@ def fit_combination(
         predictions: What the edge model says of the tuning items: all of a classifier, or all of a generator.
         disagree: Whether each counts against the edge, shape (n,).
         neighbours: As fitted on the same items; their distances, each item left out, are a feature where given.
-        ridge: Precision of the normal priors on the coefficients.
+        ridge: Precision of the normal priors on the coefficients; None takes the one of `RIDGES` that orders items
+            best that it was not fitted to.
 
     Raises:
         CertificateError: Fewer than 20 items can be used, or they are of different models.
@@ -155,9 +160,53 @@ def fit_combination(
     wrong = np.asarray(disagree, dtype=np.bool_)
     if len(wrong) != len(predictions):
         raise CertificateError(f"{len(predictions)} predictions go with {len(wrong)} losses.", "Give one loss each.")
+    if ridge is None:
+        ridge, _ = _best_ridge(predictions, wrong, neighbours)
     if any(prediction.logits is not None for prediction in predictions):
         return _fit_classifier(predictions, wrong, neighbours, ridge)
     return _fit_generator(predictions, wrong, ridge)
+
+
+def cross_fitted(
+    predictions: Sequence[Prediction],
+    disagree: Sequence[bool] | NDArray[np.bool_],
+    *,
+    neighbours: Neighbours | None = None,
+) -> FloatArray:
+    """Score of each item by a combination that was fitted without its fold of five, shape (n,).
+
+    The ridge is the one that `fit_combination` takes, which has seen all items.
+
+    Raises:
+        CertificateError: As `fit_combination`, with four fifths of the items.
+    """
+    return _best_ridge(predictions, np.asarray(disagree, dtype=np.bool_), neighbours)[1]
+
+
+def _best_ridge(
+    predictions: Sequence[Prediction], wrong: NDArray[np.bool_], neighbours: Neighbours | None
+) -> tuple[float, FloatArray]:
+    """The ridge of the smallest AURC, and the scores by it, each from a fit without the item's fold."""
+    scores = {ridge: _held_out(predictions, wrong, neighbours, ridge) for ridge in RIDGES}
+    best = min(RIDGES, key=lambda ridge: aurc(scores[ridge], wrong))
+    return best, scores[best]
+
+
+def _held_out(
+    predictions: Sequence[Prediction], wrong: NDArray[np.bool_], neighbours: Neighbours | None, ridge: float
+) -> FloatArray:
+    fold = np.arange(len(predictions)) % FOLDS
+    scores = np.full(len(predictions), math.nan)
+    for number in range(FOLDS):
+        outside = np.flatnonzero(fold != number).tolist()
+        found = fit_combination([predictions[at] for at in outside], wrong[outside], neighbours=neighbours, ridge=ridge)
+        for at in np.flatnonzero(fold == number).tolist():
+            prediction = predictions[at]
+            distance = math.nan
+            if neighbours is not None and prediction.embedding is not None:
+                distance = neighbours.distance_left_out(prediction.embedding)
+            scores[at] = found.score(prediction, distance)
+    return scores
 
 
 def _fit_classifier(

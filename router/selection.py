@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from edgewise.contracts import FloatArray, Prediction
 from edgewise.errors import CertificateError
-from edgewise.router.combination import fit_combination
+from edgewise.router.combination import cross_fitted
 from edgewise.router.fitted import Fitted
+from edgewise.router.ranking import aurc, auroc, local_share
 from edgewise.router.signals import COMBINED, GENERATOR_SIGNALS, SIGNALS, check_signal, score_of, signal_named
 
 TEMPERATURES = (0.25, 0.5, 0.7, 1.4, 2.0, 3.0, 5.0, 10.0)
 NORMS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-FOLDS = 5
 
 _TRIED = {
     **dict.fromkeys(("margin", "max_probability", "entropy", "energy"), ("temperature", TEMPERATURES)),
@@ -58,7 +58,7 @@ def compare_signals(
     """Compare signals on the tuning part.
 
     Temperature and p are the ones of the smallest AURC on a small grid; the row names them. "combined" is judged by
-    five-fold cross-fitting, since it was fitted on these very items, and distances to neighbours leave the item itself
+    cross-fitting, since it was fitted on these very items, and distances to neighbours leave the item itself
     out.
 
     Args:
@@ -86,7 +86,7 @@ def compare_signals(
 
     def scored(signal: str) -> SignalFigures:
         if signal == COMBINED:
-            return figures(signal, _cross_fitted(predictions, wrong, fitted))
+            return figures(signal, cross_fitted(predictions, wrong, neighbours=fitted.neighbours if fitted else None))
         return figures(signal, np.array([score_of(prediction, signal) for prediction in predictions]))
 
     if names is not None:
@@ -144,78 +144,3 @@ def _foreign(predictions: Sequence[Prediction], fitted: Fitted | None) -> NDArra
             if prediction.embedding is not None:
                 foreign[at] |= not neighbours.distance_left_out(prediction.embedding) <= neighbours.cut
     return foreign
-
-
-def _cross_fitted(predictions: Sequence[Prediction], wrong: NDArray[np.bool_], fitted: Fitted | None) -> FloatArray:
-    """Scores of each item by a combination that was fitted without its fold, shape (n,)."""
-    neighbours = fitted.neighbours if fitted is not None else None
-    fold = np.arange(len(predictions)) % FOLDS
-    scores = np.full(len(predictions), math.nan)
-    for number in range(FOLDS):
-        outside = np.flatnonzero(fold != number).tolist()
-        found = fit_combination([predictions[at] for at in outside], wrong[outside], neighbours=neighbours)
-        for at in np.flatnonzero(fold == number).tolist():
-            prediction = predictions[at]
-            distance = math.nan
-            if neighbours is not None and prediction.embedding is not None:
-                distance = neighbours.distance_left_out(prediction.embedding)
-            scores[at] = found.score(prediction, distance)
-    return scores
-
-
-def aurc(scores: FloatArray, losses: NDArray[np.bool_]) -> float:
-    """Area under the risk-coverage curve (Geifman, Uziel & El-Yaniv 2019): the mean risk of the k best, k from 1 to n.
-
-    Items of one score come in random order, and the mean over the orders is taken; NaN comes last.
-
-    Args:
-        scores: Shape (n,), n at least 1; larger is more confident.
-        losses: Shape (n,).
-    """
-    _, place, counts = _ranks(scores)
-    sums = np.bincount(place, losses, len(counts))
-    expected = np.repeat(sums / counts, counts)
-    return float(np.mean(np.cumsum(expected) / np.arange(1, len(scores) + 1)))
-
-
-def auroc(scores: FloatArray, losses: NDArray[np.bool_]) -> float | None:
-    """Probability that an item without loss scores above one with, a tie counting half (Mann & Whitney 1947).
-
-    NaN counts below all others.
-
-    Args:
-        scores: Shape (n,).
-        losses: Shape (n,).
-
-    Returns:
-        In [0, 1]; None where all items have a loss, or none has.
-    """
-    lost = int(losses.sum())
-    kept = len(losses) - lost
-    if not lost or not kept:
-        return None
-    _, place, counts = _ranks(scores)
-    middle = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return float((middle[losses].sum() - lost * (lost + 1) / 2) / (lost * kept))
-
-
-def local_share(scores: FloatArray, losses: NDArray[np.bool_], alpha: float) -> float:
-    """Largest share of items above one threshold with losses there of at most alpha of all items, as counted here.
-
-    Args:
-        scores: Shape (n,).
-        losses: Shape (n,).
-        alpha: Bound on lost items over all items.
-    """
-    distinct, place, counts = _ranks(scores)
-    known = int((~np.isnan(distinct)).sum())
-    lost = np.cumsum(np.bincount(place, losses, len(counts)))[:known]
-    within = np.flatnonzero(lost <= alpha * len(scores))
-    return float(counts[: within[-1] + 1].sum() / len(scores)) if len(within) else 0.0
-
-
-def _ranks(scores: FloatArray) -> tuple[FloatArray, NDArray[np.intp], NDArray[np.intp]]:
-    """Distinct scores from the highest down, NaN last as one; the place of each item among them; how many each has."""
-    keyed = np.where(np.isnan(scores), np.inf, -scores)
-    distinct, place, counts = np.unique(keyed, return_inverse=True, return_counts=True)
-    return np.where(np.isposinf(distinct), math.nan, -distinct), place.reshape(-1), counts

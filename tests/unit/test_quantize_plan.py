@@ -154,7 +154,7 @@ def test_the_code_digest_follows_every_source_that_shapes_a_run(tmp_path):
     for name in ("bundle", "edge", "quantize"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "router").mkdir()
-    for name in ("router/signals.py", "contracts.py", "dataset.py", "files.py"):
+    for name in (*plan._ROUTER, "contracts.py", "dataset.py", "files.py"):
         shutil.copyfile(root / name, tmp_path / name)
     assert plan.code_digest(tmp_path) == plan.code_digest()
     changed = {plan.code_digest()}

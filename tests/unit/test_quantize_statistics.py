@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 from edgewise.errors import DataError
 from edgewise.quantize.bounds import bound_of, mean_bound, needed_for
-from edgewise.quantize.quality import auroc, calibration_error, compare
+from edgewise.quantize.quality import calibration_error, compare
 from edgewise.quantize.statistics import drop_bound, items_needed, latency, lower_rate, upper_rate
 
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -147,16 +146,6 @@ def test_answers_of_other_items_are_refused():
         compare("classifier", two, three, np.array([0, 1, 2]))
     with pytest.raises(DataError, match="right answers"):
         compare("tagger", {**two, "words": np.array([2])}, {**two, "words": np.array([2])}, None)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=60))
-def test_auroc_is_scikit_learn_s_also_with_ties(scored):
-    scores, right = np.array([score for score, _ in scored]), np.array([is_right for _, is_right in scored])
-    found = auroc(scores, right)
-    if right.all() or not right.any():
-        assert found is None
-    else:
-        assert found == pytest.approx(roc_auc_score(right, scores))
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))

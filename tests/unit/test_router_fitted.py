@@ -26,7 +26,7 @@ from edgewise.router.fitted import Fitted, decode, digest, encode
 from edgewise.router.isotonic import fit_isotonic, pool_adjacent_violators
 from edgewise.router.logistic import fit_logistic
 from edgewise.router.neighbours import Neighbours, embeddings_of, fit_neighbours, kept_rows
-from edgewise.router.selection import auroc
+from edgewise.router.ranking import auroc
 from edgewise.router.signals import SIGNALS, score_of
 
 points = st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1), st.floats(0.5, 4)), min_size=1, max_size=30)

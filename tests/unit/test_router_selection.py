@@ -14,7 +14,8 @@ from edgewise.errors import CertificateError, ConfigError
 from edgewise.router.combination import fit_combination
 from edgewise.router.fitted import Fitted
 from edgewise.router.neighbours import fit_neighbours
-from edgewise.router.selection import aurc, auroc, compare_signals, local_share
+from edgewise.router.ranking import aurc, auroc, local_share
+from edgewise.router.selection import compare_signals
 
 scored = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, math.nan]), st.booleans()), min_size=1, max_size=6)
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "wire": FOUNDATIONS,
     "router": FOUNDATIONS,
     "edge": FOUNDATIONS | {"bundle"},
-    "quantize": FOUNDATIONS | {"bundle", "edge", "router.signals", "router.betting"},
+    "quantize": FOUNDATIONS | {"bundle", "edge", "router.signals", "router.betting", "router.ranking"},
     "cloud": FOUNDATIONS | {"edge", "wire"},
     "jobs": FOUNDATIONS | {"bundle", "edge", "router", "wire", "quantize", "cloud", "store"},
     "rendering": FOUNDATIONS | {"bundle", "jobs", "quantize", "router"},
