@@ -393,7 +393,7 @@ def certify(
     Example: edgewise certify run/bundle --cloud http://127.0.0.1:8700 --data certify.jsonl --alpha 0.01 --delta 0.05
     """
     from edgewise import wiring
-    from edgewise.jobs.certify import CertifyJob, certify_with_cloud, certify_with_predictions
+    from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions
     from edgewise.router.certificate import encode
 
     if (cloud is None) == (predictions is None):

@@ -15,8 +15,8 @@ import numpy as np
 from edgewise.contracts import Prediction, Progress
 from edgewise.edge import EdgeModel
 from edgewise.jobs.beside import KeptItem, kept_item, load_kept_items
+from edgewise.jobs.certifying.tuning import read_record
 from edgewise.jobs.parts import load_part
-from edgewise.jobs.tuning import read_record
 from edgewise.router.fitted import Fitted
 from edgewise.router.neighbours import Neighbours, embeddings_of
 from edgewise.router.signals import score_of

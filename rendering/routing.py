@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgewise.contracts import Certificate, Groups
-    from edgewise.jobs.certify import Certified, Price
+    from edgewise.jobs.certifying.certify import Certified, Price
+    from edgewise.jobs.certifying.tuning import TuningRecord
     from edgewise.jobs.evaluate import Summary
     from edgewise.jobs.explain import Explained
     from edgewise.jobs.targets import CurveRow
-    from edgewise.jobs.tuning import TuningRecord
 
 
 _WHY = {

@@ -26,6 +26,7 @@ from edgewise.errors import CertificateError, ConfigError, DataError, InputError
 from edgewise.files import copy_tree, staged_directory, write_atomically
 from edgewise.jobs.asking import answers_of, check_constant, read_recorded, reference_of
 from edgewise.jobs.beside import certificate_beside, fitted_beside
+from edgewise.jobs.certifying.proving import Proof
 from edgewise.jobs.parts import Answered, Part
 from edgewise.jobs.planning.choice import Choice, Evidence, choose, compare
 from edgewise.jobs.planning.job import PlanJob, check_job
@@ -34,7 +35,6 @@ from edgewise.jobs.planning.options import Candidates, candidates_of_run
 from edgewise.jobs.planning.practices import practices
 from edgewise.jobs.planning.result import result
 from edgewise.jobs.pricing import Costs
-from edgewise.jobs.proving import Proof
 from edgewise.jobs.report import rebuild_report
 from edgewise.jobs.targets import losses
 from edgewise.quantize import QuantizeJob, quantize

@@ -21,7 +21,7 @@ from edgewise.contracts import Example, Reference, Request
 from edgewise.dataset import load_examples
 from edgewise.edge import EdgeModel, probe
 from edgewise.jobs.asking import ask_all
-from edgewise.jobs.certify import edge_scores
+from edgewise.jobs.scoring import edge_scores
 from edgewise.quantize import NullProgress
 from edgewise.router import certificate as certificates
 from edgewise.router import certify

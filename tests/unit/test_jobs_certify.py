@@ -13,7 +13,7 @@ from edgewise.contracts import CloudReply, Reference
 from edgewise.dataset import digest_examples, digest_items, load_examples
 from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError
-from edgewise.jobs.certify import CertifyJob, certify_with_cloud, certify_with_predictions
+from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions
 from edgewise.quantize import NullProgress
 
 REFERENCE = Reference("big", "sha256:cloud")

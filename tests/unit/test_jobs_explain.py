@@ -14,8 +14,8 @@ import pytest
 from edgewise.contracts import CloudReply, Reason, Reference, Request, answer
 from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError, DataError
-from edgewise.jobs.beside import fitted_beside, items_beside, load_certificate, load_fitted
-from edgewise.jobs.certify import CertifyJob, certificate_beside, certify_with_cloud
+from edgewise.jobs.beside import certificate_beside, fitted_beside, items_beside, load_certificate, load_fitted
+from edgewise.jobs.certifying import CertifyJob, certify_with_cloud
 from edgewise.jobs.explain import ExplainJob, explain_items
 from edgewise.quantize import NullProgress
 from edgewise.router import Router

@@ -15,10 +15,10 @@ from edgewise.contracts import CloudReply, Reference
 from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError, ConfigError, DataError, OutputExistsError, TooFewItemsError
 from edgewise.jobs.beside import load_fitted, load_kept_items
-from edgewise.jobs.certify import CertifyJob, certify_with_cloud
+from edgewise.jobs.certifying import CertifyJob, certify_with_cloud
+from edgewise.jobs.certifying.tuning import TuningRecord
 from edgewise.jobs.parts import load_part
 from edgewise.jobs.scoring import served_scores
-from edgewise.jobs.tuning import TuningRecord
 from edgewise.quantize import NullProgress
 from edgewise.router.certificate import items_needed
 from edgewise.router.signals import score_of

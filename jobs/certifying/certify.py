@@ -22,27 +22,16 @@ from edgewise.errors import DataError, OutputExistsError
 from edgewise.files import write_atomically
 from edgewise.jobs.asking import answers_of, read_recorded, reference_of
 from edgewise.jobs.beside import certificate_beside, fitted_beside, load_certificate
-from edgewise.jobs.certify_job import CertifyJob, check_job
-from edgewise.jobs.opening import Work, open_work
+from edgewise.jobs.certifying.job import CertifyJob, check_job
+from edgewise.jobs.certifying.opening import Work, open_work
+from edgewise.jobs.certifying.proving import Proof, certified_point, prove, share_curve
+from edgewise.jobs.certifying.tuning import Tuned, TuningRecord, asked_of, kept_record, tune, write_tuned
 from edgewise.jobs.parts import Answered, Part
 from edgewise.jobs.plots import plot_operating_curve, require_plotting
 from edgewise.jobs.pricing import cost_model
-from edgewise.jobs.proving import Proof, certified_point, prove, share_curve
-from edgewise.jobs.scoring import edge_scores
 from edgewise.jobs.targets import CurveRow, disagreements
-from edgewise.jobs.tuning import Tuned, TuningRecord, asked_of, kept_record, tune, write_tuned
 from edgewise.router import certificate as certificates
 from edgewise.router.cost import Choice, Cost, cheapest
-
-__all__ = [
-    "Certified",
-    "CertifyJob",
-    "certificate_beside",
-    "certify_with_cloud",
-    "certify_with_predictions",
-    "edge_scores",
-    "load_certificate",
-]
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 

@@ -16,7 +16,7 @@ from edgewise.contracts import Reference
 from edgewise.errors import CertificateError
 from edgewise.files import write_atomically
 from edgewise.jobs.beside import KeptItem, fitted_beside, items_beside, kept_item, record_beside
-from edgewise.jobs.certify_job import AUTO, CertifyJob
+from edgewise.jobs.certifying.job import AUTO, CertifyJob
 from edgewise.jobs.parts import Answered, Part
 from edgewise.jobs.scoring import served_scores
 from edgewise.jobs.targets import losses

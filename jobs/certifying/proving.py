@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.contracts import Bound, Groups
-from edgewise.jobs.certify_job import CertifyJob
+from edgewise.jobs.certifying.job import CertifyJob
+from edgewise.jobs.certifying.tuning import Tuned
 from edgewise.jobs.parts import Answered
 from edgewise.jobs.scoring import served_scores
 from edgewise.jobs.targets import (
@@ -23,7 +24,6 @@ from edgewise.jobs.targets import (
     disagreements,
     edge_right,
 )
-from edgewise.jobs.tuning import Tuned
 from edgewise.router.certificate import certify_groups
 from edgewise.router.evaluation import CurvePoint, operating_curve
 from edgewise.router.fitted import Fitted

@@ -14,7 +14,7 @@ from edgewise.contracts import Example, Reference
 from edgewise.edge import EdgeModel
 from edgewise.edge.reading import EMBEDDING
 from edgewise.errors import CertificateError, ConfigError, TooFewItemsError
-from edgewise.jobs.certify_job import CertifyJob
+from edgewise.jobs.certifying.job import CertifyJob
 from edgewise.jobs.parts import (
     Part,
     group_names,
