@@ -40,7 +40,13 @@ from edgewise.jobs.asking import ask_all, reference_of, until_ready
 from edgewise.jobs.beside import certificate_beside, load_certificate, load_fitted
 from edgewise.jobs.plots import plot_operating_curve, require_plotting
 from edgewise.jobs.scoring import served_scores
-from edgewise.router.certificate import check_model, unsurprising_violations
+from edgewise.router.certificate import (
+    TARGET_ACCURACY,
+    TARGET_AGREEMENT,
+    TARGET_SELECTIVE,
+    check_model,
+    unsurprising_violations,
+)
 from edgewise.router.evaluation import CurvePoint, Routed, evaluate, is_local, operating_curve
 from edgewise.wire import native
 
@@ -87,25 +93,30 @@ class Summary(Routed, frozen=True, kw_only=True):
     """Everything an evaluation found, as `summary.json` holds it.
 
     Attributes:
-        alpha: The certificate's bound on `local_disagreement`.
+        target: What the certificate bounds: "agreement", "accuracy" or "selective" risk.
+        risk: That risk as seen on these items: `local_disagreement`, `local_accuracy_loss` or `wrong_given_local`.
+        alpha: The certificate's bound on it.
         delta: The probability with which that bound may fail.
         threshold: The certified threshold, as text where it is infinite.
         n_certify: Items the certificate rests on.
         n_test: Items evaluated.
         local_disagreements: Items behind `local_disagreement`.
-        unsurprising_up_to: As many would be no surprise (5 %) at a risk of exactly alpha: a count scatters.
+        unsurprising_up_to: As many would be no surprise (5 %) at a risk of exactly alpha: a count scatters. None where
+            something else than agreement is bounded.
         bundle_bytes: Size of the bundle's core.
         checkpoint_bytes: Size of the fp32 weights it was made from; None where the bundle does not say.
         wall_s: Seconds, see `EvaluateJob.since`.
     """
 
+    target: str
+    risk: float
     alpha: float
     delta: float
     threshold: float | str
     n_certify: int
     n_test: int
     local_disagreements: int
-    unsurprising_up_to: int
+    unsurprising_up_to: int | None
     bundle_bytes: int
     checkpoint_bytes: int | None
     wall_s: float
@@ -303,19 +314,28 @@ def _write(
     threshold = certificate.bound.threshold
     summary = Summary(
         **{name: getattr(routed, name) for name in Routed.__struct_fields__},
+        target=certificate.target,
+        risk=_risk(routed, certificate.target),
         alpha=certificate.bound.alpha,
         delta=certificate.bound.delta,
         threshold=threshold if np.isfinite(threshold) else str(threshold),
         n_certify=certificate.bound.n,
         n_test=n,
         local_disagreements=round(routed.local_disagreement * n),
-        unsurprising_up_to=unsurprising_violations(n, certificate.bound.alpha),
+        unsurprising_up_to=(
+            unsurprising_violations(n, certificate.bound.alpha) if certificate.target == TARGET_AGREEMENT else None
+        ),
         bundle_bytes=bundle.size_bytes,
         checkpoint_bytes=_checkpoint_bytes(bundle),
         wall_s=time.time() - started,
     )
     write_atomically(summary_path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     return Evaluated(summary, summary_path, plot_path)
+
+
+def _risk(routed: Routed, target: str) -> float:
+    seen = {TARGET_ACCURACY: routed.local_accuracy_loss, TARGET_SELECTIVE: routed.wrong_given_local}
+    return seen.get(target, routed.local_disagreement)
 
 
 def _checkpoint_bytes(bundle: Bundle) -> int | None:

@@ -18,6 +18,9 @@ from edgewise.router.policies.threshold import BY_LABEL
 _CHOSEN_ON = {"measurement": "tuning", "gate": "gate"}
 """Attestations that name the data behind a choice, and which part it is."""
 
+_FEW = 0.05
+"""Largest share of the tuning items that may be certifying items as well: those are left out."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -46,6 +49,11 @@ class Part:
             DataError: The file has no labels.
         """
         return require_labels(self.examples, self.path)
+
+    def only(self, places: Sequence[int]) -> Part:
+        """The part with the items at these positions alone."""
+        groups = None if self.groups is None else [self.groups[at] for at in places]
+        return Part(self.path, [self.examples[at] for at in places], groups)
 
     @property
     def repeated(self) -> int:
@@ -131,20 +139,30 @@ def refuse_chosen_on(part: Part, bundle: Bundle) -> None:
             )
 
 
-def refuse_shared(tuning: Part, certifying: Part) -> None:
-    """Refuse parts that share an item.
+def held_apart(tuning: Part, certifying: Part) -> list[int]:
+    """Positions of the tuning items that the certifying part does not hold too.
+
+    Any choice of tuning items is as good as another one, as long as no certifying item is among them; and requests that
+    repeat, repeat in two random draws as well. Parts that share much were not drawn apart.
 
     Raises:
-        CertificateError: They do; says how many items.
+        CertificateError: More than 5 % of the tuning items are shared; says how many.
     """
-    tuned = {item_key(example.input) for example in tuning.examples}
-    shared = sum(item_key(example.input) in tuned for example in certifying.examples)
-    if shared:
+    certifies = {item_key(example.input) for example in certifying.examples}
+    kept = [at for at, example in enumerate(tuning.examples) if item_key(example.input) not in certifies]
+    shared = len(tuning.examples) - len(kept)
+    if shared > _FEW * len(tuning.examples):
         raise CertificateError(
-            f"{shared} of the {len(certifying.examples)} certifying items {certifying.path} are in the tuning part "
-            f"{tuning.path} too.",
+            f"{shared} of the {len(tuning.examples)} tuning items {tuning.path} are certifying items {certifying.path} "
+            "too.",
             "Choose and certify on disjoint parts, drawn at random: remove these items from one of them.",
         )
+    return kept
+
+
+def shared_note(tuning: Path, certifying: Path, shared: int) -> str:
+    """That a few shared items do not take part in choosing."""
+    return f"note: {shared} items of {tuning} are in {certifying} too; they are left out of the choice."
 
 
 def refuse_strange_labels(part: Part, labels: Sequence[str]) -> None:

@@ -229,11 +229,7 @@ def summary_view(summary: Summary) -> RenderableType:
             "local and different from the cloud",
             f"{percent(summary.local_disagreement)} of all requests: {lost} of {n}",
         ),
-        (
-            "promised",
-            f"at most {percent(summary.alpha)} expected, with {percent(1 - summary.delta)} confidence; "
-            f"up to {summary.unsurprising_up_to} of {n} would be no surprise",
-        ),
+        (f"promised: {_RISKS[summary.target]}", _promised(summary)),
         ("different, given local", percent(summary.disagreement_given_local)),
         ("answered provisionally", percent(summary.provisional_share)),
         ("cloud calls saved", f"{summary.cloud_calls_saved} of {n}"),
@@ -247,6 +243,21 @@ def summary_view(summary: Summary) -> RenderableType:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+_RISKS = {
+    TARGET_AGREEMENT: "local and different",
+    TARGET_ACCURACY: "accuracy lost by local answers",
+    TARGET_SELECTIVE: "wrong, given local",
+}
+"""The risk that each target bounds, in words."""
+
+
+def _promised(summary: Summary) -> str:
+    bound = f"at most {percent(summary.alpha)} expected, with {percent(1 - summary.delta)} confidence"
+    if summary.unsurprising_up_to is None:
+        return f"{bound}; seen: {percent(summary.risk)}"
+    return f"{bound}; up to {summary.unsurprising_up_to} of {summary.n_test} would be no surprise"
 
 
 def _latency(percentiles: Any) -> str:

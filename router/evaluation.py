@@ -28,9 +28,13 @@ class Routed(msgspec.Struct, frozen=True, kw_only=True):
         edge_accuracy: Of the edge model alone.
         routed_accuracy: Of the answers the gateway gave.
         local_share: Items answered locally as final.
-        local_disagreement: Items answered locally as final and differently from the cloud, over *all* items; alpha
-            bounds this one.
+        local_disagreement: Items answered locally as final and differently from the cloud, over *all* items; what a
+            certificate of agreement bounds.
         disagreement_given_local: The same over the items answered locally.
+        local_accuracy_loss: Items answered locally and wrong, less those that the cloud has wrong of these, over *all*
+            items; what a certificate of accuracy bounds.
+        wrong_given_local: Items answered locally and wrong, over the items answered locally; what a certificate of
+            selective risk bounds.
         provisional_share: Items whose answer was provisional.
         cloud_calls_saved: Items answered finally without a call to the cloud; calls of audits are not counted.
         latency_ms: Percentiles of the client's waiting time, for "local" and "escalated" answers.
@@ -42,6 +46,8 @@ class Routed(msgspec.Struct, frozen=True, kw_only=True):
     local_share: float
     local_disagreement: float
     disagreement_given_local: float
+    local_accuracy_loss: float
+    wrong_given_local: float
     provisional_share: float
     cloud_calls_saved: int
     latency_ms: Mapping[str, Mapping[str, float | None]]
@@ -66,6 +72,8 @@ def evaluate(
     """
     local = np.array([is_local(answer) for answer in answers])
     differs = np.array([given.output != cloud for given, cloud in zip(answers, cloud_outputs, strict=True)])
+    wrong = np.array([given.output != label for given, label in zip(answers, labels, strict=True)])
+    cloud_wrong = np.array([cloud != label for cloud, label in zip(cloud_outputs, labels, strict=True)])
     computed = np.array([answer.source is not Source.CACHE for answer in answers])
     waited = np.asarray(waited_ms, dtype=np.float64)
     return Routed(
@@ -75,6 +83,8 @@ def evaluate(
         local_share=float(local.mean()),
         local_disagreement=float((local & differs).mean()),
         disagreement_given_local=float(differs[local].mean()) if local.any() else 0.0,
+        local_accuracy_loss=float((local & wrong).mean() - (local & cloud_wrong).mean()),
+        wrong_given_local=float(wrong[local].mean()) if local.any() else 0.0,
         provisional_share=float(np.mean([answer.status is Status.PROVISIONAL for answer in answers])),
         cloud_calls_saved=sum(_saved_a_call(answer) for answer in answers),
         latency_ms={

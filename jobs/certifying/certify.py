@@ -26,7 +26,7 @@ from edgewise.jobs.certifying.job import CertifyJob, check_job
 from edgewise.jobs.certifying.opening import Work, open_work
 from edgewise.jobs.certifying.proving import Proof, certified_point, prove, share_curve
 from edgewise.jobs.certifying.tuning import Tuned, TuningRecord, asked_of, kept_record, tune, write_tuned
-from edgewise.jobs.parts import Answered, Part
+from edgewise.jobs.parts import Answered, Part, shared_note
 from edgewise.jobs.plots import plot_operating_curve, require_plotting
 from edgewise.jobs.pricing import cost_model
 from edgewise.jobs.targets import CurveRow, disagreements
@@ -135,10 +135,11 @@ def certify_with_predictions(
     work = _prepare(job, reference)
     if isinstance(work, Certified):
         return work
-    _refuse_misfit(work.certifying, outputs, predictions)
-    if work.tuning is not None and tuning_predictions is not None:
-        _refuse_misfit(work.tuning, tuning_outputs, tuning_predictions)
-    return _finish(job, work, [*tuning_outputs, *outputs], progress)
+    _refuse_misfit(job.data, len(work.certifying.examples), outputs, predictions)
+    if job.tuning is not None and tuning_predictions is not None:
+        _refuse_misfit(job.tuning, work.tuning_given, tuning_outputs, tuning_predictions)
+    tuned_on = [tuning_outputs[at] for at in work.tuning_places]
+    return _finish(job, work, [*tuned_on, *outputs], progress)
 
 
 def _check(job: CertifyJob) -> None:
@@ -155,10 +156,10 @@ def _refuse_another(reference: Reference, other: Reference, path: Path) -> None:
         )
 
 
-def _refuse_misfit(part: Part, outputs: Sequence[Output], path: Path) -> None:
-    if len(outputs) != len(part.examples):
+def _refuse_misfit(data: Path, items: int, outputs: Sequence[Output], path: Path) -> None:
+    if len(outputs) != items:
         raise DataError(
-            f"{path} holds {len(outputs)} answers for the {len(part.examples)} items of {part.path}.",
+            f"{path} holds {len(outputs)} answers for the {items} items of {data}.",
             "Give one answer an item, in the same order.",
         )
 
@@ -245,7 +246,7 @@ def _finish(job: CertifyJob, work: Work, outputs: Sequence[Output], progress: Pr
     if job.plot is not None and picture is not None:
         write_atomically(job.plot, picture)
     write_atomically(_out(job), certificates.encode(certificate))
-    _note(work.certifying, tuned, progress)
+    _note(work, tuned, progress)
     return Certified(
         certificate,
         _out(job),
@@ -310,8 +311,11 @@ def _picture(job: CertifyJob, answered: Answered, proof: Proof, *, labelled: boo
     )
 
 
-def _note(part: Part, tuned: Tuned | None, progress: Progress) -> None:
+def _note(work: Work, tuned: Tuned | None, progress: Progress) -> None:
     """Say what is no error and yet not as it looks."""
+    part, shared = work.certifying, work.tuning_given - len(work.tuning_places)
+    if work.tuning is not None and shared:
+        progress.note(shared_note(work.tuning.path, part.path, shared))
     complexity = tuned.fitted.complexity if tuned is not None and tuned.fitted is not None else None
     if complexity is not None and math.isinf(complexity.cut):
         progress.note("note: no tuning text looks hopeless enough, so --complexity will escalate none.")

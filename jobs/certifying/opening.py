@@ -18,9 +18,9 @@ from edgewise.jobs.certifying.job import CertifyJob
 from edgewise.jobs.parts import (
     Part,
     group_names,
+    held_apart,
     load_part,
     refuse_chosen_on,
-    refuse_shared,
     refuse_strange_labels,
 )
 from edgewise.jobs.targets import LABELLED
@@ -35,7 +35,9 @@ class Work:
     Attributes:
         model: The bundle's model.
         certifying: The certifying part.
-        tuning: The tuning part, or None.
+        tuning: The tuning part, without what the certifying part holds too, or None.
+        tuning_places: Positions of its items in the file.
+        tuning_given: Items of the file.
         reference: The cloud.
         groups: Names of the groups; empty where there are none.
     """
@@ -43,6 +45,8 @@ class Work:
     model: EdgeModel
     certifying: Part
     tuning: Part | None
+    tuning_places: Sequence[int]
+    tuning_given: int
     reference: Reference
     groups: tuple[str, ...]
 
@@ -75,12 +79,19 @@ def open_work(job: CertifyJob, reference: Reference) -> Work:
     names = () if job.group_by is None else _names(job, tuning, bundle.core.labels)
     _refuse_too_few(job, certifying, names)
     refuse_chosen_on(certifying, bundle)
-    if tuning is not None:
-        refuse_shared(tuning, certifying)
+    kept = [] if tuning is None else held_apart(tuning, certifying)
     for part in (certifying, tuning) if job.target in LABELLED else ():
         if part is not None:
             refuse_strange_labels(part, bundle.core.labels)
-    return Work(EdgeModel.from_bundle(bundle), certifying, tuning, reference, names)
+    return Work(
+        EdgeModel.from_bundle(bundle),
+        certifying,
+        None if tuning is None else tuning.only(kept),
+        kept,
+        0 if tuning is None else len(tuning.examples),
+        reference,
+        names,
+    )
 
 
 def _refuse_too_few(job: CertifyJob, certifying: Part, names: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from edgewise.contracts import Example, Progress
 from edgewise.dataset import item_key
 from edgewise.edge import EdgeModel
 from edgewise.errors import ConfigError, DataError
-from edgewise.jobs.parts import Part, load_part, refuse_chosen_on, refuse_shared, refuse_strange_labels
+from edgewise.jobs.parts import Part, held_apart, load_part, refuse_chosen_on, refuse_strange_labels, shared_note
 from edgewise.jobs.planning.job import PlanJob, check_items
 from edgewise.jobs.planning.options import (
     Candidates,
@@ -30,9 +30,6 @@ from edgewise.quantize.items import require_kind
 
 _TUNING_SHARE = 3
 """One of so many items is drawn for tuning where no tuning part is given."""
-
-_FEW = 0.05
-"""Parts drawn at random share a few items by chance; a larger share of the tuning part is a mistake."""
 
 _SEED = 0
 
@@ -124,14 +121,9 @@ def check_candidates(job: PlanJob, candidates: Candidates, data: Part, work: Wor
 
 def _apart(tuning: Part, data: Part, progress: Progress) -> tuple[list[Example], Drawn, Drawn]:
     """Two parts, of which the tuning part is asked about first, without the few items that both hold."""
-    held = {item_key(example.input) for example in data.examples}
-    kept = [at for at, example in enumerate(tuning.examples) if item_key(example.input) not in held]
-    shared = len(tuning.examples) - len(kept)
-    if shared > _FEW * len(tuning.examples):
-        refuse_shared(tuning, data)
-    if shared:
-        # Any choice of tuning items is as good as another one, as long as no certifying item is among them.
-        progress.note(f"{shared} items of {tuning.path} are in {data.path} too; they are left out of the comparison.")
+    kept = held_apart(tuning, data)
+    if len(kept) < len(tuning.examples):
+        progress.note(shared_note(tuning.path, data.path, len(tuning.examples) - len(kept)))
     asked = [*tuning.examples, *data.examples]
     return asked, _drawn(tuning, kept), Drawn(data, range(len(tuning.examples), len(asked)))
 
@@ -149,4 +141,4 @@ def _split(data: Part) -> tuple[list[Example], Drawn, Drawn]:
 
 
 def _drawn(data: Part, places: Sequence[int]) -> Drawn:
-    return Drawn(Part(data.path, [data.examples[at] for at in places]), places)
+    return Drawn(data.only(places), places)

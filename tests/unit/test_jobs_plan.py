@@ -347,7 +347,7 @@ def test_accuracy_is_planned_for_where_there_are_labels(planned, job, tiny_model
 
 
 BAD = {
-    "overlap": (lambda job: {"tuning": job.data}, CertificateError, "are in the tuning part"),
+    "overlap": (lambda job: {"tuning": job.data}, CertificateError, "are certifying items"),
     "recipe": (lambda job: {"recipes": ("int3",)}, ConfigError, "no measured candidate 'int3'"),
     "signal": (lambda job: {"signals": ("courage",)}, ConfigError, "'courage'"),
     "payment": (lambda job: {"pay": "credit"}, ConfigError, "'credit'"),

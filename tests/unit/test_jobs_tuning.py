@@ -14,7 +14,7 @@ from edgewise.config import CostSection
 from edgewise.contracts import CloudReply, Reference
 from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError, ConfigError, DataError, OutputExistsError, TooFewItemsError
-from edgewise.jobs.beside import load_fitted, load_kept_items
+from edgewise.jobs.beside import load_fitted, load_kept_items, record_beside
 from edgewise.jobs.certifying import CertifyJob, certify_with_cloud
 from edgewise.jobs.certifying.tuning import TuningRecord
 from edgewise.jobs.parts import load_part
@@ -194,11 +194,25 @@ def test_groups_by_a_field_are_those_of_the_tuning_part_or_those_named(world):
 
 def test_parts_that_share_items_are_refused_before_the_cloud_is_asked(world):
     job, cloud = world
-    shared = job.tuning.read_text().splitlines()[:7]
+    shared = job.tuning.read_text().splitlines()[:30]
     job.data.write_text(job.data.read_text() + "\n".join(shared) + "\n")
-    with pytest.raises(CertificateError, match="7 of the 407 certifying items"):
+    with pytest.raises(CertificateError, match=f"30 of the {len(job.tuning.read_text().splitlines())} tuning items"):
         certify_with_cloud(job, cloud, NullProgress())
     assert cloud.asked == []
+
+
+def test_a_few_shared_items_certify_and_choose_nothing(world):
+    job, cloud = world
+    lines = job.tuning.read_text().splitlines()
+    job.data.write_text(job.data.read_text() + lines[3] + "\n")
+    progress = Notes()
+    certify_with_cloud(job, cloud, progress)
+    apart = replace(job, tuning=job.tuning.with_name("apart.jsonl"), out=job.tuning.with_name("apart.json"))
+    apart.tuning.write_text("".join(f"{line}\n" for at, line in enumerate(lines) if at != 3))
+    assert any("1 items of" in note and "left out" in note for note in progress.notes)
+    kept = record_beside(job.bundle).read_bytes()
+    certify_with_cloud(replace(apart, overwrite=True), cloud, NullProgress())
+    assert record_beside(job.bundle).read_bytes() == kept
 
 
 WISHES = {
