@@ -85,7 +85,7 @@ def certify_accuracy(
         alpha: Bound on the risk, in (0, 1).
         delta: Probability with which the bound may fail, in (0, 1).
         grid: Thresholds to test, shape (m,), in any order, fixed before these items were looked at: see
-            `threshold_grid`. Minus infinity stands for every item with a score.
+            `threshold_grid`. Minus infinity stands for every item with a score, infinity for none.
         seed: Of the order in which the items are bet on.
 
     Returns:
@@ -93,7 +93,7 @@ def certify_accuracy(
 
     Raises:
         ConfigError: alpha or delta is outside (0, 1).
-        CertificateError: The arrays do not fit, or the grid holds no threshold, NaN or plus infinity.
+        CertificateError: The arrays do not fit, or the grid is empty or holds NaN.
         TooFewItemsError: n is too small to certify anything; names the n needed.
     """
     score_vector = _scores_of(scores)
@@ -135,7 +135,7 @@ def certify_selective(scores: ArrayLike, wrong: ArrayLike, *, alpha: float, delt
 
     Raises:
         ConfigError: alpha or delta is outside (0, 1).
-        CertificateError: The arrays do not fit, or the grid holds no threshold, NaN or plus infinity.
+        CertificateError: The arrays do not fit, or the grid is empty or holds NaN.
         TooFewItemsError: n is too small to certify anything, even if all were answered locally; names the n needed.
     """
     score_vector, errors = _scores_of(scores), _flags("wrong", wrong)
@@ -332,15 +332,12 @@ def _check_names(members: NDArray[np.generic], names: Sequence[str]) -> None:
 
 
 def _checked_grid(grid: ArrayLike) -> NDArray[np.float64]:
-    """Thresholds without repetition, the highest first."""
+    """Thresholds without repetition, the highest first; infinity, which answers nothing locally, needs no test."""
     thresholds = np.asarray(grid, dtype=np.float64)
     if thresholds.ndim != 1 or not thresholds.size:
         raise CertificateError(
             f"The grid has shape {thresholds.shape}.", "Give a vector of thresholds, such as threshold_grid chooses."
         )
-    strange = thresholds[np.isnan(thresholds) | (thresholds == np.inf)]
-    if strange.size:
-        raise CertificateError(
-            f"The grid holds {strange[0]}.", "Give finite thresholds; minus infinity is every item with a score."
-        )
-    return np.unique(thresholds)[::-1]
+    if np.isnan(thresholds).any():
+        raise CertificateError("The grid holds NaN.", "Give numbers; minus infinity is every item with a score.")
+    return np.unique(thresholds[thresholds < np.inf])[::-1]

@@ -70,6 +70,9 @@ def test_selective_risk_is_monotone_in_alpha_delta_and_errors_and_blind_to_order
 def test_no_threshold_is_skipped_for_having_too_few_items_above_it():
     scores, right = np.linspace(0, 1, 400), np.zeros(400, bool)
     assert certify_selective(scores, right, alpha=0.05, delta=0.05, grid=[0.99, 0.5]).threshold == math.inf
+    finite = certify_selective(scores, right, alpha=0.05, delta=0.05, grid=[0.5, 0.2])
+    assert certify_selective(scores, right, alpha=0.05, delta=0.05, grid=[math.inf, 0.5, 0.2]) == finite
+    assert certify_selective(scores, right, alpha=0.05, delta=0.05, grid=[math.inf]).threshold == math.inf
     assert certify_selective(scores, right, alpha=0.05, delta=0.05, grid=[0.5]).threshold == 0.5
 
 
@@ -160,7 +163,7 @@ def test_nothing_certifies_where_all_are_wrong(certified):
 
 
 @on_a_grid
-@pytest.mark.parametrize("grid", [[], [0.1, math.nan], [math.inf], [[0.1]], 0.1])
+@pytest.mark.parametrize("grid", [[], [0.1, math.nan], [[0.1]], 0.1])
 def test_a_grid_without_thresholds_is_refused(certified, grid):
     with pytest.raises(CertificateError, match=r"grid .*threshold"):
         certified(np.ones(400), np.zeros(400, bool), alpha=0.05, delta=0.05, grid=grid)
