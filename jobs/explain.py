@@ -74,7 +74,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
         group: The group it falls into, of a certificate by groups.
         tenth: Where the score lies among the certifying items': 1 in the lowest tenth, 10 in the highest.
         distance: Distance to its neighbours among the tuning items; None where none were fitted.
-        distance_cut: Beyond it an item is out of distribution.
+        distance_cut: Beyond it an item is out of distribution; None where the distance vetoes nothing.
         complexity: How likely the edge is wrong, as seen from the text alone; None where that was not fitted.
         complexity_cut: Above it the edge model is not asked; "inf" where no text was found to be hopeless.
         signals: Every simple signal, to compare.
@@ -202,11 +202,11 @@ class _Bench:
         )
 
     def _distance(self, prediction: Prediction) -> tuple[float | None, float | None]:
-        """Distance to the fitted neighbours, and its cut."""
+        """Distance to the fitted neighbours, and its cut where they veto."""
         if self._fitted is None or self._fitted.neighbours is None or prediction.embedding is None:
             return None, None
         neighbours = self._fitted.neighbours
-        return _known(neighbours.distance(prediction.embedding)), neighbours.cut
+        return _known(neighbours.distance(prediction.embedding)), neighbours.cut if neighbours.vetoes else None
 
     def _complexity(self, value: Input) -> tuple[float | None, float | None]:
         """How complex a text is, and the cut."""

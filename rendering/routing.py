@@ -140,11 +140,13 @@ def _price_words(price: Price) -> str:
 
 
 def _signals_table(tuning: TuningRecord) -> Table:
-    table = _listing("signal, on the tuning part", "AURC", "AUROC", "local at alpha, as counted", "")
+    table = _listing(
+        "signal, on the tuning part", "AURC", "better by, in se", "AUROC", "local at alpha, as counted", ""
+    )
     for row in tuning.signals:
         auroc = "" if row.auroc is None else f"{row.auroc:.4f}"
         taken = "taken" if row.signal == tuning.signal else ""
-        table.add_row(row.signal, f"{row.aurc:.5f}", auroc, percent(row.local_share), taken)
+        table.add_row(row.signal, f"{row.aurc:.5f}", f"{row.better_by:+.1f}", auroc, percent(row.local_share), taken)
     return table
 
 

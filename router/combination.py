@@ -18,7 +18,7 @@ from edgewise.contracts import FloatArray, Prediction
 from edgewise.errors import CertificateError
 from edgewise.router.isotonic import Isotonic, fit_isotonic
 from edgewise.router.logistic import fit_logistic, standardiser
-from edgewise.router.neighbours import Neighbours
+from edgewise.router.neighbours import NOWHERE, Around, Neighbours
 from edgewise.router.ranking import aurc
 from edgewise.router.signals import low_quantile
 
@@ -32,17 +32,17 @@ RIDGES = (2.0, 20.0, 200.0)
 """Precisions of the priors that are tried: few losses say little of each predicted class."""
 
 FOLDS = 5
-_CERTAIN = -100.0
+_CERTAIN = np.array(-100.0)
 _TINY = 1e-300
 _LEAST_ITEMS = 20
 
 
 @dataclass(frozen=True, eq=False)
 class ClassifierCombination:
-    """Logistic regression on features of the logits, with an effect of each predicted class.
+    """Logistic regression on features of the logits and of what lies around, with an effect of each predicted class.
 
     Attributes:
-        weights: Of `CLASSIFIER_FEATURES`, shape (7,); of the distance to the neighbours too where there are some, (8,).
+        weights: Of `CLASSIFIER_FEATURES`, shape (7,); of `neighbours.Around` too where there are neighbours, (10,).
         intercept: The intercept.
         effects: What each predicted class adds, shape (classes,); near 0 where the tuning part has few of them.
     """
@@ -51,15 +51,22 @@ class ClassifierCombination:
     intercept: float
     effects: FloatArray
 
-    def score(self, prediction: Prediction, distance: float = math.nan) -> float:
-        """Log-odds that the edge agrees; NaN without logits of this model, or without a distance that is needed."""
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether a score needs what lies around."""
+        return len(self.weights) > len(CLASSIFIER_FEATURES)
+
+    def score(self, prediction: Prediction, around: Around | None = None) -> float:
+        """Log-odds that the edge agrees; NaN without logits of this model, or without surroundings that are needed."""
         logits = prediction.logits
         if logits is None or logits.shape != self.effects.shape:
             return math.nan
         features = classifier_features(logits)
         score = float(features.dot(self.weights[: len(features)])) + self.intercept
-        if len(self.weights) > len(features):
-            score += float(self.weights[-1]) * distance
+        if self.reads_neighbours:
+            distance, vote, error_rate = around or NOWHERE
+            of_distance, of_vote, of_errors = self.weights[len(features) :].tolist()
+            score += of_distance * distance + of_vote * vote + of_errors * error_rate
         return score + float(self.effects[logits.argmax()])
 
 
@@ -79,8 +86,10 @@ class GeneratorCombination:
     weights: FloatArray
     intercept: float
 
-    def score(self, prediction: Prediction, distance: float = math.nan) -> float:
-        """Log-odds that the edge agrees; NaN where a signal is missing. The distance plays no part."""
+    reads_neighbours = False
+
+    def score(self, prediction: Prediction, around: Around | None = None) -> float:
+        """Log-odds that the edge agrees; NaN where a signal is missing. What lies around plays no part."""
         found = generator_features(prediction)
         if found is None:
             return math.nan
@@ -108,8 +117,8 @@ def classifier_features(logits: FloatArray) -> FloatArray:
     log_total = np.log(total)
     shares *= shifted
     spread = np.add.reduce(shares, axis=-1) / total
-    below = np.add.reduce(shifted, axis=-1) / classes
-    powers = shifted - below[..., np.newaxis]
+    below = np.add.reduce(shifted, axis=-1, keepdims=True) / classes
+    powers = shifted - below
     powers *= powers
     powers *= powers
     norm = np.sqrt(np.sqrt(np.add.reduce(powers, axis=-1)))
@@ -123,8 +132,8 @@ def classifier_features(logits: FloatArray) -> FloatArray:
     features[..., 3] = spread - log_total
     features[..., 5] = top = highest[..., 0]
     features[..., 4] = top + log_total
-    # Logits that are all the same have norm 0 and mean 0.
-    features[..., 6] = -below / np.maximum(norm, _TINY)
+    # Logits that are all the same have norm 0 and mean 0; to any other norm this adds nothing.
+    features[..., 6] = -below[..., 0] / (norm + _TINY)
     return features
 
 
@@ -150,7 +159,8 @@ def fit_combination(
     Args:
         predictions: What the edge model says of the tuning items: all of a classifier, or all of a generator.
         disagree: Whether each counts against the edge, shape (n,).
-        neighbours: As fitted on the same items; their distances, each item left out, are a feature where given.
+        neighbours: As fitted on the same items; where they keep outcomes, what lies around each item, itself left out,
+            is a feature of a classifier.
         ridge: Precision of the normal priors on the coefficients; None takes the one of `RIDGES` that orders items
             best that it was not fitted to.
 
@@ -160,11 +170,10 @@ def fit_combination(
     wrong = np.asarray(disagree, dtype=np.bool_)
     if len(wrong) != len(predictions):
         raise CertificateError(f"{len(predictions)} predictions go with {len(wrong)} losses.", "Give one loss each.")
+    items = _items(predictions, neighbours)
     if ridge is None:
-        ridge, _ = _best_ridge(predictions, wrong, neighbours)
-    if any(prediction.logits is not None for prediction in predictions):
-        return _fit_classifier(predictions, wrong, neighbours, ridge)
-    return _fit_generator(predictions, wrong, ridge)
+        ridge, _ = _best_ridge(items, wrong)
+    return items.fit(np.arange(len(wrong)), wrong, ridge)
 
 
 def cross_fitted(
@@ -173,83 +182,130 @@ def cross_fitted(
     *,
     neighbours: Neighbours | None = None,
 ) -> FloatArray:
-    """Score of each item by a combination that was fitted without its fold of five, shape (n,).
-
-    The ridge is the one that `fit_combination` takes, which has seen all items.
+    """Scores of tuning items, shape (n,), each by a fit to the other folds, the ridge chosen among `RIDGES` by them.
 
     Raises:
         CertificateError: As `fit_combination`, with four fifths of the items.
     """
-    return _best_ridge(predictions, np.asarray(disagree, dtype=np.bool_), neighbours)[1]
+    return _best_ridge(_items(predictions, neighbours), np.asarray(disagree, dtype=np.bool_))[1]
 
 
-def _best_ridge(
-    predictions: Sequence[Prediction], wrong: NDArray[np.bool_], neighbours: Neighbours | None
-) -> tuple[float, FloatArray]:
+def _best_ridge(items: _Items, wrong: NDArray[np.bool_]) -> tuple[float, FloatArray]:
     """The ridge of the smallest AURC, and the scores by it, each from a fit without the item's fold."""
-    scores = {ridge: _held_out(predictions, wrong, neighbours, ridge) for ridge in RIDGES}
+    scores = {ridge: _held_out(items, wrong, ridge) for ridge in RIDGES}
     best = min(RIDGES, key=lambda ridge: aurc(scores[ridge], wrong))
     return best, scores[best]
 
 
-def _held_out(
-    predictions: Sequence[Prediction], wrong: NDArray[np.bool_], neighbours: Neighbours | None, ridge: float
-) -> FloatArray:
-    fold = np.arange(len(predictions)) % FOLDS
-    scores = np.full(len(predictions), math.nan)
+def _held_out(items: _Items, wrong: NDArray[np.bool_], ridge: float) -> FloatArray:
+    fold = np.arange(len(wrong)) % FOLDS
+    scores = np.full(len(wrong), math.nan)
     for number in range(FOLDS):
-        outside = np.flatnonzero(fold != number).tolist()
-        found = fit_combination([predictions[at] for at in outside], wrong[outside], neighbours=neighbours, ridge=ridge)
-        for at in np.flatnonzero(fold == number).tolist():
-            prediction = predictions[at]
-            distance = math.nan
-            if neighbours is not None and prediction.embedding is not None:
-                distance = neighbours.distance_left_out(prediction.embedding)
-            scores[at] = found.score(prediction, distance)
+        found = items.fit(np.flatnonzero(fold != number), wrong, ridge)
+        inside = np.flatnonzero(fold == number)
+        scores[inside] = items.scores(found, inside)
     return scores
 
 
-def _fit_classifier(
-    predictions: Sequence[Prediction], wrong: NDArray[np.bool_], neighbours: Neighbours | None, ridge: float
-) -> ClassifierCombination:
-    usable = [
-        at
+@dataclass(frozen=True)
+class _Classified:
+    """Items of a classifier, their features computed once for all fits.
+
+    Attributes:
+        columns: Features, shape (n, 7) or, with what lies around, (n, 10); NaN in items that cannot be used.
+        predicted: Index of each predicted label, shape (n,).
+        classes: How many labels there are.
+    """
+
+    columns: FloatArray
+    predicted: NDArray[np.intp]
+    classes: int
+
+    def fit(self, rows: NDArray[np.intp], wrong: NDArray[np.bool_], ridge: float) -> ClassifierCombination:
+        rows = rows[np.isfinite(self.columns[rows]).all(axis=1)]
+        _require(len(rows))
+        return ClassifierCombination(*_fit(self.columns[rows], ~wrong[rows], self.predicted[rows], self.classes, ridge))
+
+    def scores(self, found: Combination, rows: NDArray[np.intp]) -> FloatArray:
+        if not isinstance(found, ClassifierCombination):
+            return np.full(len(rows), math.nan)
+        return self.columns[rows] @ found.weights + found.intercept + found.effects[self.predicted[rows]]
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """Generated texts.
+
+    Attributes:
+        values: `GENERATOR_FEATURES`, shape (n, 3); NaN in items that cannot be used.
+        tokens: Number of tokens of each, shape (n,).
+    """
+
+    values: FloatArray
+    tokens: FloatArray
+
+    def fit(self, rows: NDArray[np.intp], wrong: NDArray[np.bool_], ridge: float) -> GeneratorCombination:
+        rows = rows[np.isfinite(self.values[rows]).all(axis=1)]
+        _require(len(rows))
+        values, tokens, agree = self.values[rows], self.tokens[rows], ~wrong[rows]
+        length = _length_effect(values[:, 0], tokens)
+        curves = tuple(
+            fit_isotonic(column, agree.astype(np.float64)) for column in _corrected(values, tokens, length).T
+        )
+        columns = _columns(values, tokens, length, curves)
+        weights, intercept, _ = _fit(columns, agree, np.zeros(len(agree), np.intp), 1, ridge, effects=False)
+        return GeneratorCombination(length, curves, weights, intercept)
+
+    def scores(self, found: Combination, rows: NDArray[np.intp]) -> FloatArray:
+        if not isinstance(found, GeneratorCombination):
+            return np.full(len(rows), math.nan)
+        return found.columns(self.values[rows], self.tokens[rows]) @ found.weights + found.intercept
+
+
+_Items: TypeAlias = _Classified | _Generated
+
+
+def _items(predictions: Sequence[Prediction], neighbours: Neighbours | None) -> _Items:
+    if any(prediction.logits is not None for prediction in predictions):
+        return _classified(predictions, neighbours)
+    values, tokens = np.full((len(predictions), len(GENERATOR_FEATURES)), math.nan), np.ones(len(predictions))
+    for at, prediction in enumerate(predictions):
+        found = generator_features(prediction)
+        if found is not None:
+            values[at], tokens[at] = found
+    return _Generated(values, tokens)
+
+
+def _classified(predictions: Sequence[Prediction], neighbours: Neighbours | None) -> _Classified:
+    given = [
+        (at, prediction.logits)
         for at, prediction in enumerate(predictions)
-        if prediction.logits is not None
-        and not prediction.out_of_distribution
-        and (neighbours is None or prediction.embedding is not None)
+        if prediction.logits is not None and not prediction.out_of_distribution
     ]
-    _require(len(usable))
-    widths = {len(predictions[at].logits) for at in usable}  # type: ignore[arg-type]  # None was left out above
+    _require(len(given))
+    widths = {len(logits) for _, logits in given}
     if len(widths) > 1:
         raise CertificateError(f"The predictions have {sorted(widths)} classes.", "Give those of one model.")
-    logits = np.stack([predictions[at].logits for at in usable])  # type: ignore[misc]  # the same
-    features = classifier_features(logits)
-    if neighbours is not None:
-        distances = [neighbours.distance_left_out(predictions[at].embedding) for at in usable]  # type: ignore[arg-type]
-        features = np.column_stack([features, distances])
-    finite = np.isfinite(features).all(axis=1)
-    _require(int(finite.sum()))
-    predicted = logits[finite].argmax(axis=1)
-    weights, intercept, effects = _fit(features[finite], ~wrong[usable][finite], predicted, logits.shape[1], ridge)
-    return ClassifierCombination(weights, intercept, effects)
+    rows, logits = [at for at, _ in given], np.stack([logits for _, logits in given])
+    predicted = np.zeros(len(predictions), np.intp)
+    predicted[rows] = logits.argmax(axis=1)
+    columns = np.full((len(predictions), len(CLASSIFIER_FEATURES)), math.nan)
+    columns[rows] = classifier_features(logits)
+    if neighbours is not None and neighbours.outcomes is not None:
+        columns = np.column_stack([columns, _surroundings(predictions, predicted, neighbours)])
+    return _Classified(columns, predicted, logits.shape[1])
 
 
-def _fit_generator(predictions: Sequence[Prediction], wrong: NDArray[np.bool_], ridge: float) -> GeneratorCombination:
-    found = [(at, *features) for at, p in enumerate(predictions) if (features := generator_features(p)) is not None]
-    _require(len(found))
-    usable = [at for at, _, _ in found]
-    values, tokens = np.stack([value for _, value, _ in found]), np.array([count for _, _, count in found])
-    length = _length_effect(values[:, 0], tokens)
-    agree = ~wrong[usable]
-    corrected = _corrected(values, tokens, length)
-    curves = tuple(fit_isotonic(column, agree.astype(np.float64)) for column in corrected.T)
-    columns = _columns(values, tokens, length, curves)
-    weights, intercept, _ = _fit(columns, agree, np.zeros(len(agree), np.intp), 1, ridge, effects=False)
-    return GeneratorCombination(length, curves, weights, intercept)
+def _surroundings(predictions: Sequence[Prediction], predicted: NDArray[np.intp], neighbours: Neighbours) -> FloatArray:
+    """What lies around each item, itself left out, shape (n, 3); NaN for an item without an embedding."""
+    columns = np.full((len(predictions), len(Around._fields)), math.nan)
+    for at, prediction in enumerate(predictions):
+        if prediction.embedding is not None:
+            columns[at] = neighbours.around_left_out(prediction.embedding, int(predicted[at]))
+    return columns
 
 
-def _length_effect(means: FloatArray, tokens: NDArray[np.int64]) -> FloatArray:
+def _length_effect(means: FloatArray, tokens: FloatArray) -> FloatArray:
     """Slope and intercept of the least-squares line of the mean log-probability on log tokens."""
     lengths = np.log(tokens)
     spread = float(lengths.var())

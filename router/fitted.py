@@ -28,7 +28,7 @@ from edgewise.router.combination import (
 )
 from edgewise.router.complexity import ATTRIBUTE_BUCKETS, LEXICAL, WORD_BUCKETS, Complexity
 from edgewise.router.isotonic import Isotonic
-from edgewise.router.neighbours import Neighbours
+from edgewise.router.neighbours import Around, Neighbours, Outcomes
 
 LARGEST_BYTES = 64 << 20
 """A larger file is refused unread."""
@@ -42,7 +42,7 @@ class Fitted:
     """What the tuning part taught; each may be missing.
 
     Attributes:
-        neighbours: Vetoes inputs far from the tuning part.
+        neighbours: Vetoes inputs far from the tuning part, or tells the combination of those near.
         complexity: Turns texts away before the edge model runs.
         combination: The signal "combined".
     """
@@ -169,11 +169,15 @@ class _Reader:
 
 
 def _neighbours_arrays(neighbours: Neighbours) -> dict[str, NDArray[Any]]:
-    return {
+    arrays = {
         "neighbours.embeddings": neighbours.embeddings.astype(np.float32),
         "neighbours.k": np.array(neighbours.k),
         "neighbours.cut": np.array(neighbours.cut),
     }
+    if neighbours.outcomes is not None:
+        arrays["neighbours.answers"] = neighbours.outcomes.answers.astype(np.int32)
+        arrays["neighbours.wrong"] = neighbours.outcomes.wrong.astype(np.int8)
+    return arrays
 
 
 def _neighbours(reader: _Reader) -> Neighbours | None:
@@ -185,7 +189,17 @@ def _neighbours(reader: _Reader) -> Neighbours | None:
         raise _damaged(f"neighbour {k:g} of {len(embeddings)} does not exist")
     if not np.allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-3):
         raise _damaged("an embedding is not of length 1")
-    return Neighbours(embeddings, int(k), cut)
+    return Neighbours(embeddings, int(k), cut, _outcomes(reader, len(embeddings)))
+
+
+def _outcomes(reader: _Reader, rows: int) -> Outcomes | None:
+    if not reader.has("neighbours."):
+        return None
+    answers = reader.take("neighbours.answers", (rows,), np.int32)
+    wrong = reader.take("neighbours.wrong", (rows,), np.int8)
+    if not np.isin(wrong, (0, 1)).all():
+        raise _damaged("neighbours.wrong holds other values than 0 and 1")
+    return Outcomes(answers, wrong.astype(np.bool_))
 
 
 def _complexity_arrays(complexity: Complexity) -> dict[str, NDArray[Any]]:
@@ -243,7 +257,7 @@ def _combination(reader: _Reader) -> Combination | None:
 
 def _classifier(reader: _Reader) -> ClassifierCombination:
     weights = reader.take("classifier.weights", (None,))
-    if len(weights) - len(CLASSIFIER_FEATURES) not in (0, 1):
+    if len(weights) - len(CLASSIFIER_FEATURES) not in (0, len(Around._fields)):
         raise _damaged(f"{len(weights)} weights go with {len(CLASSIFIER_FEATURES)} features")
     return ClassifierCombination(
         weights, reader.scalar("classifier.intercept"), reader.take("classifier.effects", (None,))

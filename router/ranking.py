@@ -28,6 +28,36 @@ def aurc(scores: FloatArray, losses: NDArray[np.bool_]) -> float:
     return float(np.mean(np.cumsum(expected) / np.arange(1, len(scores) + 1)))
 
 
+def resamples(n: int, count: int, seed: int) -> NDArray[np.int64]:
+    """How often each of n items comes in each of `count` bootstrap samples of n (Efron 1979), shape (count, n)."""
+    drawn = np.random.default_rng(seed).integers(0, n, size=(count, n))
+    drawn += n * np.arange(count)[:, np.newaxis]
+    return np.bincount(drawn.reshape(-1), minlength=count * n).reshape(count, n)
+
+
+def resampled_aurc(scores: FloatArray, losses: NDArray[np.bool_], counts: NDArray[np.int64]) -> FloatArray:
+    """The `aurc` of each bootstrap sample, shape (samples,).
+
+    Args:
+        scores: Shape (n,).
+        losses: Shape (n,).
+        counts: How often each item comes in each sample, shape (samples, n); n items in each.
+    """
+    _, place, _ = _ranks(scores)
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    ranked = counts[:, order]
+    items = np.add.reduceat(ranked, starts, axis=1)
+    lost = np.add.reduceat(ranked * losses[order], starts, axis=1)
+    before = np.cumsum(items, axis=1) - items
+    rate = lost / np.maximum(items, 1)
+    # Within a tie, the sum over j of (lost before + j rate) / (items before + j), by harmonic numbers.
+    harmonic = np.append(0.0, np.cumsum(1.0 / np.arange(1, len(scores) + 1)))
+    spread = harmonic[before + items] - harmonic[before]
+    sums = rate * items + (np.cumsum(lost, axis=1) - lost - rate * before) * spread
+    return np.asarray(sums.sum(axis=1) / len(scores))
+
+
 def auroc(scores: FloatArray, losses: NDArray[np.bool_]) -> float | None:
     """Probability that an item without loss scores above one with, a tie counting half (Mann & Whitney 1947).
 

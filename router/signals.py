@@ -215,7 +215,7 @@ def score_of(prediction: Prediction, signal: str, fitted: Fitted | None = None) 
     Args:
         prediction: What the edge model says.
         signal: The signal's name and options.
-        fitted: What was fitted on the tuning part; its neighbours veto.
+        fitted: What was fitted on the tuning part; its neighbours veto where they have a cut.
 
     Raises:
         ConfigError: There is no such signal, or "combined" was not fitted.
@@ -223,13 +223,10 @@ def score_of(prediction: Prediction, signal: str, fitted: Fitted | None = None) 
     check_signal(signal, fitted)
     if prediction.out_of_distribution:
         return math.nan
-    distance = math.nan
-    if fitted is not None and fitted.neighbours is not None and prediction.embedding is not None:
-        distance = fitted.neighbours.distance(prediction.embedding)
-        if not distance <= fitted.neighbours.cut:
-            return math.nan
-    if signal == COMBINED and fitted is not None and fitted.combination is not None:
-        return fitted.combination.score(prediction, distance)
+    if signal == COMBINED and fitted is not None:
+        return _combined(prediction, fitted)
+    if is_foreign(prediction, fitted):
+        return math.nan
     if signal in GENERATOR_SIGNALS:
         return GENERATOR_SIGNALS[signal](prediction)
     if prediction.logits is None:
@@ -237,6 +234,19 @@ def score_of(prediction: Prediction, signal: str, fitted: Fitted | None = None) 
     if signal == "margin" and prediction.margin is not None:
         return prediction.margin
     return float(signal_named(signal)(prediction.logits))
+
+
+def _combined(prediction: Prediction, fitted: Fitted) -> float:
+    """The score of the combination, the neighbours looked up once for the veto and the features."""
+    combination, neighbours, embedding = fitted.combination, fitted.neighbours, prediction.embedding
+    if combination is None:
+        return math.nan
+    if not combination.reads_neighbours:
+        return math.nan if is_foreign(prediction, fitted) else combination.score(prediction)
+    if neighbours is None or embedding is None or prediction.logits is None:
+        return math.nan
+    around = neighbours.around(embedding, int(prediction.logits.argmax()))
+    return combination.score(prediction, around) if around.distance <= neighbours.cut else math.nan
 
 
 def is_foreign(prediction: Prediction, fitted: Fitted | None = None) -> bool:

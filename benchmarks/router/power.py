@@ -1,6 +1,6 @@
 """How much does the promise cost, and does a better signal buy it back?
 
-    python benchmarks/router/power.py [--inputs 20000] [--sets 1000] [--data DATA]
+    python benchmarks/router/power.py [--inputs 20000] [--sets 1000] [--splits 20] [--data DATA]
 
 First `certify` is held against brute force: on random inputs, ties, NaN and degenerate ones among them, every threshold
 is tried with scipy's exact binomial, and threshold, share and refusal must be the same.
@@ -8,11 +8,18 @@ is tried with scipy's exact binomial, and threshold, share and refusal must be t
 Then, for both pairs of pairs.py at n = 2,000 and alpha = 1 %, each signal: what it was worth on the tuning part, the
 best possible threshold's share on the pool (the lowest whose risk on the pool itself is at most alpha), and over many
 calibration sets the share that `certify` gives, beside the empirical threshold's broken promises. What is fitted, is
-fitted on the tuning part; which signal is taken, `compare_signals` says there by the area under risk over coverage.
+fitted on the tuning part; which signal is taken, `choose` says there as for `edgewise certify --signal auto`.
+
+One split into tuning part and pool is one draw. So both are put together and split anew, at random and in the same
+sizes, as often as --splits says; each time everything is fitted, compared and chosen again, and what the chosen signal
+gains over the margin on the new pool is averaged. The goal is a mean gain above 0 by two standard errors on one pair at
+least, and below 0 by two on none. The splits share items, so the standard error is of the split, not of the data.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +37,14 @@ from edgewise.errors import TooFewItemsError
 from edgewise.router.certificate import certify
 from edgewise.router.combination import fit_combination
 from edgewise.router.fitted import Fitted
-from edgewise.router.neighbours import embeddings_of, fit_neighbours
-from edgewise.router.selection import SignalFigures, compare_signals
+from edgewise.router.neighbours import Outcomes, embeddings_of, fit_neighbours
+from edgewise.router.selection import STANDARD_ERRORS, SignalFigures, choose, compare_signals
 from edgewise.router.signals import score_of
 
 N, ALPHA, DELTA = 2000, 0.01, 0.05
 OUT_OF_SCOPE = "oos"
 POOLS = 200
+DEFAULT = "margin"
 _SEED = 44
 
 
@@ -103,6 +111,8 @@ class Row:
         signal: Its name and options.
         fitted: What stands beside it: "", or "kNN veto".
         aurc: On the tuning part.
+        better_by: How far that lies below the margin's there, in standard errors.
+        taken: Whether this is the signal that certify would take.
         auroc: On the tuning part.
         tuning_share: Best possible share on the tuning part, as counted there.
         best: Best possible share on the pool.
@@ -119,6 +129,8 @@ class Row:
     signal: str
     fitted: str
     aurc: float
+    better_by: float
+    taken: bool
     auroc: float | None
     tuning_share: float
     best: float
@@ -131,10 +143,85 @@ class Row:
 
 
 def fit(tuning: Part, predictions: Sequence[Prediction], *, veto: bool) -> Fitted:
-    """Fit on the tuning part: the combination, and the neighbours that veto where asked for."""
-    embeddings = embeddings_of(predictions) if veto else None
-    neighbours = None if embeddings is None else fit_neighbours(embeddings)
-    return Fitted(neighbours, None, fit_combination(predictions, tuning.disagree, neighbours=neighbours))
+    """Fit on the tuning part: the neighbours, which veto where asked for, and the combination, which reads them."""
+    embeddings, wrong = embeddings_of(predictions), tuning.disagree
+    neighbours = None
+    if embeddings is not None:
+        neighbours = fit_neighbours(embeddings, Outcomes(tuning.cloud.astype(np.int32), wrong))
+        neighbours = neighbours if veto else neighbours.without_veto()
+    return Fitted(neighbours, None, fit_combination(predictions, wrong, neighbours=neighbours))
+
+
+@dataclass(frozen=True)
+class Resplit:
+    """What the chosen signal gains over the margin on one pair, over many splits into tuning part and pool.
+
+    Attributes:
+        pair: The pair.
+        gains: Best possible share of the chosen signal less the margin's, one a split.
+        chosen: How often each signal was chosen.
+    """
+
+    pair: str
+    gains: tuple[float, ...]
+    chosen: dict[str, int]
+
+    @property
+    def mean(self) -> float:
+        """The mean gain."""
+        return float(np.mean(self.gains))
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        return float(np.std(self.gains, ddof=1) / np.sqrt(len(self.gains)))
+
+
+def resplit(pair: Pair, splits: int) -> Resplit:
+    """Split tuning part and pool anew, fit and choose on the one, and look at the other."""
+    everything = _joined(pair.tuning, pair.pool)
+    rng = np.random.default_rng([_SEED, splits])
+    gains, chosen = [], collections.Counter[str]()
+    for number in range(splits):
+        order = rng.permutation(len(everything))
+        gain, signal = _gain_of_chosen(
+            _some(everything, order[: len(pair.tuning)]), _some(everything, order[len(pair.tuning) :])
+        )
+        tables.say(f"{pair.name}: split {number + 1} of {splits}: {signal}, {gain:+.4f}")
+        gains.append(gain)
+        chosen[signal] += 1
+    return Resplit(pair.name, tuple(gains), dict(chosen))
+
+
+def _gain_of_chosen(tuning: Part, pool: Part) -> tuple[float, str]:
+    """What the signal chosen on the tuning part gains on the pool, and its name."""
+    known, predictions = tuning.predictions(), pool.predictions()
+    fitted = fit(tuning, known, veto=False)
+    signal = choose(compare_signals(known, tuning.disagree, alpha=ALPHA, fitted=fitted), DEFAULT).signal
+    whole = [np.arange(len(pool))]
+    shares = [
+        _best_shares(np.array([score_of(found, name, fitted) for found in predictions]), pool.disagree, whole)[0]
+        for name in (signal, DEFAULT)
+    ]
+    return float(shares[0] - shares[1]), signal
+
+
+def _joined(one: Part, other: Part) -> Part:
+    arrays = {
+        field.name: np.concatenate([getattr(one, field.name), getattr(other, field.name)])
+        for field in dataclasses.fields(Part)
+        if field.name != "texts" and getattr(one, field.name) is not None
+    }
+    return dataclasses.replace(one, texts=one.texts + other.texts, **arrays)
+
+
+def _some(part: Part, places: NDArray[np.int64]) -> Part:
+    arrays = {
+        field.name: getattr(part, field.name)[places]
+        for field in dataclasses.fields(Part)
+        if field.name != "texts" and getattr(part, field.name) is not None
+    }
+    return dataclasses.replace(part, texts=tuple(part.texts[place] for place in places), **arrays)
 
 
 def rows_of(pair: Pair, sets: int) -> list[Row]:
@@ -143,16 +230,18 @@ def rows_of(pair: Pair, sets: int) -> list[Row]:
     rng = np.random.default_rng([_SEED, len(predictions)])
     drawn = rng.integers(0, len(predictions), size=(sets, N))
     pools = [np.arange(len(predictions)), *rng.integers(0, len(predictions), size=(POOLS, len(predictions)))]
-    margins = np.array([score_of(prediction, "margin") for prediction in predictions])
+    margins = np.array([score_of(prediction, DEFAULT) for prediction in predictions])
     reference = _best_shares(margins, pair.pool.disagree, pools)
     rows = []
     for veto in (False, True) if pair.pool.embeddings is not None else (False,):
         fitted = fit(pair.tuning, tuning, veto=veto)
-        for figures in compare_signals(tuning, pair.tuning.disagree, alpha=ALPHA, fitted=fitted):
+        compared = compare_signals(tuning, pair.tuning.disagree, alpha=ALPHA, fitted=fitted)
+        taken = choose(compared, DEFAULT).signal
+        for figures in compared:
             tables.say(f"{pair.name}: {figures.signal}{', kNN veto' if veto else ''}")
             scores = np.array([score_of(prediction, figures.signal, fitted) for prediction in predictions])
             gains = _best_shares(scores, pair.pool.disagree, pools) - reference
-            rows.append(_row(pair, figures, scores, drawn, gains, veto=veto))
+            rows.append(_row(pair, figures, scores, drawn, gains, veto=veto, taken=figures.signal == taken))
     return rows
 
 
@@ -172,6 +261,7 @@ def _row(
     gains: NDArray[np.float64],
     *,
     veto: bool,
+    taken: bool,
 ) -> Row:
     disagree = pair.pool.disagree
     population = curve(scores, disagree, "agreement")
@@ -183,6 +273,8 @@ def _row(
         signal=figures.signal,
         fitted="kNN veto" if veto else "",
         aurc=figures.aurc,
+        better_by=figures.better_by,
+        taken=taken,
         auroc=figures.auroc,
         tuning_share=figures.local_share,
         best=_share(population, best),
@@ -205,28 +297,29 @@ def _out_of_scope(pair: Pair, local: NDArray[np.bool_]) -> float | None:
     return float(local[pair.pool.truth == pair.labels.index(OUT_OF_SCOPE)].mean())
 
 
-def goals(differing: int, inputs: int, rows: Sequence[Row]) -> list[Goal]:
-    """Brute force; and on each pair whether the signal that the tuning part chooses raises the best possible."""
+def goals(differing: int, inputs: int, found: Sequence[Resplit]) -> list[Goal]:
+    """Brute force; and over all splits, whether the signal that the tuning part chooses is worth it."""
     what = "certify equals a brute-force exact binomial on every input tried"
-    found = [Goal(what, f"{differing} of {inputs} random inputs differ", differing == 0)]
-    for pair in dict.fromkeys(row.pair for row in rows):
-        plain = {row.signal: row for row in rows if row.pair == pair and not row.fitted}
-        chosen, margin = next(iter(plain.values())), plain["margin"]
-        text = f"{chosen.signal}: best possible {chosen.best:.3f}, margin {margin.best:.3f} ({_gain(chosen)})"
-        text += f"; certified {chosen.certified.local_share:.3f} against {margin.certified.local_share:.3f}"
-        found.append(
-            Goal(f"{pair}: the signal chosen on the tuning part raises the best", text, chosen.best > margin.best)
-        )
-    return found
+    brute = Goal(what, f"{differing} of {inputs} random inputs differ", differing == 0)
+    what = "the signal chosen on the tuning part raises the best possible share on one pair, and lowers it on none"
+    gained = [pair.mean > STANDARD_ERRORS * pair.error for pair in found]
+    lost = [pair.mean < -STANDARD_ERRORS * pair.error for pair in found]
+    text = "; ".join(f"{pair.pair} {_mean_gain(pair)}" for pair in found)
+    return [brute, Goal(what, text, any(gained) and not any(lost))]
 
 
-def show(rows: Sequence[Row], pairs: Mapping[str, Pair], found: Sequence[Goal]) -> None:
+def _mean_gain(pair: Resplit) -> str:
+    return f"{100 * pair.mean:+.2f} points (standard error {100 * pair.error:.2f}, {len(pair.gains)} splits)"
+
+
+def show(rows: Sequence[Row], pairs: Mapping[str, Pair], splits: Sequence[Resplit], found: Sequence[Goal]) -> None:
     """Print it all."""
     columns = (
         *(
             "signal",
             "",
             "AURC",
+            "better by, se",
             "AUROC",
             "tuning share",
             "best possible",
@@ -240,15 +333,19 @@ def show(rows: Sequence[Row], pairs: Mapping[str, Pair], found: Sequence[Goal]) 
         tables.CONSOLE.print(describe(pair))
         title = f"{name}, agreement at n={N}, alpha={ALPHA:.0%}, delta={DELTA:.0%}: shares answered locally"
         tables.show_table(title, columns, [_cells(row) for row in rows if row.pair == name])
+    for split in splits:
+        chosen = ", ".join(f"{signal} {count}" for signal, count in split.chosen.items())
+        tables.CONSOLE.print(f"{split.pair}, split anew: the chosen signal gains {_mean_gain(split)}; chosen: {chosen}")
     tables.show_goals(found)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     certified = row.certified
     return (
-        row.signal,
+        row.signal + (" (taken)" if row.taken else ""),
         row.fitted,
         f"{row.aurc:.4f}",
+        f"{row.better_by:+.1f}",
         "-" if row.auroc is None else f"{row.auroc:.3f}",
         f"{row.tuning_share:.3f}",
         f"{row.best:.3f}",
@@ -272,16 +369,20 @@ def main() -> int:
     options.add_argument("--data", type=Path, default=DATA, help="folder with clinc150 (default: %(default)s)")
     options.add_argument("--sets", type=int, default=1000, help="calibration sets (default: %(default)s)")
     options.add_argument("--inputs", type=int, default=20000, help="inputs for brute force (default: %(default)s)")
+    options.add_argument("--splits", type=int, default=20, help="new splits of the parts (default: %(default)s)")
     arguments = options.parse_args()
+    if arguments.splits < 2:
+        options.error("--splits needs 2 or more for a standard error")
     where = machine()
     differing, refused = differences(arguments.inputs)
     tables.say(f"brute force: {differing} of {arguments.inputs} inputs differ, {refused} refused by both")
     pairs = {name: prepare_pair(name, arguments.work or WORK, arguments.data, tables.say) for name in NAMES}
     rows = [row for pair in pairs.values() for row in rows_of(pair, arguments.sets)]
-    found = goals(differing, arguments.inputs, rows)
-    show(rows, pairs, found)
+    splits = [resplit(pair, arguments.splits) for pair in pairs.values()]
+    found = goals(differing, arguments.inputs, splits)
+    show(rows, pairs, splits, found)
     facts = {"n": N, "alpha": ALPHA, "delta": DELTA, "inputs": arguments.inputs, "refused": refused}
-    tables.write_json(arguments.out, {"machine": where, **facts, "rows": rows, "goals": found})
+    tables.write_json(arguments.out, {"machine": where, **facts, "rows": rows, "splits": splits, "goals": found})
     return 0 if all(goal.met for goal in found) else 1
 
 

@@ -233,7 +233,7 @@ def _finish(job: CertifyJob, work: Work, outputs: Sequence[Output], progress: Pr
     if work.tuning is not None:
         split = len(work.tuning.examples)
         answered = _answered(work.model, work.tuning, outputs[:split], progress)
-        tuned = tune(job, answered, model_digest=work.model.digest, reference=work.reference)
+        tuned = tune(job, answered, work.model, work.reference)
     began = time.perf_counter()
     answered = _answered(work.model, work.certifying, outputs[split:], progress)
     edge_ms = 1000 * (time.perf_counter() - began) / len(answered.edge)

@@ -5,6 +5,8 @@ Owns the order: fits first, then the signals side by side, then the choice. The 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.contracts import Reference
+from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError
 from edgewise.files import write_atomically
 from edgewise.jobs.beside import KeptItem, fitted_beside, items_beside, kept_item, record_beside
@@ -24,8 +27,8 @@ from edgewise.router import fitted as fits
 from edgewise.router.combination import fit_combination
 from edgewise.router.complexity_fit import fit_complexity
 from edgewise.router.fitted import Fitted
-from edgewise.router.neighbours import Neighbours, embeddings_of, fit_neighbours, kept_rows
-from edgewise.router.selection import SignalFigures, compare_signals
+from edgewise.router.neighbours import Neighbours, Outcomes, embeddings_of, fit_neighbours, kept_rows
+from edgewise.router.selection import SignalFigures, choose, compare_signals
 from edgewise.router.signals import COMBINED
 
 _ENOUGH_TO_COMBINE = 100
@@ -93,18 +96,21 @@ class Tuned:
     items: tuple[KeptItem, ...]
 
 
-def tune(job: CertifyJob, answered: Answered, *, model_digest: str, reference: Reference) -> Tuned:
+def tune(job: CertifyJob, answered: Answered, model: EdgeModel, reference: Reference) -> Tuned:
     """Fit what was asked for, compare the signals, and take the one asked for, or the best.
+
+    Left to choose, it takes another signal than the bundle's own only where that is clearly better.
 
     Raises:
         CertificateError: The items cannot be fitted to.
         ConfigError: There is no such signal.
     """
-    asked = asked_of(job, answered.part, model_digest, reference)
+    asked = asked_of(job, answered.part, model.digest, reference)
+    default = model.bundle.core.signal
     lost = losses(job.target, answered)
-    everything = _fit(job, answered, lost > 0)
-    figures = _compared(job, answered, lost > 0, everything)
-    signal = figures[0].signal if asked.signal == AUTO else asked.signal
+    everything = _fit(job, answered, lost > 0, model.labels)
+    figures = _compared(job, answered, lost > 0, everything, default)
+    signal = choose(figures, default).signal if asked.signal == AUTO else asked.signal
     data = _encoded(everything, signal)
     # Read back, so that what is certified with is what the file will give.
     fitted = None if data is None else fits.decode(data)
@@ -118,53 +124,79 @@ def tune(job: CertifyJob, answered: Answered, *, model_digest: str, reference: R
     return Tuned(record, fitted, data, scores, lost, _items(answered, scores, fitted))
 
 
-def _fit(job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_]) -> Fitted:
+def _fit(job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], labels: Sequence[str]) -> Fitted:
     """Everything that was asked for, and the combined signal where there are enough items to compare it."""
-    neighbours = _fit_neighbours(answered) if job.veto else None
+    combined = job.signal == COMBINED or len(answered.edge) >= _ENOUGH_TO_COMBINE
+    neighbours = _fit_neighbours(job, answered, wrong, labels) if job.veto or combined else None
     complexity = None
     if job.complexity:
         complexity = fit_complexity([str(example.input) for example in answered.part.examples], wrong)
     combination = None
-    if job.signal == COMBINED or len(answered.edge) >= _ENOUGH_TO_COMBINE:
+    if combined:
         combination = fit_combination(answered.edge, wrong, neighbours=neighbours)
     return Fitted(neighbours, complexity, combination)
 
 
 def _compared(
-    job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], everything: Fitted
+    job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], everything: Fitted, default: str
 ) -> tuple[SignalFigures, ...]:
     """Every signal that applies, and the one asked for, the best first."""
-    rows = compare_signals(answered.edge, wrong, alpha=job.alpha, fitted=everything)
+    compared = functools.partial(
+        compare_signals, answered.edge, wrong, alpha=job.alpha, fitted=everything, default=default
+    )
+    rows = compared()
     wanted = job.signal or AUTO
     if wanted != AUTO and wanted not in {row.signal for row in rows}:
-        rows += compare_signals(answered.edge, wrong, alpha=job.alpha, fitted=everything, names=[wanted])
+        rows += compared(names=[wanted])
         rows.sort(key=lambda row: row.aurc)
     return tuple(rows)
 
 
-def _fit_neighbours(answered: Answered) -> Neighbours:
+def _fit_neighbours(
+    job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], labels: Sequence[str]
+) -> Neighbours | None:
+    """The tuning items that have embeddings: to veto where that is asked for, else as features only."""
     embeddings = embeddings_of(answered.edge)
     if embeddings is None:
+        if not job.veto:
+            return None
         raise CertificateError(
             f"The model gives no embedding for an item of {answered.part.path}.", "Leave out --veto, or the item."
         )
-    return fit_neighbours(embeddings)
+    place = {label: index for index, label in enumerate(labels)}
+    answers = np.array([place.get(str(answer), -1) for answer in answered.cloud], dtype=np.int32)
+    outcomes = Outcomes(answers, wrong).at(_inside(answered))
+    if job.veto:
+        return fit_neighbours(embeddings, outcomes)
+    try:
+        return fit_neighbours(embeddings, outcomes).without_veto()
+    except CertificateError:
+        # Nobody asked for neighbours: where they cannot be had, the signals are combined without.
+        return None
+
+
+def _inside(answered: Answered) -> NDArray[np.int64]:
+    """Positions of the items in distribution, those that `embeddings_of` takes."""
+    return np.flatnonzero([not prediction.out_of_distribution for prediction in answered.edge])
 
 
 def _encoded(everything: Fitted, signal: str) -> bytes | None:
     """What decides, as bytes; None where nothing does but the signal."""
     combination = everything.combination if signal == COMBINED else None
-    if everything.neighbours is None and everything.complexity is None and combination is None:
+    neighbours = everything.neighbours
+    if neighbours is not None and not (neighbours.vetoes or (combination is not None and combination.reads_neighbours)):
+        neighbours = None
+    if neighbours is None and everything.complexity is None and combination is None:
         return None
-    return fits.encode(Fitted(everything.neighbours, everything.complexity, combination))
+    return fits.encode(Fitted(neighbours, everything.complexity, combination))
 
 
 def _items(answered: Answered, scores: NDArray[np.float64], fitted: Fitted | None) -> tuple[KeptItem, ...]:
     """Every tuning item, with its row among the neighbours where it is one."""
     row_of: dict[int, int] = {}
     if fitted is not None and fitted.neighbours is not None:
-        inside = [at for at, prediction in enumerate(answered.edge) if not prediction.out_of_distribution]
-        row_of = {inside[int(kept)]: row for row, kept in enumerate(kept_rows(len(inside)))}
+        inside = _inside(answered)
+        row_of = {int(inside[kept]): row for row, kept in enumerate(kept_rows(len(inside)))}
     items = zip(answered.part.examples, answered.edge, scores, strict=True)
     return tuple(
         kept_item(example, position, prediction, float(score), row_of.get(position))

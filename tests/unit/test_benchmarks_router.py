@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -173,6 +174,59 @@ def test_brute_force_agrees_with_certify_and_refuses_where_it_does() -> None:
     differing, refused = power.differences(200)
     assert differing == 0
     assert 0 < refused < 200
+
+
+def small_pair(n=160) -> pairs.Pair:
+    """Items that each know their number, in logits, embeddings and text."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (n, 3)).astype(np.float32)
+    edge = logits.argmax(axis=1)
+    cloud = np.where(rng.random(n) < 0.2, rng.integers(0, 3, n), edge)
+    whole = pairs.Part(
+        tuple(map(str, range(n))), cloud, edge, cloud, logits, logits, rng.normal(size=(n, 4)).astype(np.float32)
+    )
+    nowhere, half = Path("nowhere"), np.arange(n) < n // 2
+    tuning, pool = (power._some(whole, np.flatnonzero(part)) for part in (half, ~half))
+    return pairs.Pair("small", nowhere, nowhere, nowhere, nowhere, ("0", "1", "2"), tuning, pool)
+
+
+def test_a_new_split_keeps_each_item_whole_and_loses_none() -> None:
+    pair = small_pair()
+    joined = power._joined(pair.tuning, pair.pool)
+    assert joined.texts == tuple(map(str, range(160)))
+    some = power._some(joined, np.array([7, 130]))
+    assert some.texts == ("7", "130")
+    assert (some.edge_logits == joined.edge_logits[[7, 130]]).all()
+    assert (some.embeddings == joined.embeddings[[7, 130]]).all()
+    assert some.disagree.tolist() == joined.disagree[[7, 130]].tolist()
+    bare = dataclasses.replace(pair.tuning, embeddings=None)
+    assert power._joined(bare, dataclasses.replace(pair.pool, embeddings=None)).embeddings is None
+
+
+def test_gains_over_new_splits_are_those_of_the_signal_that_is_chosen(monkeypatch) -> None:
+    monkeypatch.setattr(power, "choose", lambda rows, default: next(row for row in rows if row.signal == default))
+    found = power.resplit(small_pair(), 3)
+    assert found.gains == (0.0, 0.0, 0.0)
+    assert found.chosen == {"margin": 3}
+    monkeypatch.setattr(power, "choose", lambda rows, default: next(row for row in rows if row.signal == "max_logit"))
+    assert any(gain != 0 for gain in power.resplit(small_pair(), 3).gains)
+
+
+@pytest.mark.parametrize(
+    ("gains", "met"),
+    [
+        ([(0.01, 0.02, 0.015), (0.0, 0.0, 0.0)], True),
+        ([(0.01, 0.02, 0.015), (0.001, -0.002, 0.0)], True),
+        ([(0.01, 0.02, 0.015), (-0.01, -0.02, -0.015)], False),
+        ([(0.001, -0.002, 0.002), (0.0, 0.0, 0.0)], False),
+    ],
+)
+def test_the_goal_is_a_gain_beyond_two_standard_errors_and_no_such_loss(gains, met) -> None:
+    found = [power.Resplit("pair", each, {}) for each in gains]
+    assert [goal.met for goal in power.goals(0, 10, found)] == [True, met]
+    assert not power.goals(1, 10, found)[0].met
+    assert found[0].mean == pytest.approx(np.mean(gains[0]))
+    assert found[0].error == pytest.approx(np.std(gains[0], ddof=1) / math.sqrt(3))
 
 
 def test_brute_force_finds_a_wrong_threshold() -> None:

@@ -145,6 +145,12 @@ def test_the_veto_and_the_complexity_are_told_with_their_cuts(certified):
     assert set(found[0].signals) >= {"margin", "entropy", "energy"}
 
 
+def test_without_a_veto_the_neighbours_of_the_combined_signal_have_no_cut(certified):
+    found = explain_items(certified(signal="combined"), NullProgress())
+    assert all(row.distance is not None and row.distance_cut is None for row in found)
+    assert all(row.score is not None and row.nearest_by == "embedding" for row in found)
+
+
 def test_kept_texts_are_shown_nearest_first(certified):
     job = certified(veto=True, keep_texts=True)
     row = explain_items(replace(job, items=("corn crop corn wheat grain",)), NullProgress())[0]

@@ -17,16 +17,19 @@ from edgewise.errors import CertificateError
 from edgewise.router import fitted as files
 from edgewise.router.combination import (
     CLASSIFIER_FEATURES,
+    FOLDS,
+    RIDGES,
     ClassifierCombination,
     classifier_features,
+    cross_fitted,
     fit_combination,
 )
 from edgewise.router.complexity_fit import fit_complexity
 from edgewise.router.fitted import Fitted, decode, digest, encode
 from edgewise.router.isotonic import fit_isotonic, pool_adjacent_violators
 from edgewise.router.logistic import fit_logistic
-from edgewise.router.neighbours import Neighbours, embeddings_of, fit_neighbours, kept_rows
-from edgewise.router.ranking import auroc
+from edgewise.router.neighbours import Neighbours, Outcomes, embeddings_of, fit_neighbours, kept_rows
+from edgewise.router.ranking import aurc, auroc
 from edgewise.router.signals import SIGNALS, score_of
 
 points = st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1), st.floats(0.5, 4)), min_size=1, max_size=30)
@@ -114,13 +117,69 @@ def test_the_combination_learns_what_no_single_signal_shows():
     assert combination.effects[0] < min(combination.effects[1:])
 
 
-def test_the_combination_reads_the_distance_where_it_was_fitted_with_one():
+def neighbours_of(predictions, wrong, *, seed=0):
+    """The neighbours with outcomes, the reference's answers as good as random where the edge is wrong."""
+    strange = np.random.default_rng(seed).integers(-1, 5, len(wrong))
+    answers = np.where(wrong, strange, [int(prediction.output) for prediction in predictions])
+    return fit_neighbours(embeddings_of(predictions), Outcomes(answers.astype(np.int32), wrong))
+
+
+def test_the_combination_reads_what_lies_around_where_it_was_fitted_with_outcomes():
     predictions, wrong = classified()
-    neighbours = fit_neighbours(embeddings_of(predictions))
+    neighbours = neighbours_of(predictions, wrong)
     combination = fit_combination(predictions, wrong, neighbours=neighbours)
-    assert len(combination.weights) == len(CLASSIFIER_FEATURES) + 1
+    assert combination.reads_neighbours
+    assert len(combination.weights) == len(CLASSIFIER_FEATURES) + 3
     assert math.isnan(combination.score(predictions[0]))
-    assert math.isfinite(score_of(predictions[0], "combined", Fitted(neighbours, combination=combination)))
+    fitted = Fitted(neighbours, combination=combination)
+    around = neighbours.around(predictions[0].embedding, int(predictions[0].output))
+    assert score_of(predictions[0], "combined", fitted) == combination.score(predictions[0], around)
+    plain = fit_combination(predictions, wrong, neighbours=fit_neighbours(embeddings_of(predictions)))
+    assert not plain.reads_neighbours
+    assert plain.weights.tolist() == fit_combination(predictions, wrong).weights.tolist()
+
+
+def test_what_lies_around_tells_of_mistakes_that_the_logits_hide():
+    """The edge is wrong in half of the directions, however sure it is."""
+
+    def drawn(seed):
+        rng = np.random.default_rng(seed)
+        vectors = rng.normal(size=(400, 3)).astype(np.float32)
+        logits = rng.normal(0, 2, (400, 5)).astype(np.float32)
+        predictions = [
+            Prediction(output=str(row.argmax()), logits=row, embedding=vector)
+            for row, vector in zip(logits, vectors, strict=True)
+        ]
+        return predictions, rng.random(400) < np.where(vectors[:, 0] > 0, 0.6, 0.05)
+
+    predictions, wrong = drawn(0)
+    neighbours = neighbours_of(predictions, wrong).without_veto()
+    fitted = Fitted(neighbours, combination=fit_combination(predictions, wrong, neighbours=neighbours))
+    others, truth = drawn(1)
+    combined = np.array([score_of(prediction, "combined", fitted) for prediction in others])
+    margins = np.array([score_of(prediction, "margin") for prediction in others])
+    assert auroc(combined, truth) > auroc(margins, truth) + 0.2
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_cross_fitting_is_a_fit_to_the_other_folds_item_by_item(reads):
+    predictions, wrong = classified(150)
+    neighbours = neighbours_of(predictions, wrong) if reads else None
+    tried = []
+    for ridge in RIDGES:
+        scores = np.empty(150)
+        for fold in range(FOLDS):
+            others = [at for at in range(150) if at % FOLDS != fold]
+            known = [predictions[at] for at in others]
+            found = fit_combination(known, wrong[others], neighbours=neighbours, ridge=ridge)
+            for at in range(fold, 150, FOLDS):
+                around = neighbours and neighbours.around_left_out(
+                    predictions[at].embedding, int(predictions[at].output)
+                )
+                scores[at] = found.score(predictions[at], around)
+        tried.append(scores)
+    expected = min(tried, key=lambda scores: aurc(scores, wrong))
+    np.testing.assert_allclose(cross_fitted(predictions, wrong, neighbours=neighbours), expected, atol=1e-9)
 
 
 def test_a_combination_scores_no_other_model_and_no_nan():
@@ -179,6 +238,54 @@ def test_distances_are_those_of_brute_force():
     assert neighbours.nearest(query, 1)[0][1] == pytest.approx(1 - cosines[order[0]], abs=1e-6)
 
 
+def around_by_brute_force(rows, answers, wrong, k, query, predicted):
+    cosines = rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+    nearest = sorted(range(len(rows)), key=lambda row: -cosines[row])[:k]
+    weights = [max(cosines[row], 0) ** 4 for row in nearest]
+    vote = sum(weight for weight, row in zip(weights, nearest, strict=True) if answers[row] == predicted)
+    errors = sum(weight for weight, row in zip(weights, nearest, strict=True) if wrong[row])
+    total = sum(weights) or 1.0
+    return 1 - cosines[nearest[-1]], vote / total, errors / total
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(-1, 3))
+def test_what_lies_around_is_that_of_brute_force(seed, k, predicted):
+    rng = np.random.default_rng(seed)
+    rows, query = rng.normal(size=(15, 4)), rng.normal(size=4)
+    answers, wrong = rng.integers(-1, 4, 15).astype(np.int32), rng.random(15) < 0.4
+    neighbours = fit_neighbours(rows, Outcomes(answers, wrong), k=k)
+    expected = around_by_brute_force(rows, answers, wrong, k, query, predicted)
+    assert neighbours.around(query, predicted) == pytest.approx(expected, abs=1e-5)
+    assert neighbours.around(query, predicted).distance == pytest.approx(neighbours.distance(query), abs=1e-6)
+    # A row of its own stands as if it were not there, one that was never kept as it is.
+    others = np.arange(15) != 6
+    expected = around_by_brute_force(rows[others], answers[others], wrong[others], k, rows[6], predicted)
+    assert neighbours.around_left_out(rows[6], predicted) == pytest.approx(expected, abs=1e-5)
+    assert neighbours.distance_left_out(rows[6]) == pytest.approx(expected[0], abs=1e-5)
+    assert neighbours.around_left_out(query, predicted) == neighbours.around(query, predicted)
+
+
+def test_nobody_votes_where_all_stand_at_right_angles_and_nothing_lies_around_nowhere():
+    neighbours = Neighbours(np.eye(3, dtype=np.float32)[:2], 1, 0.5, Outcomes(np.zeros(2, np.int32), np.ones(2, bool)))
+    assert neighbours.around(np.array([0.0, 0.0, 1.0]), 0) == (1.0, 0.0, 0.0)
+    for vector in (np.zeros(3), np.ones(2), np.full(3, np.nan)):
+        assert all(math.isnan(value) for value in neighbours.around(vector, 0))
+        assert all(math.isnan(value) for value in neighbours.around_left_out(vector, 0))
+    bare = Neighbours(neighbours.embeddings, 1, 0.5).around(np.array([1.0, 0.0, 0.0]), 0)
+    assert bare.distance == 0.0
+    assert math.isnan(bare.vote)
+
+
+def test_without_a_veto_nothing_is_foreign_and_the_features_stay():
+    rows = np.random.default_rng(0).normal(size=(30, 3))
+    neighbours = fit_neighbours(rows, Outcomes(np.zeros(30, np.int32), np.zeros(30, bool)))
+    free = neighbours.without_veto()
+    assert (neighbours.vetoes, free.vetoes) == (True, False)
+    assert neighbours.is_foreign(np.zeros(3))
+    assert not free.is_foreign(np.zeros(3))
+    assert free.around(rows[0], 0) == neighbours.around(rows[0], 0)
+
+
 def test_the_cut_leaves_the_stated_share_of_the_tuning_part_inside():
     rows = np.random.default_rng(1).normal(size=(500, 8))
     neighbours = fit_neighbours(rows, k=5, quantile=0.95)
@@ -190,7 +297,11 @@ def test_the_cut_leaves_the_stated_share_of_the_tuning_part_inside():
 def test_more_embeddings_than_are_kept_are_thinned_evenly():
     assert kept_rows(5, 10).tolist() == [0, 1, 2, 3, 4]
     assert kept_rows(9, 3).tolist() == [0, 4, 8]
-    assert len(fit_neighbours(np.random.default_rng(0).normal(size=(60, 4)), most=20).embeddings) == 20
+    rows, numbers = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60, dtype=np.int32)
+    found = fit_neighbours(rows, Outcomes(numbers, numbers % 2 == 0), most=20)
+    assert len(found.embeddings) == 20
+    assert found.outcomes.answers.tolist() == kept_rows(60, 20).tolist()
+    assert found.outcomes.wrong.tolist() == (kept_rows(60, 20) % 2 == 0).tolist()
 
 
 @pytest.mark.parametrize("rows", [np.ones((1, 3)), np.zeros((5, 3)), np.full((5, 3), np.nan), np.ones(3)])
@@ -219,7 +330,7 @@ TEXTS = [f"item {number} asks about the {'law' if number % 3 else 'weather'}?" f
 @pytest.fixture(scope="module")
 def whole():
     predictions, wrong = classified()
-    neighbours = fit_neighbours(embeddings_of(predictions))
+    neighbours = neighbours_of(predictions, wrong)
     complexity = fit_complexity(
         TEXTS,
         [number % 3 == 0 for number in range(60)],
@@ -287,9 +398,15 @@ def changed(fitted, **arrays):
         {"neighbours__embeddings": np.ones((400, 8), np.float32)},
         {"neighbours__embeddings": np.ones((400, 8))},
         {"neighbours__embeddings": np.full((400, 8), np.nan, np.float32)},
+        {"neighbours__answers": None},
+        {"neighbours__answers": np.zeros(400)},
+        {"neighbours__answers": np.zeros(399, np.int32)},
+        {"neighbours__wrong": None},
+        {"neighbours__wrong": np.full(400, 2, np.int8)},
         {"complexity__words": np.zeros(5)},
         {"complexity__attributes": np.array([1.0])},
         {"classifier__weights": np.zeros(3)},
+        {"classifier__weights": np.zeros(8)},
         {"classifier__effects": None},
         {"generator__length": np.zeros(2)},
         {"surprise": np.zeros(2)},
@@ -346,3 +463,12 @@ def test_neighbours_of_the_file_are_those_of_memory():
     back = decode(encode(Fitted(Neighbours(rows, 2, 0.5)))).neighbours
     assert (back.k, back.cut) == (2, 0.5)
     assert np.array_equal(back.embeddings, rows)
+    assert back.outcomes is None
+
+
+def test_outcomes_and_an_endless_cut_are_read_back():
+    outcomes = Outcomes(np.array([2, -1, 0], np.int32), np.array([True, False, False]))
+    back = decode(encode(Fitted(Neighbours(np.eye(3, dtype=np.float32), 2, math.inf, outcomes)))).neighbours
+    assert back.cut == math.inf
+    assert back.outcomes.answers.tolist() == [2, -1, 0]
+    assert back.outcomes.wrong.tolist() == [True, False, False]

@@ -14,8 +14,9 @@ from edgewise.errors import CertificateError, ConfigError
 from edgewise.router.combination import fit_combination
 from edgewise.router.fitted import Fitted
 from edgewise.router.neighbours import fit_neighbours
-from edgewise.router.ranking import aurc, auroc, local_share
-from edgewise.router.selection import compare_signals
+from edgewise.router.ranking import aurc, auroc, local_share, resampled_aurc, resamples
+from edgewise.router.selection import SignalFigures, choose, compare_signals
+from edgewise.router.signals import score_of
 
 scored = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, math.nan]), st.booleans()), min_size=1, max_size=6)
 
@@ -64,6 +65,27 @@ def test_an_order_that_knows_beats_chance_and_its_own_reverse():
     assert local_share(scores, losses, 0.05) == 0.85
 
 
+few_scores = st.sampled_from([0.0, 0.5, 1.0, math.nan])
+
+
+@given(st.lists(st.tuples(few_scores, st.booleans()), min_size=1, max_size=12), st.integers(0, 1000))
+def test_the_aurc_of_a_bootstrap_sample_is_that_of_its_items(items, seed):
+    scores, losses = split(items)
+    drawn = np.random.default_rng(seed).integers(0, len(items), size=(5, len(items)))
+    counts = np.stack([np.bincount(row, minlength=len(items)) for row in drawn])
+    expected = [aurc(scores[row], losses[row]) for row in drawn]
+    np.testing.assert_allclose(resampled_aurc(scores, losses, counts), expected, atol=1e-12)
+
+
+def test_bootstrap_samples_are_drawn_with_replacement_and_the_same_every_time():
+    counts = resamples(50, 400, 1)
+    assert (counts.sum(axis=1) == 50).all()
+    assert counts.mean(axis=0) == pytest.approx(np.ones(50), abs=0.25)
+    assert counts.var() == pytest.approx(1 - 1 / 50, abs=0.05)
+    assert (counts == resamples(50, 400, 1)).all()
+    assert (counts != resamples(50, 400, 2)).any()
+
+
 # comparison
 
 
@@ -92,6 +114,52 @@ def test_the_best_signal_comes_first_and_the_table_is_the_same_every_time():
     assert {"margin", "max_probability", "entropy", "energy", "max_logit", "pnorm"} <= set(names)
     assert rows == compare_signals(predictions, wrong, alpha=0.05, fitted=fitted)
     assert all(row.auroc is not None and 0 <= row.local_share <= 1 for row in rows)
+
+
+def test_a_lead_is_counted_in_standard_errors_over_bootstrap_samples():
+    predictions, wrong = items()
+    found = {row.signal: row for row in compare_signals(predictions, wrong, alpha=0.05)}
+    margins, energies = (
+        np.array([score_of(prediction, name) for prediction in predictions]) for name in ("margin", "energy")
+    )
+    rng, differences = np.random.default_rng(9), []
+    for _ in range(400):
+        drawn = rng.integers(0, len(wrong), len(wrong))
+        differences.append(aurc(margins[drawn], wrong[drawn]) - aurc(energies[drawn], wrong[drawn]))
+    expected = (aurc(margins, wrong) - aurc(energies, wrong)) / np.std(differences)
+    assert found["energy"].better_by == pytest.approx(expected, rel=0.15)
+    assert found["margin"].better_by == 0
+    rows = compare_signals(predictions, wrong, alpha=0.05, names=["margin", "energy"], default="energy")
+    assert {row.signal: row.better_by for row in rows} == pytest.approx(
+        {"margin": -found["energy"].better_by, "energy": 0}
+    )
+
+
+def test_signals_of_one_order_and_items_without_loss_part_nothing():
+    predictions, wrong = items(60)
+    two_classes = [Prediction(output="a", logits=prediction.logits[:2]) for prediction in predictions]
+    for row in compare_signals(two_classes, wrong, alpha=0.05, names=["margin", "max_probability", "entropy"]):
+        assert row.better_by == 0
+    assert all(row.better_by == 0 for row in compare_signals(predictions, np.zeros(60, bool), alpha=0.05))
+
+
+def figures(signal, area, better_by):
+    return SignalFigures(signal, area, better_by, 0.9, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "default", "taken"),
+    [
+        ([("entropy", 0.01, 1.9), ("margin", 0.02, 0.0)], "margin", "margin"),
+        ([("entropy", 0.01, 2.1), ("margin", 0.02, 0.0)], "margin", "entropy"),
+        ([("combined", 0.01, 1.5), ("entropy", 0.015, 2.5), ("margin", 0.02, 0.0)], "margin", "entropy"),
+        ([("combined", 0.01, 2.2), ("entropy", 0.015, 2.5), ("margin", 0.02, 0.0)], "margin", "combined"),
+        ([("margin", 0.01, 0.5), ("entropy", 0.02, 0.0)], "entropy", "entropy"),
+        ([("energy", 0.01, 0.5), ("entropy", 0.02, 0.1)], "margin", "energy"),
+    ],
+)
+def test_another_signal_than_the_default_is_taken_only_where_it_is_clearly_better(rows, default, taken):
+    assert choose([figures(*row) for row in rows], default).signal == taken
 
 
 def test_a_fitted_option_is_named_and_better_than_the_default():
@@ -130,6 +198,7 @@ def test_signals_of_a_generator_are_compared_among_themselves():
     ]
     rows = compare_signals(predictions, rng.random(60) < 0.3, alpha=0.1)
     assert {row.signal for row in rows} == {"mean_logprob", "low_logprob", "first_margin"}
+    assert {row.signal: row.better_by for row in rows}["mean_logprob"] == 0
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -14,7 +14,7 @@ from edgewise.contracts import Prediction
 from edgewise.errors import ConfigError
 from edgewise.router.combination import ClassifierCombination
 from edgewise.router.fitted import Fitted
-from edgewise.router.neighbours import Neighbours
+from edgewise.router.neighbours import Neighbours, Outcomes
 from edgewise.router.signals import (
     GENERATOR_SIGNALS,
     SIGNALS,
@@ -193,6 +193,33 @@ def test_an_embedding_of_no_direction_is_foreign(vector):
     prediction = Prediction(output="a", logits=LOGITS, embedding=np.array(vector, np.float32))
     assert is_foreign(prediction, VETO)
     assert math.isnan(score_of(prediction, "margin", VETO))
+
+
+def test_without_a_veto_a_plain_signal_never_looks_at_the_neighbours():
+    prediction = Prediction(output="a", logits=LOGITS, embedding=np.array([-1.0, -1.0, -1.0], np.float32))
+    unreadable = Fitted(Neighbours(None, 1, math.inf))
+    assert score_of(prediction, "margin", unreadable) == score_of(prediction, "margin")
+    assert not is_foreign(prediction, unreadable)
+    plain = ClassifierCombination(np.arange(7.0), 0.0, np.zeros(3))
+    fitted = Fitted(unreadable.neighbours, combination=plain)
+    assert score_of(prediction, "combined", fitted) == plain.score(prediction)
+
+
+def test_a_combination_that_reads_neighbours_has_no_score_without_them():
+    outcomes = Outcomes(np.zeros(3, np.int32), np.zeros(3, bool))
+    combination = ClassifierCombination(np.arange(10.0), 0.0, np.zeros(3))
+    prediction = Prediction(output="a", logits=LOGITS, embedding=np.array([5.0, 0.1, 0.0], np.float32))
+    found = {
+        "whole": score_of(prediction, "combined", Fitted(Neighbours(ROWS, 1, math.inf, outcomes), None, combination)),
+        "no outcomes": score_of(prediction, "combined", Fitted(Neighbours(ROWS, 1, math.inf), None, combination)),
+        "no neighbours": score_of(prediction, "combined", Fitted(None, None, combination)),
+        "no embedding": score_of(
+            Prediction(output="a", logits=LOGITS),
+            "combined",
+            Fitted(Neighbours(ROWS, 1, math.inf, outcomes), None, combination),
+        ),
+    }
+    assert [name for name, score in found.items() if not math.isnan(score)] == ["whole"]
 
 
 @pytest.mark.parametrize("fitted", [None, VETO])
