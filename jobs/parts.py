@@ -18,6 +18,9 @@ from edgewise.router.policies.threshold import BY_LABEL
 _CHOSEN_ON = {"measurement": "tuning", "gate": "gate"}
 """Attestations that name the data behind a choice, and which part it is."""
 
+PLANNED = "plan"
+"""The attestation of a plan; it names every list of items that its choice has looked at."""
+
 _FEW = 0.05
 """Largest share of the tuning items that may be certifying items as well: those are left out."""
 
@@ -54,6 +57,11 @@ class Part:
         """The part with the items at these positions alone."""
         groups = None if self.groups is None else [self.groups[at] for at in places]
         return Part(self.path, [self.examples[at] for at in places], groups)
+
+    @property
+    def identities(self) -> tuple[str, str]:
+        """Its digest, and the one that neither order nor labels change."""
+        return self.digest, digest_items(self.examples)
 
     @property
     def repeated(self) -> int:
@@ -126,10 +134,15 @@ def refuse_chosen_on(part: Part, bundle: Bundle) -> None:
     """Refuse the parts that the bundle's own attestations name: a choice that has seen an item may owe itself to it.
 
     Raises:
-        CertificateError: The items are the tuning or the gate part.
+        CertificateError: The items are the tuning or the gate part, or a plan chose this bundle on them.
     """
-    digests = {part.digest, digest_items(part.examples)}
+    digests = set(part.identities)
     for attestation in bundle.attestations():
+        if attestation.kind == PLANNED and digests & set(attestation.payload.get("chosen_on", ())):
+            raise CertificateError(
+                f"A plan chose this bundle on the certifying items {part.path}.",
+                "It brought a certificate of its own. Another one needs items that the choice has not seen.",
+            )
         named = {attestation.payload.get("data_digest"), attestation.payload.get("items_digest")}
         if attestation.kind in _CHOSEN_ON and digests & named:
             raise CertificateError(
@@ -155,7 +168,8 @@ def held_apart(tuning: Part, certifying: Part) -> list[int]:
         raise CertificateError(
             f"{shared} of the {len(tuning.examples)} tuning items {tuning.path} are certifying items {certifying.path} "
             "too.",
-            "Choose and certify on disjoint parts, drawn at random: remove these items from one of them.",
+            "Choose and certify on disjoint parts, drawn at random. Remove these items from the tuning part: without "
+            "them the certifying part would be no draw of the requests any more.",
         )
     return kept
 

@@ -14,7 +14,7 @@ import numpy as np
 from edgewise.contracts import Example, Progress
 from edgewise.dataset import item_key
 from edgewise.edge import EdgeModel
-from edgewise.errors import ConfigError, DataError
+from edgewise.errors import CertificateError, ConfigError, DataError
 from edgewise.jobs.parts import Part, held_apart, load_part, refuse_chosen_on, refuse_strange_labels, shared_note
 from edgewise.jobs.planning.job import PlanJob, check_items
 from edgewise.jobs.planning.options import (
@@ -51,12 +51,14 @@ class Work:
         asked: Every item that edge and cloud are asked about.
         tuning: What recipes and signals are compared on.
         certifying: What proves the choice.
+        chosen_on: Identities of the parts that the choice looks at, and of the files they come from.
     """
 
     candidates: Candidates | None
     asked: list[Example]
     tuning: Drawn
     certifying: Drawn
+    chosen_on: tuple[str, ...]
 
 
 def open_work(job: PlanJob, progress: Progress) -> Work:
@@ -75,12 +77,27 @@ def open_work(job: PlanJob, progress: Progress) -> Work:
     if kind == "bundle" and job.recipes:
         raise ConfigError(f"{job.model} is one bundle, made by one recipe.", "Leave out --recipes.")
     data = _part(job, job.data)
-    asked, tuning, certifying = _split(data) if job.tuning is None else _apart(_part(job, job.tuning), data, progress)
+    given = None if job.tuning is None else _part(job, job.tuning)
+    asked, tuning, certifying = _split(data) if given is None else _apart(given, data, progress)
+    if kind == "checkpoint" and given is not None and len(tuning.places) < len(given.examples):
+        raise CertificateError(
+            f"{job.model} would be quantized on {job.tuning}, which shares items with {job.data}.",
+            "Remove these items from the tuning part, or quantize first and plan with the run.",
+        )
     check_items(len(certifying.places), job, 1)
-    work = Work(_candidates(kind, job, progress), asked, tuning, certifying)
+    chosen_on = [
+        tuning.part,
+        *([data] if given is None else [given]),
+        *([certifying.part] if job.pay == "share" else []),
+    ]
+    work = Work(_candidates(kind, job, progress), asked, tuning, certifying, _identities(chosen_on))
     if work.candidates is not None:
         check_candidates(job, work.candidates, data, work)
     return work
+
+
+def _identities(parts: Sequence[Part]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(identity for part in parts for identity in part.identities))
 
 
 def _part(job: PlanJob, path: Path) -> Part:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edgewise.bundle import Bundle
+from edgewise.bundle import Bundle, attach
 from edgewise.config import CostSection
 from edgewise.contracts import Certificate, CloudClient, Output, Progress, Reference
 from edgewise.edge import EdgeModel, probe
@@ -27,7 +27,7 @@ from edgewise.files import copy_tree, staged_directory, write_atomically
 from edgewise.jobs.asking import answers_of, check_constant, read_recorded, reference_of
 from edgewise.jobs.beside import certificate_beside, fitted_beside
 from edgewise.jobs.certifying.proving import Proof
-from edgewise.jobs.parts import Answered, Part
+from edgewise.jobs.parts import PLANNED, Answered, Part
 from edgewise.jobs.planning.choice import Choice, Evidence, choose, compare
 from edgewise.jobs.planning.job import PlanJob, check_job
 from edgewise.jobs.planning.opening import Work, check_candidates, open_work
@@ -175,6 +175,7 @@ def _finish(
         certificate = _issue(choice, job, work.certifying.part, reference, fitted)
         plan = result(job, work, choice, costs, certificate, others)
         _write(folder, plan, candidates, certificate, fitted)
+        attach(folder / BUNDLE, PLANNED, {"chosen_on": list(work.chosen_on), "pay": job.pay})
         if work.candidates is None:
             _show_in_run(folder / RUN, plan, progress)
     if work.candidates is not None and candidates.report is not None:

@@ -27,6 +27,7 @@ from edgewise.errors import (
     OutputExistsError,
 )
 from edgewise.jobs.beside import certificate_beside, load_certificate
+from edgewise.jobs.certifying import CertifyJob, certify_with_cloud
 from edgewise.jobs.parts import Answered, Part
 from edgewise.jobs.planning import PlanJob, plan_with_cloud, plan_with_predictions
 from edgewise.jobs.planning.choice import Evidence, choose, compare
@@ -344,6 +345,28 @@ def test_accuracy_is_planned_for_where_there_are_labels(planned, job, tiny_model
     assert found.plan.choice.certified is not None
     with pytest.raises(DataError, match="has no labels"):
         planned(target="selective", out=tmp_path / "no")
+
+
+@pytest.mark.parametrize(("pay", "refused"), [("share", True), ("split", False)])
+def test_what_a_plan_chose_on_certifies_its_bundle_no_more(planned, job, tiny_models, pay, refused):
+    found = planned(pay=pay)
+    again = CertifyJob(found.bundle, job.data, ALPHA, DELTA, overwrite=True)
+    on_tuning = replace(again, data=job.tuning)
+    with pytest.raises(CertificateError, match="A plan chose this bundle"):
+        certify_with_cloud(on_tuning, Cloud(tiny_models.WORDS), NullProgress())
+    if refused:
+        with pytest.raises(CertificateError, match="A plan chose this bundle"):
+            certify_with_cloud(again, Cloud(tiny_models.WORDS), NullProgress())
+    else:
+        certify_with_cloud(again, Cloud(tiny_models.WORDS), NullProgress())
+
+
+def test_a_plan_that_splits_its_data_refuses_the_whole_of_it_later(planned, job, tiny_models):
+    found = planned(tuning=None)
+    with pytest.raises(CertificateError, match="A plan chose this bundle"):
+        certify_with_cloud(
+            CertifyJob(found.bundle, job.data, ALPHA, DELTA, overwrite=True), Cloud(tiny_models.WORDS), NullProgress()
+        )
 
 
 BAD = {

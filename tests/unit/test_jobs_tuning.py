@@ -21,6 +21,8 @@ from edgewise.jobs.parts import load_part
 from edgewise.jobs.scoring import served_scores
 from edgewise.quantize import NullProgress
 from edgewise.router.certificate import items_needed
+from edgewise.router.complexity_fit import fit_complexity
+from edgewise.router.fitted import Fitted
 from edgewise.router.signals import score_of
 
 REFERENCE = Reference("big", "1")
@@ -162,6 +164,19 @@ def test_a_signal_that_is_named_is_taken_and_compared_too(world):
     found = certify_with_cloud(replace(job, signal="margin:temperature=9"), cloud, NullProgress())
     assert found.certificate.signal == "margin:temperature=9"
     assert "margin:temperature=9" in {row.signal for row in found.tuning.signals}
+
+
+def test_what_serving_finds_too_complex_has_no_score(world):
+    job, _ = world
+    examples = load_part(job.data, text_field="text", label_field="label").examples
+    model = EdgeModel.load(job.bundle)
+    predictions = [model.predict_one(example.input) for example in examples]
+    fit = fit_complexity([str(example.input) for example in examples], np.arange(len(examples)) % 3 == 0)
+    cut = float(np.median([fit.score(str(example.input)) for example in examples]))
+    fitted = Fitted(complexity=replace(fit, cut=cut))
+    hopeless = np.array([fit.score(str(example.input)) > cut for example in examples])
+    assert 0 < hopeless.sum() < len(examples)
+    assert np.array_equal(np.isnan(served_scores(examples, predictions, "margin", fitted)), hopeless)
 
 
 def test_certifying_scores_are_those_that_serving_would_have(world):
