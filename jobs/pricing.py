@@ -50,15 +50,22 @@ class Costs:
 
     Args:
         section: The configuration.
-        cloud_ms: Milliseconds of a cloud call as it was measured; counts where no region is configured.
+        cloud_ms: Milliseconds of a cloud call as it was measured; counts where no region is configured. None where it
+            was not: latencies then leave the cloud out.
 
     Raises:
-        ConfigError: The configuration cannot be used.
+        ConfigError: The configuration cannot be used, or waiting has a price and nothing says how long the cloud takes.
     """
 
-    def __init__(self, section: CostSection, cloud_ms: float = 0.0) -> None:
+    def __init__(self, section: CostSection, cloud_ms: float | None = None) -> None:
         self._section = section
-        self._cloud_ms = cloud_ms
+        self._is_timed = cloud_ms is not None or bool(section.regions)
+        if section.price_per_second and not self._is_timed:
+            raise ConfigError(
+                f"cost.price_per_second is {section.price_per_second:g}, and nothing says how long the cloud takes.",
+                "Name a region: [cost.regions.NAME] with rtt_ms and cloud_ms; or ask a cloud with --cloud.",
+            )
+        self._cloud_ms = cloud_ms = cloud_ms or 0.0
         self._region = cost_model(section, cloud_ms=cloud_ms).nearest()
 
     def price(self, edge_ms: float, local_share: float) -> Price:
@@ -78,11 +85,14 @@ class Costs:
         return Price(cost.money, cost.latency_ms, cost.total)
 
     def told(self) -> dict[str, float | str | None]:
-        """Every figure that counts, by its name in the configuration; of the regions the nearest alone."""
+        """Every figure that counts, by its name in the configuration; of the regions the nearest alone.
+
+        Times that are not known are None.
+        """
         fields = self._section.__struct_fields__
         return {
             **{name: getattr(self._section, name) for name in fields if name != "regions"},
             "region": self._region.name,
-            "rtt_ms": self._region.rtt_ms,
-            "cloud_ms": self._region.cloud_ms,
+            "rtt_ms": self._region.rtt_ms if self._is_timed else None,
+            "cloud_ms": self._region.cloud_ms if self._is_timed else None,
         }

@@ -122,6 +122,14 @@ class Practice(msgspec.Struct, frozen=True, kw_only=True):
     risk_bound: float | None
     price: Price
 
+    def verdict(self, alpha: float) -> Literal["kept", "not proved", "broken", ""]:
+        """Whether the promise of at most alpha is proved, not proved, or seen to be broken; "" where nothing tells."""
+        if self.risk_bound is None:
+            return ""
+        if self.risk_bound <= alpha:
+            return "kept"
+        return "broken" if self.risk > alpha else "not proved"
+
 
 class Part(msgspec.Struct, frozen=True):
     """Items of one part of the data: how many, and their digest."""
@@ -149,7 +157,8 @@ class JointPlan(msgspec.Struct, frozen=True, kw_only=True):
         reference: Name and version of the cloud.
         tuning: The tuning part.
         certifying: The certifying part.
-        cost: What answers cost, as it was configured; where the cloud is, as it was taken.
+        cost: What answers cost, as it was configured; where the cloud is, as it was taken. The cloud's milliseconds are
+            None where nothing tells them: latencies then leave it out.
         certificate_id: Of the certificate that was issued for the plan.
         model: The model that was planned for, by its folder's name.
         created: ISO 8601, UTC.
@@ -182,6 +191,11 @@ class JointPlan(msgspec.Struct, frozen=True, kw_only=True):
     def choice(self) -> Option:
         """The option that is the plan."""
         return next(option for option in self.options if option.chosen)
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is known how long the cloud takes."""
+        return self.cost.get("cloud_ms") is not None
 
     @property
     def priced(self) -> bool:

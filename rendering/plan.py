@@ -68,7 +68,7 @@ def _option(option: Option, plan: JointPlan) -> tuple[str, ...]:
 
 
 def _price(share: float, price: Price, plan: JointPlan) -> tuple[str, ...]:
-    figures = (f"{1e3 * (1 - share):.0f}", f"{price.latency_ms:.2f}")
+    figures = (f"{1e3 * (1 - share):.0f}", f"{price.latency_ms:.2f}" if plan.timed else "unknown")
     return (*figures, f"{1e3 * price.money:.4g}", f"{1e3 * price.total:.4g}") if plan.priced else figures
 
 
@@ -87,7 +87,7 @@ def _practices(plan: JointPlan) -> list[RenderableType]:
     table = Table(box=None, pad_edge=False)
     table.add_column("another practice", style="bold")
     prices = _PRICES[1:] if plan.priced else ()
-    for name in ("at the edge", "risk seen", "risk, at most", "promised", "kept", *prices):
+    for name in ("at the edge", "risk seen", "risk, at most", "promised", "promise", *prices):
         table.add_column(name, justify="right")
     for practice in plan.practices:
         table.add_row(*_practice(practice, plan))
@@ -102,6 +102,6 @@ def _practice(practice: Practice, plan: JointPlan) -> tuple[str, ...]:
         percent(practice.risk),
         "" if limit is None else percent(limit),
         percent(plan.alpha),
-        "" if limit is None else "yes" if limit <= plan.alpha else "no",
+        practice.verdict(plan.alpha),
         *([f"{1e3 * practice.price.total:.4g}"] if plan.priced else []),
     )

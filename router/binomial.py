@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from fractions import Fraction
 
 import numpy as np
@@ -80,7 +81,7 @@ def check_open_unit(name: str, value: float) -> None:
     Raises:
         ConfigError: It is.
     """
-    if not _SMALLEST <= value <= 1 - _SMALLEST:
+    if not isinstance(value, numbers.Real) or not _SMALLEST <= value <= 1 - _SMALLEST:
         raise ConfigError(f"{name} is {value!r}.", f"Give {name} between 0 and 1, both excluded, such as 0.01.")
 
 

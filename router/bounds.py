@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,8 +57,8 @@ def certify(scores: ArrayLike, disagree: ArrayLike, *, alpha: float, delta: floa
     """
     score_vector, disagreement = _scores_of(scores), _flags("disagree", disagree)
     _check_lengths(score_vector, disagree=disagreement)
-    alpha, delta = float(alpha), float(delta)
     n = _enough(score_vector, alpha, delta)
+    alpha, delta = float(alpha), float(delta)
     k = allowed_disagreements(n, alpha, delta)
     return _bound(_threshold(score_vector[disagreement], k), score_vector, k, alpha, delta)
 
@@ -100,8 +101,8 @@ def certify_accuracy(
     edge, cloud = _flags("edge_correct", edge_correct), _flags("cloud_correct", cloud_correct)
     _check_lengths(score_vector, edge_correct=edge, cloud_correct=cloud)
     thresholds = _checked_grid(grid)
-    alpha, delta = float(alpha), float(delta)
     n = _enough(score_vector, alpha, delta)
+    alpha, delta = float(alpha), float(delta)
     order = shuffled(np.arange(n), seed)
     losses = (cloud.astype(np.int64) - edge)[order]
     in_order = score_vector[order]
@@ -141,8 +142,8 @@ def certify_selective(scores: ArrayLike, wrong: ArrayLike, *, alpha: float, delt
     score_vector, errors = _scores_of(scores), _flags("wrong", wrong)
     _check_lengths(score_vector, wrong=errors)
     thresholds = _checked_grid(grid)
-    alpha, delta = float(alpha), float(delta)
     _enough(score_vector, alpha, delta)
+    alpha, delta = float(alpha), float(delta)
 
     def holds(threshold: float) -> bool:
         local = above(score_vector, threshold)
@@ -180,8 +181,8 @@ def certify_groups(
     members = np.asarray(groups, dtype=object)
     _check_lengths(score_vector, disagree=disagreement, groups=members)
     _check_names(members, names)
+    needed = group_items_needed(alpha, delta, len(names))
     alpha, share = float(alpha), float(delta) / len(names)
-    needed = group_items_needed(alpha, float(delta), len(names))
     sizes = {name: int((members == name).sum()) for name in names}
     if max(sizes.values()) < needed:
         largest = f"items in the largest of {len(names)} groups, each at delta/{len(names)},"
@@ -221,8 +222,12 @@ def threshold_grid(
             f"A grid of thresholds for {target!r} was asked for.",
             f"Only {TARGET_ACCURACY!r} and {TARGET_SELECTIVE!r} test one.",
         )
-    score_vector, loss_vector = _scores_of(scores), np.asarray(losses, dtype=np.float64)
+    score_vector, loss_vector = _scores_of(scores), _numbers("losses", losses)
     _check_lengths(score_vector, losses=loss_vector)
+    if np.isnan(loss_vector).any():
+        raise CertificateError("losses hold NaN.", "Give what each tuning item would lose.")
+    if n < 1 or size < 1:
+        raise CertificateError(f"n is {n} and size is {size}.", "Give numbers of 1 or more.")
     known = score_vector[np.isfinite(score_vector)]
     if not len(known):
         raise CertificateError("No tuning item has a score.", "Give items that the edge model can score.")
@@ -301,11 +306,25 @@ def _enough(scores: NDArray[np.float64], alpha: float, delta: float) -> int:
 
 
 def _scores_of(scores: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(scores, dtype=np.float64)
+    return _numbers("scores", scores)
+
+
+def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    given = _array(name, values)
+    if given.size and given.dtype.kind not in "buif":
+        raise CertificateError(f"{name} are of type {given.dtype}.", "Give numbers.")
+    return given.astype(np.float64)
+
+
+def _array(name: str, values: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise CertificateError(f"{name} are no vector: {error}.", "Give one entry a calibration item.") from error
 
 
 def _flags(name: str, flags: ArrayLike) -> NDArray[np.bool_]:
-    given = np.asarray(flags)
+    given = _array(name, flags)
     if given.size and given.dtype != np.bool_ and not np.isin(given, (0, 1)).all():
         raise CertificateError(f"{name} holds values other than 0 and 1.", "Give booleans, one a calibration item.")
     return given.astype(np.bool_)
@@ -333,7 +352,7 @@ def _check_names(members: NDArray[np.generic], names: Sequence[str]) -> None:
 
 def _checked_grid(grid: ArrayLike) -> NDArray[np.float64]:
     """Thresholds without repetition, the highest first; infinity, which answers nothing locally, needs no test."""
-    thresholds = np.asarray(grid, dtype=np.float64)
+    thresholds = _numbers("thresholds", grid)
     if thresholds.ndim != 1 or not thresholds.size:
         raise CertificateError(
             f"The grid has shape {thresholds.shape}.", "Give a vector of thresholds, such as threshold_grid chooses."

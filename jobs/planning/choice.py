@@ -24,6 +24,9 @@ from edgewise.router.certificate import (
     TARGET_AGREEMENT,
     TARGET_SELECTIVE,
     allowed_disagreements,
+    certify_accuracy,
+    certify_selective,
+    threshold_grid,
 )
 from edgewise.router.fitted import Fitted
 from edgewise.router.selection import SignalFigures, compare_signals
@@ -128,17 +131,21 @@ def _compared(candidate: Evidence, job: PlanJob) -> list[Pair]:
         # The share counted there is cross-fitted where the signal was fitted to these very items.
         return [Pair(candidate, figures, figures.local_share) for figures in found]
     return [
-        Pair(candidate, figures, _expected_share(candidate.tuned(figures.signal, job.target), rate, job.target))
-        for figures in found
+        Pair(candidate, figures, _expected(candidate.tuned(figures.signal, job.target), n, job)) for figures in found
     ]
 
 
-def _expected_share(tuned: tuple[Vector, Vector], rate: float, target: str) -> float:
-    """The largest share above a threshold, with every higher threshold's risk at most `rate` as well."""
-    shares, risks = _operating_points(*tuned, target)
-    failed = np.flatnonzero(risks > rate)
-    last = failed[0] - 1 if len(failed) else len(shares) - 1
-    return float(shares[last]) if last >= 0 else 0.0
+def _expected(tuned: tuple[Vector, Vector], n: int, job: PlanJob) -> float:
+    """The share of `n` certifying items that would be certified if they were like the tuning ones.
+
+    The tuning items are repeated until they are as many, so that the very test that is to come is tried.
+    """
+    scores, lost = (np.resize(values, n) for values in tuned)
+    grid = threshold_grid(*tuned, target=job.target, n=n, alpha=job.alpha, delta=job.delta)
+    if job.target == TARGET_SELECTIVE:
+        return certify_selective(scores, lost > 0, alpha=job.alpha, delta=job.delta, grid=grid).local_share
+    edge, cloud = lost <= 0, lost >= 0
+    return certify_accuracy(scores, edge, cloud, alpha=job.alpha, delta=job.delta, grid=grid).local_share
 
 
 def _operating_points(scores: Vector, lost: Vector, target: str) -> tuple[Vector, Vector]:

@@ -89,7 +89,7 @@ def plan_with_cloud(job: PlanJob, section: CostSection, cloud: CloudClient, prog
         BundleError, DataError, ConfigError, InputError: The input cannot be used.
     """
     check_job(job)
-    Costs(section)
+    Costs(section, cloud_ms=0.0)  # a configuration that cannot be used is found out before anything is asked
     reference, work, outputs, cloud_ms = asyncio.run(_asked(job, cloud, progress))
     return _finish(job, work, outputs, reference, Costs(section, cloud_ms), progress)
 

@@ -87,10 +87,17 @@ def _legend() -> Node:
 def _pictures(plan: JointPlan, keys: Mapping[str, str]) -> Iterator[Node]:
     drawn = [option for option in plan.options if option.curve or option.chosen]
     across = Axis("answered at the edge", "%", 100.0, "", log=False, least_span=10.0, most=100.0)
-    what, unit, factor = ("cost of 1,000 requests", "", 1e3) if plan.priced else ("expected latency", "ms", 1.0)
+    what, unit, factor = _measure(plan)
     up = Axis(what, unit, factor, "lower", log=False, least_span=1e-3, most=math.inf)
-    lines = [_curve(option, plan, keys, lambda point: _height(point.price, plan)) for option in drawn if option.curve]
-    points = [_cloud(plan), *(_point(option, plan, keys, _height(option.price, plan)) for option in drawn)]
+    lines = [
+        _curve(option, plan, keys, lambda point: _height(point.price, point.local_share, plan))
+        for option in drawn
+        if option.curve
+    ]
+    points = [
+        _cloud(plan),
+        *(_point(option, plan, keys, _height(option.price, _share(option), plan)) for option in drawn),
+    ]
     yield _figure(f"{across.name} × {what}", curves(what, lines, points, across, up))
     risk = Axis("risk seen", "%", 100.0, "lower", log=False, least_span=0.1, most=100.0)
     lines = [_low(_curve(option, plan, keys, lambda point: point.risk), plan) for option in drawn if option.curve]
@@ -120,25 +127,38 @@ def _kept(points: Sequence[CurvePoint], alpha: float) -> int:
     return next((index for index, point in enumerate(points) if point.risk > alpha), len(points))
 
 
-def _height(price: Price, plan: JointPlan) -> float:
-    return price.total if plan.priced else price.latency_ms
+def _measure(plan: JointPlan) -> tuple[str, str, float]:
+    """What is drawn over the share: its name, its unit, and the factor that takes it there."""
+    if plan.priced:
+        return "cost of 1,000 requests", "", 1e3
+    return ("expected latency", "ms", 1.0) if plan.timed else ("cloud calls of 1,000 requests", "", 1e3)
+
+
+def _height(price: Price, share: float, plan: JointPlan) -> float:
+    if plan.priced:
+        return price.total
+    return price.latency_ms if plan.timed else 1.0 - share
+
+
+def _share(option: Option) -> float:
+    return option.expected_share if option.certified is None else option.certified.local_share
 
 
 def _cloud(plan: JointPlan) -> Point:
-    height = _height(plan.cloud_only, plan)
-    told = f"the cloud alone: {_told(plan.cloud_only)}"
+    height = _height(plan.cloud_only, 0.0, plan)
+    told = f"the cloud alone: {_told(plan.cloud_only, plan)}"
     return Point(_CLOUD, "the cloud alone", told, 0.0, height, "diamond", "plain", filled=True, small=False, rank=1)
 
 
 def _point(option: Option, plan: JointPlan, keys: Mapping[str, str], height: float) -> Point:
     certified = option.certified
-    share = option.expected_share if certified is None else certified.local_share
+    share = _share(option)
     state = "expected" if certified is None else "certified"
     return Point(
         key=keys[option.recipe],
         label=option.recipe,
         told=f"{option.recipe} with {option.signal}: {figures.percent(share)} at the edge, {state}; "
-        f"{_told(option.price)}",
+        f"{_told(option.price, plan)}",
         x=share,
         y=height,
         shape="star" if option.chosen else "circle",
@@ -149,8 +169,9 @@ def _point(option: Option, plan: JointPlan, keys: Mapping[str, str], height: flo
     )
 
 
-def _told(price: Price) -> str:
-    return f"1,000 requests cost {1e3 * price.total:.4g}, an answer takes {figures.milliseconds(price.latency_ms)}"
+def _told(price: Price, plan: JointPlan) -> str:
+    cost = f"1,000 requests cost {1e3 * price.total:.4g}"
+    return f"{cost}, an answer takes {figures.milliseconds(price.latency_ms)}" if plan.timed else cost
 
 
 def _options(plan: JointPlan, keys: Mapping[str, str]) -> Node:
@@ -167,14 +188,16 @@ def _options(plan: JointPlan, keys: Mapping[str, str]) -> Node:
         ("total, 1,000", "Money and waiting that 1,000 requests cost"),
     )
     ranked = sorted(plan.options, key=lambda option: not option.chosen)
-    rows = [_option_row(option, keys) for option in ranked]
-    rows.append(node("tr", node("th", "the cloud alone", scope="row"), *([node("td")] * 7), *_price(plan.cloud_only)))
+    rows = [_option_row(option, plan, keys) for option in ranked]
+    rows.append(
+        node("tr", node("th", "the cloud alone", scope="row"), *([node("td")] * 7), *_price(plan.cloud_only, plan))
+    )
     return sortable(
         "Every recipe with every signal: the plan, then the cheapest", heads, rows, first="recipe and signal"
     )
 
 
-def _option_row(option: Option, keys: Mapping[str, str]) -> Node:
+def _option_row(option: Option, plan: JointPlan, keys: Mapping[str, str]) -> Node:
     found = option.certified
     ends = [None] * 3 if found is None else [found.local_share, *found.local_share_interval]
     cells = [
@@ -182,7 +205,7 @@ def _option_row(option: Option, keys: Mapping[str, str]) -> Node:
         _cell(option.edge_ms, figures.milliseconds(option.edge_ms)),
         _cell(option.aurc, figures.ratio(option.aurc)),
         *(_cell(v, figures.percent(v)) if v is not None else node("td") for v in (option.expected_share, *ends)),
-        *_price(option.price),
+        *_price(option.price, plan),
     ]
     look = "winner" if option.chosen else None
     return node("tr", _name(option, keys), *cells, data_c=keys[option.recipe], class_=look)
@@ -200,9 +223,9 @@ def _name(option: Option, keys: Mapping[str, str]) -> Node:
     )
 
 
-def _price(price: Price) -> Iterator[Node]:
+def _price(price: Price, plan: JointPlan) -> Iterator[Node]:
     yield _cell(price.money, f"{1e3 * price.money:.4g}")
-    yield _cell(price.latency_ms, figures.milliseconds(price.latency_ms))
+    yield _cell(price.latency_ms, figures.milliseconds(price.latency_ms)) if plan.timed else node("td", "unknown")
     yield _cell(price.total, f"{1e3 * price.total:.4g}")
 
 
@@ -223,7 +246,7 @@ def _practices(plan: JointPlan, keys: Mapping[str, str]) -> Node | None:
             "p",
             "What each would do with the same items. “Risk, at most” is an upper bound on what the target bounds, with "
             f"{100 * (1 - plan.delta):g} % confidence, for a threshold fixed beforehand; above what is promised, the "
-            "promise is not kept.",
+            "promise is not proved; where the risk seen is above it as well, it is broken.",
             class_="hint",
         ),
         scrolling(node("table", node("thead", head), node("tbody", *rows))),
@@ -231,8 +254,8 @@ def _practices(plan: JointPlan, keys: Mapping[str, str]) -> Node | None:
 
 
 def _practice_row(practice: Practice, plan: JointPlan, keys: Mapping[str, str]) -> Node:
-    broken = practice.risk_bound is not None and practice.risk_bound > plan.alpha
-    mark = node("span", "not kept", class_="chip broken") if broken else None
+    verdict = practice.verdict(plan.alpha)
+    mark = node("span", verdict, class_="chip broken") if verdict in ("broken", "not proved") else None
     limit = practice.risk_bound
     return node(
         "tr",

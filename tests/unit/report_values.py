@@ -164,7 +164,7 @@ def full_plan(**changes) -> JointPlan:
         reference=("news-large", "sha256:418512005cd8"),
         tuning=Part(700, "96d790265c4a40db" * 4),
         certifying=Part(1268, "c6d790265c4a40db" * 4),
-        cost={"price_per_call": 0.0031, "region": "eu"},
+        cost={"price_per_call": 0.0031, "region": "eu", "rtt_ms": 20.0, "cloud_ms": 8.0},
         certificate_id="sha256:" + "11223344" * 8,
         model="run",
         created="2026-01-01T00:00:00Z",

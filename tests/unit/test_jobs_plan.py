@@ -30,7 +30,7 @@ from edgewise.jobs.beside import certificate_beside, load_certificate
 from edgewise.jobs.certifying import CertifyJob, certify_with_cloud
 from edgewise.jobs.parts import Answered, Part
 from edgewise.jobs.planning import PlanJob, plan_with_cloud, plan_with_predictions
-from edgewise.jobs.planning.choice import Evidence, choose, compare
+from edgewise.jobs.planning.choice import Evidence, _expected, choose, compare
 from edgewise.jobs.pricing import Costs
 from edgewise.quantize import NullProgress
 from edgewise.quantize.joint import JointPlan, Price
@@ -345,6 +345,23 @@ def test_accuracy_is_planned_for_where_there_are_labels(planned, job, tiny_model
     assert found.plan.choice.certified is not None
     with pytest.raises(DataError, match="has no labels"):
         planned(target="selective", out=tmp_path / "no")
+
+
+def test_waiting_has_no_price_where_nothing_times_the_cloud():
+    with pytest.raises(ConfigError, match="nothing says how long the cloud takes"):
+        Costs(CostSection(price_per_second=0.1))
+    assert Costs(CostSection(price_per_call=0.1)).told()["cloud_ms"] is None
+    assert Costs(CostSection(price_per_second=0.1), cloud_ms=3.0).told()["cloud_ms"] == 3.0
+
+
+def test_one_wrong_item_at_the_top_does_not_end_what_is_expected_of_selective_risk(job):
+    """The grid begins where the test can pass, here as where it certifies."""
+    rng = np.random.default_rng(0)
+    scores = rng.random(2000)
+    lost = (rng.random(2000) < 0.02 * (scores < 0.5)).astype(float)
+    lost[scores.argmax()] = 1.0
+    expected = _expected((scores, lost), 2000, replace(job, target="selective", alpha=0.02, delta=0.05))
+    assert expected > 0.9
 
 
 @pytest.mark.parametrize(("pay", "refused"), [("share", True), ("split", False)])

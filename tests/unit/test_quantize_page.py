@@ -451,8 +451,24 @@ def test_what_a_plan_is_not_is_said():
         assert words in parsed.classed(outcome)[0]["text"]
     parsed = Parsed(render_plan(values.full_plan()))
     assert [e["text"] for e in parsed.classed("broken") if "chip" in e["attrs"]["class"]] == [
-        "nothing local", "not kept",
+        "nothing local", "broken",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("risk", "limit", "verdict"),
+    [(0.004, 0.009, "kept"), (0.008, 0.013, "not proved"), (0.012, 0.02, "broken"), (0.5, None, "")],
+)
+def test_a_promise_is_kept_or_not_proved_or_broken(risk, limit, verdict):
+    practice = msgspec.structs.replace(values.full_plan().practices[0], risk=risk, risk_bound=limit)
+    assert practice.verdict(0.01) == verdict
+
+
+def test_a_plan_does_not_invent_the_time_of_a_cloud_that_was_not_timed():
+    plan = values.full_plan(cost={"price_per_call": 0.0031, "region": "as measured", "rtt_ms": None, "cloud_ms": None})
+    assert any(e["text"] == "unknown" for e in Parsed(render_plan(plan)).all("td"))
+    assert "an answer takes" not in render_plan(plan)
+    assert "an answer takes" in render_plan(values.full_plan())
 
 
 def test_a_plan_in_which_nothing_costs_anything_shows_the_time():
