@@ -3,7 +3,7 @@
 Owns the decision and the one flow that carries it out. Models, clouds, stores and protocols belong to other rooms.
 """
 
-from edgewise.router.certificate import certify, certify_accuracy, certify_groups, certify_selective
+from edgewise.router.certificate import certify, certify_accuracy, certify_groups, certify_selective, threshold_grid
 from edgewise.router.hybrid import Router
 from edgewise.router.monitor import AuditMonitor
 from edgewise.router.settings import Plugs, RouterSettings
@@ -19,4 +19,5 @@ __all__ = [
     "certify_accuracy",
     "certify_groups",
     "certify_selective",
+    "threshold_grid",
 ]
