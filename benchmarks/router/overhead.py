@@ -29,7 +29,7 @@ from edgewise.router.combination import ClassifierCombination, GeneratorCombinat
 from edgewise.router.complexity import Complexity
 from edgewise.router.complexity_fit import fit_complexity
 from edgewise.router.fitted import Fitted
-from edgewise.router.neighbours import fit_neighbours
+from edgewise.router.neighbours import Outcomes, fit_neighbours
 from edgewise.router.policies.threshold import CertifiedThreshold
 from edgewise.router.signals import GENERATOR_SIGNALS, SIGNALS, score_of
 
@@ -160,13 +160,18 @@ def decisions(rng: np.random.Generator) -> list[Case]:
 
 def others(rng: np.random.Generator) -> list[Case]:
     """Distance and complexity."""
-    neighbours = fit_neighbours(rng.normal(size=(EMBEDDINGS, WIDTH)).astype(np.float32))
+    answers = rng.integers(0, CLASSES, EMBEDDINGS).astype(np.int32)
+    outcomes = Outcomes(answers, rng.random(EMBEDDINGS) < 0.2)
+    neighbours = fit_neighbours(rng.normal(size=(EMBEDDINGS, WIDTH)).astype(np.float32), outcomes)
     queries = rng.normal(size=(500, WIDTH)).astype(np.float32)
     shown = texts(rng, 500)
     complexity: Complexity = fit_complexity(shown, rng.random(500) < 0.3, ridges=(4.0,))
     endless = " ".join(shown * 40)
     return [
         Case("distance", lambda number: neighbours.distance(queries[number % 500])),
+        Case(
+            "distance, vote and error rate", lambda number: neighbours.around(queries[number % 500], number % CLASSES)
+        ),
         Case("complexity", lambda number: complexity.score(shown[number % 500])),
         Case(f"complexity, {len(endless) // 1000:,} kB", lambda number: complexity.score(endless)),
     ]
