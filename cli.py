@@ -48,8 +48,8 @@ CloudKind = Annotated[str, typer.Option("--cloud-kind", help="Protocol of the cl
 CloudModel = Annotated[str | None, typer.Option("--cloud-model", help="Model there; our own service needs no name.")]
 CloudKeyEnv = Annotated[str | None, typer.Option("--cloud-key-env", help="Environment variable with the cloud's key.")]
 CachedOption = Annotated[bool, typer.Option("--cached", help="Keep an output that was made from exactly these inputs.")]
-WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to wait for a service that is still starting.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds one call may take.")]
+WaitOption = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for a service still starting.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds one call may take.")]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to bind; loopback unless told otherwise.")]
 KeysEnv = Annotated[str | None, typer.Option("--api-keys-env", help="Environment variable with tenant:key,tenant:key.")]
 
@@ -337,9 +337,7 @@ def plan(
 def certify(
     bundle: BundlePath,
     data: DataOption,
-    alpha: Annotated[
-        float, typer.Option("--alpha", help="Bound on: local, final and different from the cloud.")
-    ] = 0.01,
+    alpha: Annotated[float, typer.Option("--alpha", help="Bound on the risk that --target names.")] = 0.01,
     delta: Annotated[float, typer.Option("--delta", help="Probability that the bound may fail.")] = 0.05,
     target: Annotated[str, typer.Option("--target", help="What is bounded: agreement, accuracy or selective.")] = (
         "agreement"
@@ -372,7 +370,7 @@ def certify(
         float | None, typer.Option("--valid-days", help="Days after which the certificate ends.")
     ] = None,
     keep_texts: Annotated[
-        bool, typer.Option("--keep-texts", help="Keep the tuning items beside the bundle, for explain.")
+        bool, typer.Option("--keep-texts", help="Keep the tuning items beside the certificate, for explain.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Certificate; BUNDLE.certificate.json unless given.")
@@ -383,7 +381,9 @@ def certify(
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = 0.0,
     text_field: TextField = "text",
-    label_field: LabelField = "label",
+    label_field: Annotated[
+        str | None, typer.Option("--label-field", help="Field of the label; label, where there is one, unless given.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a certificate that exists.")] = False,
     cached: CachedOption = False,
     as_json: JsonOption = False,
@@ -432,6 +432,8 @@ def certify(
             backend = BackendSection(url=cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
             found = certify_with_cloud(job, wiring.connect(backend), progress)
     _show(rendering.certified_view(found), encode(found.certificate), as_json)
+    if not found.goal_met:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -442,7 +444,7 @@ def explain(
         Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
     ] = None,
     fitted: Annotated[
-        Path | None, typer.Option("--fitted", help="What was fitted for it; BUNDLE.fitted.npz unless given.")
+        Path | None, typer.Option("--fitted", help="What was fitted for it; beside the certificate unless given.")
     ] = None,
     tuning: Annotated[
         Path | None, typer.Option("--tuning", help="Items to look for the nearest among; those that were kept else.")

@@ -217,7 +217,8 @@ def _promised(model: EdgeModel, config: Config) -> _Promised:
         )
     certificate = load_certificate(path)
     check_model(certificate, model.digest, certificate.fitted_digest)
-    fitted = load_fitted(bundle, certificate, Path(config.edge.fitted) if config.edge.fitted else None)
+    named = Path(config.edge.fitted) if config.edge.fitted else None
+    fitted = load_fitted(bundle, certificate, named, issued=path)
     model.check_golden()
     return _Promised(
         certificate, fitted, (*_life_warnings(certificate), *_machine_warnings(certificate, config.edge.other_machine))

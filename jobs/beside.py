@@ -1,6 +1,8 @@
-"""What lies beside a bundle: its certificate, what was fitted for it, and what the tuning part showed.
+"""What lies beside a bundle: its certificate; and beside that what was fitted for it, and what the tuning part showed.
 
-Owns the names of these files and reading them. A bundle itself never changes after it was packed.
+Owns the names of these files and reading them. What belongs to a certificate carries its name: C.json and
+C.certificate.json have C.fitted.npz, so that no certificate takes another one's. A bundle itself never changes after it
+was packed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from edgewise.errors import CertificateError, DataError
 from edgewise.router import certificate as certificates
 from edgewise.router import fitted as fits
 from edgewise.router.fitted import Fitted
+
+_ENDINGS = (".certificate.json", ".json")
+"""Endings of a certificate's name that what belongs to it does not carry, the longest first."""
 
 
 class KeptItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,26 +51,46 @@ def kept_item(
 
 def certificate_beside(bundle: Path) -> Path:
     """Where the certificate of a bundle lives unless told otherwise."""
-    return _beside(bundle, "certificate.json")
+    return bundle.parent / f"{bundle.resolve().name}{_ENDINGS[0]}"
 
 
-def fitted_beside(bundle: Path) -> Path:
-    """Where what was fitted on the tuning part lives."""
-    return _beside(bundle, "fitted.npz")
+def fitted_beside(bundle: Path, issued: Path | None = None) -> Path:
+    """Where what was fitted on the tuning part lives.
+
+    Args:
+        bundle: The bundle.
+        issued: Path of the certificate; None takes the one beside the bundle. The same below.
+    """
+    return _beside(bundle, issued, "fitted.npz")
 
 
-def record_beside(bundle: Path) -> Path:
+def record_beside(bundle: Path, issued: Path | None = None) -> Path:
     """Where it is written what the tuning part showed."""
-    return _beside(bundle, "tuning.json")
+    return _beside(bundle, issued, "tuning.json")
 
 
-def items_beside(bundle: Path) -> Path:
+def items_beside(bundle: Path, issued: Path | None = None) -> Path:
     """Where the tuning items live, if they were kept."""
-    return _beside(bundle, "neighbours.jsonl")
+    return _beside(bundle, issued, "neighbours.jsonl")
 
 
-def _beside(bundle: Path, kind: str) -> Path:
-    return bundle.parent / f"{bundle.resolve().name}.{kind}"
+def sharing(issued: Path) -> list[Path]:
+    """Files that, as certificates, would share what lies beside the certificate `issued`."""
+    stem = _stem(issued)
+    named = [issued.with_name(f"{stem}{ending}") for ending in (*_ENDINGS, "")]
+    return [path for path in named if path.name != issued.name and path.is_file()]
+
+
+def _beside(bundle: Path, issued: Path | None, kind: str) -> Path:
+    issued = issued or certificate_beside(bundle)
+    return issued.with_name(f"{_stem(issued)}.{kind}")
+
+
+def _stem(issued: Path) -> str:
+    for ending in _ENDINGS:
+        if issued.name.endswith(ending):
+            return issued.name.removesuffix(ending)
+    return issued.name
 
 
 def load_certificate(path: Path) -> Certificate:
@@ -82,43 +107,56 @@ def load_certificate(path: Path) -> Certificate:
         ) from error
 
 
-def load_fitted(bundle: Path, certificate: Certificate, path: Path | None = None) -> Fitted | None:
+def load_fitted(
+    bundle: Path, certificate: Certificate, path: Path | None = None, *, issued: Path | None = None
+) -> Fitted | None:
     """What decides with the certificate's signal; None where its signal stands alone.
 
     Args:
         bundle: The bundle.
         certificate: Names what was fitted by its digest.
-        path: Where it lies; None takes the file beside the bundle.
+        path: Where it lies; None takes the file beside the certificate, or beside the bundle where there is none.
+        issued: Path of the certificate; None takes the one beside the bundle.
 
     Raises:
         CertificateError: The file is missing, damaged, or not the one that the certificate names.
     """
     if certificate.fitted_digest is None:
         return None
-    path = path or fitted_beside(bundle)
+    path = path or _fitted_of(bundle, issued)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise CertificateError(
             f"Certificate {certificate.id} needs {path}, which cannot be read: {error.strerror}.",
-            "Put the file that was written with the certificate beside the bundle, or certify again.",
+            "Put the file that was written with the certificate beside it, or certify again.",
         ) from error
     found = fits.digest(data)
     if found != certificate.fitted_digest:
         raise CertificateError(
             f"{path} is {found}; certificate {certificate.id} was issued with {certificate.fitted_digest}.",
-            "Put the file that was written with the certificate beside the bundle, or certify again.",
+            "Put the file that was written with the certificate beside it, or certify again.",
         )
     return fits.decode(data)
 
 
-def load_kept_items(bundle: Path) -> list[KeptItem] | None:
+def _fitted_of(bundle: Path, issued: Path | None) -> Path:
+    """A certificate may have been moved away from what was fitted for it; its digest tells whether a file is that."""
+    near, beside = fitted_beside(bundle, issued), fitted_beside(bundle)
+    return beside if beside.exists() and not near.exists() else near
+
+
+def load_kept_items(bundle: Path, issued: Path | None = None) -> list[KeptItem] | None:
     """The tuning items that `certify --keep-texts` left; None where it left none.
+
+    Args:
+        bundle: The bundle.
+        issued: Path of the certificate; None takes the one beside the bundle.
 
     Raises:
         DataError: The file is damaged.
     """
-    path = items_beside(bundle)
+    path = items_beside(bundle, issued)
     try:
         return msgspec.json.Decoder(KeptItem).decode_lines(path.read_bytes())
     except FileNotFoundError:

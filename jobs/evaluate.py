@@ -154,7 +154,7 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
     model = EdgeModel.load(job.bundle)
     certificate = load_certificate(job.certificate or certificate_beside(job.bundle))
     check_model(certificate, model.digest, certificate.fitted_digest)
-    fitted = load_fitted(job.bundle, certificate)
+    fitted = load_fitted(job.bundle, certificate, issued=job.certificate)
     gateway = _GatewayClient(job, url, certificate)
     answers, waited_ms, cloud_outputs = asyncio.run(_ask_both(job, gateway, cloud, examples, progress))
     progress.stage("Asking the edge model", len(examples))

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edgewise.bundle import Bundle
-from edgewise.contracts import Certificate, Input, Prediction, Progress, Reason, Request
+from edgewise.contracts import Certificate, Groups, Input, Prediction, Progress, Reason, Request
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import CertificateError
 from edgewise.jobs.beside import certificate_beside, load_certificate, load_fitted
@@ -42,7 +42,7 @@ class ExplainJob:
         bundle: The bundle.
         items: Texts, or paths of images.
         certificate: Path of the certificate; None takes the file beside the bundle, if there is one.
-        fitted: Path of what was fitted for it; None takes the file beside the bundle.
+        fitted: Path of what was fitted for it; None takes the file beside the certificate.
         tuning: Tuning items to look for neighbours among, or None.
         attributes: Attributes of the requests, by which a certificate may group them.
         text_field: Field of the text in the tuning items.
@@ -71,7 +71,9 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
         signal: Name of the score.
         score: The score; None where it has none.
         threshold: Local iff score > threshold, as text where infinite; None where no certificate is in force.
-        group: The group it falls into, of a certificate by groups.
+        group: What it is grouped by has this value; None where it has none, or there are no groups.
+        grouped_by: "label", or the attribute by which the certificate groups; None where there are no groups.
+        groups: The groups that the certificate lists; a request of no such group is escalated.
         tenth: Where the score lies among the certifying items': 1 in the lowest tenth, 10 in the highest.
         distance: Distance to its neighbours among the tuning items; None where none were fitted.
         distance_cut: Beyond it an item is out of distribution; None where the distance vetoes nothing.
@@ -92,6 +94,8 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     score: float | None
     threshold: float | str | None
     group: str | None
+    grouped_by: str | None = None
+    groups: tuple[str, ...] = ()
     tenth: int | None
     distance: float | None
     distance_cut: float | None
@@ -118,12 +122,17 @@ def explain_items(job: ExplainJob, progress: Progress) -> list[Explained]:
     if certificate is not None:
         # Whether what was fitted is the one that it names is found out where that is read.
         check_model(certificate, model.digest, certificate.fitted_digest)
-        fitted = load_fitted(job.bundle, certificate, job.fitted)
+        fitted = load_fitted(job.bundle, certificate, job.fitted, issued=job.certificate)
     signal = _signal(model, certificate)
     if job.tuning is None:
         named = None if certificate is None else certificate.fitted_digest
         references = kept_references(
-            job.bundle, model_digest=model.digest, signal=signal, fitted=fitted, fitted_digest=named
+            job.bundle,
+            job.certificate,
+            model_digest=model.digest,
+            signal=signal,
+            fitted=fitted,
+            fitted_digest=named,
         )
     else:
         references = asked_references(
@@ -177,6 +186,7 @@ class _Bench:
         prediction = self._model.predict_one(value)
         decision = self._promise.before(request) or self._judgement.decide(self._promise, request, prediction)
         score = score_of(prediction, self._signal, self._fitted)
+        groups = None if self._certificate is None else self._certificate.groups
         by, nearest = self._references.near(prediction, score)
         distance, distance_cut = self._distance(prediction)
         complexity, complexity_cut = self._complexity(value)
@@ -189,7 +199,9 @@ class _Bench:
             signal=self._signal,
             score=_known(score),
             threshold=_in_json(decision.threshold),
-            group=self._group(request, prediction),
+            group=_group(groups, request, prediction),
+            grouped_by=None if groups is None else groups.by,
+            groups=() if groups is None else tuple(groups.bounds),
             tenth=self._tenth(score),
             distance=distance,
             distance_cut=distance_cut,
@@ -214,12 +226,6 @@ class _Bench:
             return None, None
         return self._fitted.complexity.score(value), self._fitted.complexity.cut
 
-    def _group(self, request: Request, prediction: Prediction) -> str | None:
-        groups = None if self._certificate is None else self._certificate.groups
-        if groups is None:
-            return None
-        return str(prediction.output) if groups.by == BY_LABEL else request.attributes.get(groups.by)
-
     def _tenth(self, score: float) -> int | None:
         """Written so that a score on a decile counts to the tenth below it, as it does not lie above."""
         deciles = () if self._certificate is None else self._certificate.score_deciles
@@ -232,6 +238,12 @@ class _Bench:
         if by is None or self._references.items is None:
             return (_HOW_TO_SEE,)
         return (_BY_EMBEDDING,) if by == "score" and prediction.embedding is not None else ()
+
+
+def _group(groups: Groups | None, request: Request, prediction: Prediction) -> str | None:
+    if groups is None:
+        return None
+    return str(prediction.output) if groups.by == BY_LABEL else request.attributes.get(groups.by)
 
 
 class _Now:

@@ -1,6 +1,6 @@
 """The tuning items most like an item: by their embeddings where there are some, else by their scores.
 
-Owns where they come from: a file that is given, or what `certify` left beside the bundle.
+Owns where they come from: a file that is given, or what `certify` left beside the certificate.
 """
 
 from __future__ import annotations
@@ -82,12 +82,19 @@ def _near(distance: float, at: int, item: KeptItem | None) -> Near:
 
 
 def kept_references(
-    bundle: Path, *, model_digest: str, signal: str, fitted: Fitted | None, fitted_digest: str | None
+    bundle: Path,
+    issued: Path | None,
+    *,
+    model_digest: str,
+    signal: str,
+    fitted: Fitted | None,
+    fitted_digest: str | None,
 ) -> References:
-    """What `certify` left beside the bundle; items that it kept for another certificate are not taken for this one's.
+    """What `certify` left beside a certificate; items that it kept for another one are not taken for this one's.
 
     Args:
         bundle: The bundle.
+        issued: Path of the certificate; None takes the one beside the bundle.
         model_digest: Its digest.
         signal: Name of the score.
         fitted: What was fitted, or None.
@@ -96,11 +103,13 @@ def kept_references(
     Raises:
         DataError: The kept items are damaged.
     """
-    record = read_record(bundle)
+    record = read_record(bundle, issued)
     belongs = record is not None and (
         (record.asked.model_digest, record.signal, record.fitted_digest) == (model_digest, signal, fitted_digest)
     )
-    return References(load_kept_items(bundle) if belongs else None, None if fitted is None else fitted.neighbours)
+    return References(
+        load_kept_items(bundle, issued) if belongs else None, None if fitted is None else fitted.neighbours
+    )
 
 
 def asked_references(

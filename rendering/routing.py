@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from edgewise.contracts import Action, Reason
-from edgewise.rendering.words import facts, megabytes, percent
+from edgewise.rendering.words import apart, facts, megabytes, percent, threshold
 from edgewise.router.certificate import TARGET_ACCURACY, TARGET_AGREEMENT, TARGET_SELECTIVE, items_needed
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ _WHY = {
     Reason.CERTIFICATE_EXPIRED: "the certificate's stated life is over, or the clock is wrong",
 }
 _SHOWN = 72
+_NOTHING_COMPUTED = (
+    "Nothing was computed: the certificate of exactly this job was there. Costs, other bounds and how often edge and "
+    "cloud differ are shown where one is issued: --overwrite in place of --cached."
+)
 
 
 def certificate_sentence(certificate: Certificate) -> str:
@@ -82,16 +86,13 @@ def certified_view(found: Certified) -> RenderableType:
     table.add_row("certificate", str(found.path) + (" (unchanged)" if found.reused else ""))
     if certificate.groups is None:
         low, high = bound.local_share_interval
-        table.add_row("answer locally iff", f"{certificate.signal} > {bound.threshold:.6g}")
+        table.add_row("answer locally iff", f"{certificate.signal} > {threshold(bound.threshold)}")
         table.add_row(
             "answered locally",
             f"{percent(bound.local_share)} of the certifying items; of all such requests {percent(low)} to "
             f"{percent(high)}, with 95 % confidence",
         )
-        counted = (
-            "allowed among the local ones" if certificate.target == TARGET_AGREEMENT else "lost among the local ones"
-        )
-        table.add_row(counted, f"{bound.k} of {bound.n} items")
+        table.add_row(*_counted(found))
     if found.disagreements is not None:
         n, _ = _share(certificate)
         table.add_row("differ from the cloud", f"{found.disagreements} of {n} items, locally answered or not")
@@ -111,15 +112,31 @@ def certified_view(found: Certified) -> RenderableType:
         parts += ["", _signals_table(found.tuning)]
     if found.curve:
         parts += ["", _curve_table(found.curve)]
+    if found.reused:
+        parts += ["", _NOTHING_COMPUTED]
     return Group(*parts)
+
+
+def _counted(found: Certified) -> tuple[str, str]:
+    """What the local answers to the certifying items may cost, or cost."""
+    bound, local = found.certificate.bound, found.local
+    if found.certificate.target == TARGET_AGREEMENT:
+        return "allowed among the local ones", f"{bound.k} of {bound.n} items"
+    if found.certificate.target == TARGET_SELECTIVE:
+        return "wrong among the local ones", f"{bound.k} of {round(bound.local_share * bound.n)} items"
+    if local is None:
+        return "lost by local answers", f"{bound.k} of {bound.n} items, those won not taken off"
+    net = local.lost - local.won
+    figures = f"{local.lost} lost, {local.won} won: net {net} of {bound.n} items, {percent(net / bound.n)}"
+    return "right answers, by local ones", figures
 
 
 def _groups_table(groups: Groups) -> Table:
     table = _listing(f"group by {groups.by}", "items", "threshold", "answered locally", "may differ")
     for name, bound in groups.bounds.items():
         few = bound.n < items_needed(bound.alpha, bound.delta)
-        threshold = "too few items" if few else f"{bound.threshold:.6g}"
-        table.add_row(name, str(bound.n), threshold, percent(bound.local_share), str(bound.k))
+        above = "too few items" if few else threshold(bound.threshold)
+        table.add_row(name, str(bound.n), above, percent(bound.local_share), str(bound.k))
     return table
 
 
@@ -158,7 +175,7 @@ def _curve_table(curve: Sequence[CurveRow]) -> Table:
             cells = ["", f"{row.needed} items needed", ""]
         else:
             accuracy = "" if row.accuracy is None else percent(row.accuracy)
-            cells = [f"{row.bound.threshold:.6g}", percent(row.bound.local_share), accuracy]
+            cells = [threshold(row.bound.threshold), percent(row.bound.local_share), accuracy]
         table.add_row(percent(row.alpha), *cells[: 3 if labelled else 2])
     return table
 
@@ -174,14 +191,15 @@ def explained_view(rows: Sequence[Explained]) -> RenderableType:
 
 def _explained(row: Explained) -> list[RenderableType]:
     where = "answered here" if row.action == Action.LOCAL else "escalated"
-    threshold = "" if row.threshold is None else f", threshold {_figure(row.threshold)}"
+    score = _score(row)
     tenth = "" if row.tenth is None else f"; in tenth {row.tenth} of 10 of the certifying scores"
     table = facts()
     table.add_row("edge answer", row.output)
-    table.add_row("decision", f"{where}: {_WHY.get(row.reason, row.reason.value)}")
-    table.add_row(f"score ({row.signal})", f"{_figure(row.score)}{threshold}{tenth}")
-    if row.group is not None:
-        table.add_row("group", row.group)
+    table.add_row("decision", f"{where}: {_why(row)}")
+    table.add_row(f"score ({row.signal})", f"{score}{tenth}")
+    if row.grouped_by is not None:
+        listed = "" if row.group in row.groups else f"; listed are {', '.join(row.groups)}"
+        table.add_row(f"group by {row.grouped_by}", f"{row.group or 'none'}{listed}")
     if row.distance_cut is not None:
         table.add_row("distance", f"{_figure(row.distance)}, out of distribution beyond {_figure(row.distance_cut)}")
     if row.complexity_cut is not None:
@@ -193,13 +211,31 @@ def _explained(row: Explained) -> list[RenderableType]:
         table.add_row("complexity", f"{_figure(row.complexity)}, {cut}")
     table.add_row("other signals", ", ".join(f"{name} {_figure(value)}" for name, value in row.signals.items()))
     parts: list[RenderableType] = [_shortened(row.input), table]
-    if row.nearest:
+    if any(item.text is not None for item in row.nearest):
         near = _listing(f"nearest by {row.nearest_by}", "distance", "label", "edge answer")
         for item in row.nearest:
             text = f"item {item.position}" if item.text is None else _shortened(item.text)
             near.add_row(text, f"{item.distance:.4f}", item.label or "", item.edge or "")
         parts.append(near)
     return parts
+
+
+def _why(row: Explained) -> str:
+    """The reason in words; a router takes a group that is not listed for one with no way to be local."""
+    if row.grouped_by is None or row.group in row.groups or row.reason is not Reason.BELOW_THRESHOLD:
+        return _WHY.get(row.reason, row.reason.value)
+    remedy = f"; name one with --attribute {row.grouped_by}={row.groups[0]}" if row.group is None else ""
+    return f"it is of no listed group{remedy}"
+
+
+def _score(row: Explained) -> str:
+    """The score, and the threshold where there is one."""
+    if row.threshold is None:
+        return _figure(row.score)
+    above = float(row.threshold)
+    if row.score is None:
+        return f"none, threshold {threshold(above)}"
+    return ", threshold ".join(apart(row.score, above))
 
 
 def _listing(*columns: str) -> Table:

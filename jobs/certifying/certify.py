@@ -21,7 +21,7 @@ from edgewise.edge import EdgeModel, probe
 from edgewise.errors import DataError, OutputExistsError
 from edgewise.files import write_atomically
 from edgewise.jobs.asking import answers_of, read_recorded, reference_of
-from edgewise.jobs.beside import certificate_beside, fitted_beside, load_certificate
+from edgewise.jobs.beside import certificate_beside, fitted_beside, load_certificate, record_beside, sharing
 from edgewise.jobs.certifying.job import CertifyJob, check_job
 from edgewise.jobs.certifying.opening import Work, open_work
 from edgewise.jobs.certifying.proving import Proof, certified_point, prove, share_curve
@@ -29,9 +29,11 @@ from edgewise.jobs.certifying.tuning import Tuned, TuningRecord, asked_of, kept_
 from edgewise.jobs.parts import Answered, Part, shared_note
 from edgewise.jobs.plots import plot_operating_curve, require_plotting
 from edgewise.jobs.pricing import cost_model
-from edgewise.jobs.targets import CurveRow, disagreements
+from edgewise.jobs.targets import CurveRow, disagreements, losses
 from edgewise.router import certificate as certificates
+from edgewise.router.certificate import TARGET_AGREEMENT
 from edgewise.router.cost import Choice, Cost, cheapest
+from edgewise.router.signals import COMBINED
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -50,13 +52,30 @@ class Price:
 
 
 @dataclass(frozen=True)
+class LocalAnswers:
+    """What answering locally does to the certifying items, by their labels.
+
+    Attributes:
+        count: Items answered locally.
+        lost: Of these, items that count against the edge.
+        won: Of these, items that the edge alone gets right; under selective risk none count.
+    """
+
+    count: int
+    lost: int
+    won: int
+
+
+@dataclass(frozen=True)
 class Certified:
     """What a certifying run found.
 
     Attributes:
         certificate: The certificate.
         path: Where it was written.
-        disagreements: Certifying items on which edge and cloud differ, answered locally or not.
+        disagreements: Certifying items on which edge and cloud differ, answered locally or not; with groups, of those
+            in a listed group. None where nothing was computed.
+        local: What the local answers lose and win, by labels; None for agreement, and where nothing was computed.
         reused: It was there already and nothing was computed.
         tuning: What the tuning part showed, or None without one.
         curve: What would be certified at other bounds on the risk.
@@ -72,6 +91,14 @@ class Certified:
     curve: tuple[CurveRow, ...] = ()
     price: Price | None = None
     plot: Path | None = None
+    local: LocalAnswers | None = None
+
+    @property
+    def goal_met(self) -> bool:
+        """Whether anything may be answered locally; the certificate is written either way."""
+        certificate = self.certificate
+        bounds = [certificate.bound] if certificate.groups is None else certificate.groups.bounds.values()
+        return any(bound.local_share > 0 for bound in bounds)
 
 
 def certify_with_cloud(job: CertifyJob, cloud: CloudClient, progress: Progress) -> Certified:
@@ -172,14 +199,32 @@ def _prepare(job: CertifyJob, reference: Reference) -> Work | Certified:
         kept = _kept(job, work, out)
         if kept is not None:
             return kept
-    fitted = fitted_beside(job.bundle)
-    if job.tuning is not None and fitted.exists() and not (job.overwrite or job.cached):
-        raise OutputExistsError(
-            f"{fitted}, which another certificate of this bundle may need, exists already.",
-            "Remove it, or replace it with --overwrite.",
-        )
+    if job.tuning is not None:
+        _refuse_sharing(job)
+    if job.veto or job.complexity or job.signal == COMBINED:
+        _refuse_replacing_fitted(job)
     work.model.check_golden()
     return work
+
+
+def _refuse_sharing(job: CertifyJob) -> None:
+    """Two certificates must not write one record and one fitted file."""
+    out = _out(job)
+    for other in sharing(out):
+        raise OutputExistsError(
+            f"What belongs to {out} would lie where that of {other} does: {record_beside(job.bundle, out).name} and "
+            "the like.",
+            "Name another --out.",
+        )
+
+
+def _refuse_replacing_fitted(job: CertifyJob) -> None:
+    fitted = fitted_beside(job.bundle, job.out)
+    if fitted.exists() and not (job.overwrite or job.cached):
+        raise OutputExistsError(
+            f"{fitted}, which another certificate may need, exists already.",
+            "Name another --out, remove it, or replace it with --overwrite.",
+        )
 
 
 def _out(job: CertifyJob) -> Path:
@@ -196,7 +241,7 @@ def _kept(job: CertifyJob, work: Work, out: Path) -> Certified | None:
     record = None
     signal, fitted_digest = job.signal or work.model.bundle.core.signal, None
     if work.tuning is not None:
-        record = kept_record(job.bundle, asked_of(job, work.tuning, work.model.digest, work.reference))
+        record = kept_record(job.bundle, out, asked_of(job, work.tuning, work.model.digest, work.reference))
         if record is None:
             return None
         signal, fitted_digest = record.signal, record.fitted_digest
@@ -242,21 +287,32 @@ def _finish(job: CertifyJob, work: Work, outputs: Sequence[Output], progress: Pr
     certificate = _issued(job, work, proof, signal, tuned)
     picture = _picture(job, answered, proof, labelled=work.labelled)
     if tuned is not None:
-        write_tuned(job.bundle, tuned, keep_texts=job.keep_texts)
+        if tuned.fitted_bytes is not None:
+            _refuse_replacing_fitted(job)
+        write_tuned(job.bundle, _out(job), tuned, keep_texts=job.keep_texts)
     if job.plot is not None and picture is not None:
         write_atomically(job.plot, picture)
     write_atomically(_out(job), certificates.encode(certificate))
-    _note(work, tuned, progress)
+    _note(work, answered, tuned, progress)
+    differ = disagreements(answered)
     return Certified(
         certificate,
         _out(job),
-        int(disagreements(answered).sum()),
+        int((differ if proof.listed is None else differ[proof.listed]).sum()),
         reused=False,
         tuning=tuned.record if tuned else None,
         curve=proof.curve,
         price=_price(job, proof, edge_ms),
         plot=job.plot,
+        local=_local_answers(job, answered, proof),
     )
+
+
+def _local_answers(job: CertifyJob, answered: Answered, proof: Proof) -> LocalAnswers | None:
+    if job.target == TARGET_AGREEMENT:
+        return None
+    lost = losses(job.target, answered)[proof.scores > proof.bound.threshold]
+    return LocalAnswers(len(lost), int((lost > 0).sum()), int((lost < 0).sum()))
 
 
 def _answered(model: EdgeModel, part: Part, cloud: Sequence[Output], progress: Progress) -> Answered:
@@ -311,7 +367,7 @@ def _picture(job: CertifyJob, answered: Answered, proof: Proof, *, labelled: boo
     )
 
 
-def _note(work: Work, tuned: Tuned | None, progress: Progress) -> None:
+def _note(work: Work, answered: Answered, tuned: Tuned | None, progress: Progress) -> None:
     """Say what is no error and yet not as it looks."""
     part, shared = work.certifying, work.tuning_given - len(work.tuning_places)
     if work.tuning is not None and shared:
@@ -319,6 +375,12 @@ def _note(work: Work, tuned: Tuned | None, progress: Progress) -> None:
     complexity = tuned.fitted.complexity if tuned is not None and tuned.fitted is not None else None
     if complexity is not None and math.isinf(complexity.cut):
         progress.note("note: no tuning text looks hopeless enough, so --complexity will escalate none.")
+    core = work.model.bundle.core
+    if core.kind == "classifier" and not set(answered.cloud) & set(core.labels):
+        progress.note(
+            f"note: edge and cloud share no label: the cloud answers {answered.cloud[0]!r}, the edge "
+            f"{answered.edge[0].output!r}. They differ on every item unless both name their labels alike."
+        )
     if part.repeated:
         progress.note(
             f"note: {part.repeated} of the {len(part.examples)} certifying items repeat an earlier one, and the proof "

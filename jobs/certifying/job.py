@@ -37,15 +37,15 @@ class CertifyJob:
         group_by: Field of the data, or "label" for the label that the edge predicts; None makes no groups.
         groups: Their names; none takes all labels, or all values in the tuning part.
         valid_days: Stated life of the certificate; None states none.
-        keep_texts: Keep the tuning items beside the bundle, for `explain` to show.
-        out: Where the certificate goes; None takes the file beside the bundle.
+        keep_texts: Keep the tuning items beside the certificate, for `explain` to show.
+        out: Where the certificate goes, and beside it what was fitted; None takes the file beside the bundle.
         cost: What answers cost; None prices nothing.
         plot: Where a picture of the operating curve goes, .png or .svg; None draws none.
         concurrency: Cloud calls at the same time.
         timeout_s: Longest one cloud call may take.
         wait_s: Longest to wait for a cloud that is still starting.
         text_field: Field of the text in the data.
-        label_field: Field of the label in the data.
+        label_field: Field of the label in the data, which then must have one; None takes "label" where there is one.
         cached: Keep a certificate that was issued for exactly this job.
         overwrite: Replace a certificate that exists.
     """
@@ -70,7 +70,7 @@ class CertifyJob:
     timeout_s: float = 30.0
     wait_s: float = 0.0
     text_field: str = "text"
-    label_field: str = "label"
+    label_field: str | None = None
     cached: bool = False
     overwrite: bool = False
 
@@ -85,7 +85,10 @@ def check_job(job: CertifyJob) -> None:
     if job.target not in TARGETS:
         raise ConfigError(f"There is no target {job.target!r}.", f"Choose one of: {', '.join(TARGETS)}.")
     if job.valid_days is not None and not 0 < job.valid_days <= _LONGEST_LIFE_DAYS:
-        raise ConfigError(f"The life of {job.valid_days!r} days is none.", "Give days above 0, such as 90.")
+        raise ConfigError(
+            f"A certificate cannot live {job.valid_days:.15g} days.",
+            f"Give days above 0 and up to {_LONGEST_LIFE_DAYS}, such as 90.",
+        )
     if job.plot is not None and job.plot.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"The plot {job.plot} is of no known kind.", "Name a file that ends in .png or .svg.")
     if job.tuning is None:

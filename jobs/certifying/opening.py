@@ -13,7 +13,7 @@ from edgewise.bundle import Bundle, ImagePreprocessing
 from edgewise.contracts import Example, Reference
 from edgewise.edge import EdgeModel
 from edgewise.edge.reading import EMBEDDING
-from edgewise.errors import CertificateError, ConfigError, TooFewItemsError
+from edgewise.errors import CertificateError, ConfigError, DataError, TooFewItemsError
 from edgewise.jobs.certifying.job import CertifyJob
 from edgewise.jobs.parts import (
     Part,
@@ -26,6 +26,7 @@ from edgewise.jobs.parts import (
 from edgewise.jobs.targets import LABELLED
 from edgewise.router.certificate import group_items_needed
 from edgewise.router.policies.threshold import BY_LABEL
+from edgewise.router.signals import GENERATOR_SIGNALS, SIGNALS
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,14 @@ def _refuse_too_few(job: CertifyJob, certifying: Part, names: tuple[str, ...]) -
 
 
 def _part(job: CertifyJob, path: Path, group_by: str | None) -> Part:
-    return load_part(path, text_field=job.text_field, label_field=job.label_field, group_by=group_by)
+    field = job.label_field or "label"
+    part = load_part(path, text_field=job.text_field, label_field=field, group_by=group_by)
+    if job.label_field is not None and all(example.label is None for example in part.examples):
+        raise DataError(
+            f"No item of {path} has the field '{field}' that --label-field names.",
+            "Name the field of the label, or leave --label-field out: agreement needs no labels.",
+        )
+    return part
 
 
 def _names(job: CertifyJob, tuning: Part | None, labels: Sequence[str]) -> tuple[str, ...]:
@@ -132,6 +140,11 @@ def _refuse_without_score(bundle: Bundle) -> None:
 def _refuse_what_it_lacks(job: CertifyJob, bundle: Bundle) -> None:
     """Refuse wishes that this kind of model cannot grant."""
     core = bundle.core
+    if job.signal in GENERATOR_SIGNALS:
+        raise ConfigError(
+            f"The signal {job.signal!r} reads log-probabilities of tokens, and the bundle {core.name} gives none.",
+            f"Choose one of: {', '.join(SIGNALS)}.",
+        )
     if job.veto and EMBEDDING not in {output.name for output in core.outputs}:
         raise ConfigError(
             f"--veto needs embeddings, and the bundle {core.name} gives none.",

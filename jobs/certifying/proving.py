@@ -5,12 +5,14 @@ Owns the choice of the bound and what goes with it into a certificate. The mathe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.contracts import Bound, Groups
+from edgewise.errors import CertificateError
 from edgewise.jobs.certifying.job import CertifyJob
 from edgewise.jobs.certifying.tuning import Tuned
 from edgewise.jobs.parts import Answered
@@ -28,6 +30,7 @@ from edgewise.router.certificate import certify_groups
 from edgewise.router.evaluation import CurvePoint, operating_curve
 from edgewise.router.fitted import Fitted
 from edgewise.router.policies.threshold import BY_LABEL
+from edgewise.router.signals import SIGNALS
 
 _TENTHS = np.arange(1, 10) / 10
 
@@ -41,12 +44,14 @@ class Proof:
         groups: Bounds by group, or None.
         curve: What would be certified at other bounds on the risk; empty with groups.
         scores: Scores of the items, shape (n,).
+        listed: Which items are of a listed group, shape (n,); None without groups.
     """
 
     bound: Bound
     groups: Groups | None
     curve: tuple[CurveRow, ...]
     scores: NDArray[np.float64]
+    listed: NDArray[np.bool_] | None = None
 
     @property
     def deciles(self) -> tuple[float, ...]:
@@ -75,21 +80,46 @@ def prove(
 
     Raises:
         TooFewItemsError: The items, or those of a group, cannot certify anything.
+        CertificateError: No item has a score.
     """
     fitted: Fitted | None = None if tuned is None else tuned.fitted
     scores = served_scores(answered.part.examples, answered.edge, signal, fitted)
+    _refuse_unscored(answered, scores, signal, fitted)
     if names:
-        groups = _grouped(job, answered, scores, names)
-        return Proof(min(groups.bounds.values(), key=lambda bound: bound.local_share * bound.n), groups, (), scores)
+        members = answered.part.groups or [str(prediction.output) for prediction in answered.edge]
+        listed = np.array([member in names for member in members], dtype=bool)
+        groups = _grouped(job, answered, scores, members, listed, names)
+        fewest = min(groups.bounds.values(), key=lambda bound: bound.local_share * bound.n)
+        return Proof(fewest, groups, (), scores, listed)
     thresholds = None if tuned is None else (tuned.scores, tuned.losses)
     bound_at: Bounder = bounder(job.target, scores, answered, delta=job.delta, tuned=thresholds)
     return Proof(bound_at(job.alpha), None, curve(bound_at, scores, answered, job.alpha, labelled=labelled), scores)
 
 
-def _grouped(job: CertifyJob, answered: Answered, scores: NDArray[np.float64], names: tuple[str, ...]) -> Groups:
+def _refuse_unscored(answered: Answered, scores: NDArray[np.float64], signal: str, fitted: Fitted | None) -> None:
+    """Without a single score nothing can be local, and a threshold would be found all the same."""
+    if not np.isnan(scores).all():
+        return
+    examples, edge = answered.part.examples, answered.edge
+    others = [name for name in SIGNALS if not np.isnan(served_scores(examples, edge, name, fitted)).all()]
+    raise CertificateError(
+        f"No item of {answered.part.path} has a score by the signal {signal!r}.",
+        f"Choose one that gives scores: {', '.join(others)}."
+        if others
+        else "All are out of distribution or too complex: certify on items that the model was made for, or leave out "
+        "--veto and --complexity.",
+    )
+
+
+def _grouped(
+    job: CertifyJob,
+    answered: Answered,
+    scores: NDArray[np.float64],
+    members: Sequence[str],
+    listed: NDArray[np.bool_],
+    names: tuple[str, ...],
+) -> Groups:
     """A bound for each group; items of other groups, whose requests are escalated, are left out."""
-    members = answered.part.groups or [str(prediction.output) for prediction in answered.edge]
-    listed = np.array([member in names for member in members], dtype=bool)
     bounds = certify_groups(
         scores[listed],
         disagreements(answered)[listed],

@@ -204,16 +204,18 @@ def _items(answered: Answered, scores: NDArray[np.float64], fitted: Fitted | Non
     )
 
 
-def write_tuned(bundle: Path, tuned: Tuned, *, keep_texts: bool) -> None:
-    """Write what was fitted and what the tuning part showed, beside the bundle."""
+def write_tuned(bundle: Path, issued: Path, tuned: Tuned, *, keep_texts: bool) -> None:
+    """Write what was fitted and what the tuning part showed, beside the certificate at `issued`."""
+    items = items_beside(bundle, issued)
     if tuned.fitted_bytes is not None:
-        write_atomically(fitted_beside(bundle), tuned.fitted_bytes)
+        write_atomically(fitted_beside(bundle, issued), tuned.fitted_bytes)
     if keep_texts:
-        write_atomically(items_beside(bundle), msgspec.json.Encoder().encode_lines(tuned.items))
+        write_atomically(items, msgspec.json.Encoder().encode_lines(tuned.items))
     else:
         # Those of an earlier run would be shown beside fits that they do not belong to.
-        items_beside(bundle).unlink(missing_ok=True)
-    write_atomically(record_beside(bundle), msgspec.json.format(msgspec.json.encode(tuned.record), indent=2) + b"\n")
+        items.unlink(missing_ok=True)
+    told = msgspec.json.format(msgspec.json.encode(tuned.record), indent=2) + b"\n"
+    write_atomically(record_beside(bundle, issued), told)
 
 
 def asked_of(job: CertifyJob, tuning: Part, model_digest: str, reference: Reference) -> Asked:
@@ -230,21 +232,21 @@ def asked_of(job: CertifyJob, tuning: Part, model_digest: str, reference: Refere
     )
 
 
-def read_record(bundle: Path) -> TuningRecord | None:
-    """The record beside the bundle; None where there is none that can be read, since it proves nothing."""
+def read_record(bundle: Path, issued: Path | None) -> TuningRecord | None:
+    """The record beside the certificate; None where there is none that can be read, since it proves nothing."""
     try:
-        return msgspec.json.decode(record_beside(bundle).read_bytes(), type=TuningRecord)
+        return msgspec.json.decode(record_beside(bundle, issued).read_bytes(), type=TuningRecord)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
-def kept_record(bundle: Path, asked: Asked) -> TuningRecord | None:
-    """The record beside the bundle where it is of this very job, and what was fitted then still lies there."""
-    record = read_record(bundle)
+def kept_record(bundle: Path, issued: Path, asked: Asked) -> TuningRecord | None:
+    """The record beside the certificate where it is of this very job, and what was fitted then still lies there."""
+    record = read_record(bundle, issued)
     if record is None or record.asked != asked:
         return None
     try:
-        fitted = None if record.fitted_digest is None else fits.digest(fitted_beside(bundle).read_bytes())
+        fitted = None if record.fitted_digest is None else fits.digest(fitted_beside(bundle, issued).read_bytes())
     except OSError:
         return None
     return record if record.fitted_digest == fitted else None

@@ -191,7 +191,12 @@ def tuned(bundle, tmp_path, count=400):
         (("--group-by", "label", "--groups", "zebra"), ["no label 'zebra'", "grain"]),
         (("--groups", "grain"), ["--group-by"]),
         (("--group-by", "label", "--alpha", "0.005"), ["are needed"]),
-        (("--valid-days", "-1"), ["life of -1.0 days"]),
+        (("--valid-days", "-1"), ["cannot live -1 days"]),
+        (("--valid-days", "1e9"), ["cannot live 1000000000 days", "up to 36500"]),
+        (("--signal", "mean_logprob"), ["log-probabilities of tokens", "margin"]),
+        (("--label-field", "truth"), ["field 'truth' that --label-field names"]),
+        (("--wait", "-1"), ["--wait"]),
+        (("--timeout", "-3"), ["--timeout"]),
         (("--plot", "curve.gif"), ["curve.gif", ".svg"]),
         (("--config", "nowhere.toml"), ["nowhere.toml"]),
         (("--tuning", "nowhere.jsonl"), ["go together"]),
@@ -222,8 +227,8 @@ def test_wishes_that_a_tuning_part_does_not_help(edgewise, bundle, tmp_path, wis
 def test_a_tuning_part_that_overlaps(edgewise, bundle, tmp_path):
     certify, tuning = tuned(bundle, tmp_path)
     with (tmp_path / "tuning.jsonl").open("a") as part:
-        part.write('{"text": "wheat corn", "label": "grain"}\n')
-    refused(edgewise(*certify, *tuning), "400 of the 400 certifying items", "disjoint")
+        part.write('{"text": "wheat corn", "label": "grain"}\n' * 4)
+    refused(edgewise(*certify, *tuning), "4 of the 64 tuning items", "disjoint")
     assert [path.name for path in tmp_path.glob("bundle.*")] == []
 
 
@@ -252,6 +257,22 @@ def test_certify_tells_what_it_chose_and_what_it_promises(edgewise, bundle, tmp_
     code, out, err = edgewise(*certify, "--overwrite", "--group-by", "label", "--groups", "grain")
     assert "in each of the 1 groups by label" in " ".join(out.split()), err
     assert "The price of groups: each needs 299 items" in " ".join(out.split())
+
+
+def test_where_nothing_certifies_the_exit_code_says_so_and_the_certificate_is_there(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path, output="ship")
+    code, out, _ = edgewise("certify", bundle, "--predictions", predictions, "--data", data)
+    assert code == 1
+    assert "No threshold keeps the promise" in " ".join(out.split())
+    assert (tmp_path / "bundle.certificate.json").is_file()
+
+
+def test_a_kept_certificate_says_that_nothing_was_computed(edgewise, bundle, tmp_path):
+    data, predictions = certify_rows(tmp_path)
+    again = ("certify", bundle, "--predictions", predictions, "--data", data, "--cached")
+    outs = [" ".join(edgewise(*again)[1].split()) for _ in range(2)]
+    assert ["Nothing was computed" in out for out in outs] == [False, True]
+    assert ["differ from the cloud" in out for out in outs] == [True, False]
 
 
 def test_what_explain_refuses(edgewise, bundle, tmp_path):

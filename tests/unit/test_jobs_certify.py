@@ -6,14 +6,15 @@ import shutil
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 import pytest
 
 from edgewise.bundle import Bundle, TextSource, attach
 from edgewise.contracts import CloudReply, Reference
 from edgewise.dataset import digest_examples, digest_items, load_examples
 from edgewise.edge import EdgeModel
-from edgewise.errors import CertificateError
-from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions
+from edgewise.errors import CertificateError, ConfigError, DataError
+from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions, proving
 from edgewise.quantize import NullProgress
 
 REFERENCE = Reference("big", "sha256:cloud")
@@ -154,6 +155,61 @@ def test_what_the_router_would_veto_counts_and_is_never_local(job, tiny_models, 
     found = certify_with_cloud(replace(job, bundle=bundle, data=write(job.data, rows)), Cloud(), NullProgress())
     bound = found.certificate.bound
     assert (bound.n, bound.local_share) == (320, 0.5)
+
+
+def test_a_signal_that_no_item_has_a_score_by_is_refused(job, monkeypatch):
+    cloud = Cloud()
+    with pytest.raises(ConfigError, match="log-probabilities of tokens") as caught:
+        certify_with_cloud(replace(job, signal="mean_logprob"), cloud, NullProgress())
+    assert "margin" in caught.value.remedy
+    assert cloud.asked == 0
+    entropies = proving.served_scores
+
+    def without_margins(examples, edge, signal, fitted):
+        return np.full(len(edge), np.nan) if signal == "margin" else entropies(examples, edge, signal, fitted)
+
+    monkeypatch.setattr(proving, "served_scores", without_margins)
+    with pytest.raises(CertificateError, match="has a score by the signal 'margin'") as caught:
+        certify_with_cloud(job, cloud, NullProgress())
+    assert "entropy" in caught.value.remedy
+    assert "margin" not in caught.value.remedy
+    assert list(job.bundle.parent.glob("*.certificate.json")) == []
+
+
+def test_where_the_model_knows_none_of_the_items_nothing_is_certified(job, tiny_models, tmp_path):
+    (tmp_path / "cut").mkdir()
+    limited = TextSource(tiny_models.tokenizer_json(), max_length=16, max_unknown_share=0.1)
+    bundle = tiny_models.pack_text(tmp_path / "cut", preprocessing=limited)
+    data = write(job.data, [{"text": "zebra zebra"}] * 320)
+    with pytest.raises(CertificateError, match="has a score") as caught:
+        certify_with_cloud(replace(job, bundle=bundle, data=data), Cloud(), NullProgress())
+    assert "out of distribution" in caught.value.remedy
+
+
+class Notes(NullProgress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_cloud_that_names_its_labels_otherwise_is_told_of(job):
+    for output, told in (("LABEL_3", True), ("grain", False)):
+        rows = [{"output": output, "model": "big", "model_version": "1"}] * len(ROWS)
+        notes = Notes()
+        answers = write(job.data.with_name("p.jsonl"), rows)
+        found = certify_with_predictions(replace(job, overwrite=True), answers, notes)
+        assert any("share no label" in note and "'LABEL_3'" in note for note in notes.notes) == told
+        assert found.goal_met != told
+
+
+def test_a_label_field_that_is_named_must_be_there(job):
+    with pytest.raises(DataError, match="field 'truth' that --label-field names"):
+        certify_with_cloud(replace(job, label_field="truth"), Cloud(), NullProgress())
+    assert certify_with_cloud(replace(job, label_field="label"), Cloud(), NullProgress()).certificate
+    bare = write(job.data, [{"text": row["text"]} for row in ROWS])
+    assert certify_with_cloud(replace(job, data=bare, overwrite=True), Cloud(), NullProgress()).certificate
 
 
 def test_a_tagger_is_certified_by_its_least_certain_word(job, tiny_tagger_bundle, tmp_path):

@@ -1,6 +1,7 @@
 """What explain says is what the router does."""
 
 import asyncio
+import io
 import json
 import random
 import shutil
@@ -10,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import onnx
 import pytest
+from rich.console import Console
 
+from edgewise import rendering
 from edgewise.contracts import CloudReply, Reason, Reference, Request, answer
 from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError, DataError
@@ -18,6 +21,7 @@ from edgewise.jobs.beside import certificate_beside, fitted_beside, items_beside
 from edgewise.jobs.certifying import CertifyJob, certify_with_cloud
 from edgewise.jobs.explain import ExplainJob, explain_items
 from edgewise.quantize import NullProgress
+from edgewise.rendering.words import threshold
 from edgewise.router import Router
 from edgewise.router import certificate as certificates
 
@@ -133,6 +137,38 @@ def test_a_request_of_no_listed_group_is_escalated(certified):
     job = certified(group_by="region", alpha=0.1)
     (row, *_) = explain_items(job, NullProgress())
     assert (row.group, row.action, row.threshold) == (None, "escalate", "inf")
+    assert "it is of no listed group; name one with --attribute region=north" in shown(row)
+    assert "group by region none; listed are north, south" in shown(row)
+    (row, *_) = explain_items(replace(job, attributes={"region": "west"}), NullProgress())
+    assert "escalated: it is of no listed group score" in shown(row)
+    assert "group by region west; listed are north, south" in shown(row)
+    (row, *_) = explain_items(replace(job, attributes={"region": "north"}), NullProgress())
+    assert "no listed group" not in shown(row)
+    assert "group by region north other" in shown(row)
+
+
+def shown(row):
+    console = Console(width=200, file=io.StringIO())
+    console.print(rendering.explained_view([row]))
+    return " ".join(console.file.getvalue().split())
+
+
+def test_a_score_beside_its_threshold_is_not_rounded_to_the_other_side(certified):
+    row = explain_items(certified(tuning=None), NullProgress())[0]
+    close = msgspec.structs.replace(row, score=0.83123412, threshold=0.83123411)
+    assert "0.83123412, threshold 0.83123411" in shown(close)
+    near_one = msgspec.structs.replace(row, score=1.0, threshold=0.9999997)
+    assert "1, threshold 0.9999997" in shown(near_one)
+    assert "none, threshold -inf" in shown(msgspec.structs.replace(row, score=None, threshold="-inf"))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.5, "0.5"), (2 / 3, "0.666667"), (1.0, "1"), (0.9999997019767, "0.999999702"), (1 - 1e-15, "0.999999999999999"),
+     (-0.001234567, "-0.00123457"), (12.3456789, "12.3457"), (float("inf"), "inf"), (float("-inf"), "-inf")],
+)  # fmt: skip
+def test_thresholds_are_told_apart_from_one(value, told):
+    assert threshold(value) == told
 
 
 def test_the_veto_and_the_complexity_are_told_with_their_cuts(certified):
@@ -159,12 +195,24 @@ def test_kept_texts_are_shown_nearest_first(certified):
     assert [near.distance for near in row.nearest] == sorted(near.distance for near in row.nearest)
     assert {near.edge for near in row.nearest} == {"grain"}
     assert all(near.text.endswith("rose") for near in row.nearest)
+    assert "nearest by embedding" in shown(row)
+
+
+def test_a_certificate_elsewhere_comes_with_what_was_fitted_and_kept_for_it(certified, tmp_path):
+    out = tmp_path / "second.json"
+    certified(veto=True)
+    job = certified(signal="combined", veto=True, keep_texts=True, out=out)
+    row = explain_items(replace(job, certificate=out), NullProgress())[0]
+    assert row.signal == "combined"
+    assert row.nearest[0].text is not None
+    assert explain_items(job, NullProgress())[0].nearest[0].text is None
 
 
 def test_without_texts_only_places_are_shown(certified):
     row = explain_items(certified(veto=True), NullProgress())[0]
     assert row.nearest[0].text is None
     assert row.nearest[0].position >= 1
+    assert "nearest by" not in shown(row)
     assert any("--keep-texts" in note for note in row.notes)
 
 

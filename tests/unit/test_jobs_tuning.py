@@ -1,5 +1,6 @@
 """Targets, signals, vetoes and groups on the way to a certificate: fitted on one part, certified on another."""
 
+import io
 import json
 import random
 import shutil
@@ -9,7 +10,9 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
+from edgewise import rendering
 from edgewise.config import CostSection
 from edgewise.contracts import CloudReply, Reference
 from edgewise.edge import EdgeModel
@@ -300,8 +303,8 @@ NONSENSE = {
     "target": ({"target": "truth"}, "no target 'truth'"),
     "signal": ({"signal": "vibes"}, "no signal 'vibes'"),
     "option": ({"signal": "margin:heat=3"}, "no option 'heat'"),
-    "life": ({"valid_days": 0.0}, "life of 0.0 days"),
-    "endless": ({"valid_days": float("nan")}, "life of nan days"),
+    "life": ({"valid_days": 0.0}, "cannot live 0 days"),
+    "endless": ({"valid_days": float("nan")}, "cannot live nan days"),
     "plot": ({"plot": "curve.gif"}, "of no known kind"),
     "groups": ({"groups": ("a",)}, "groups of nothing"),
     "grouped accuracy": ({"group_by": "label", "target": "accuracy"}, "certified for agreement"),
@@ -402,13 +405,103 @@ def test_a_kept_certificate_is_of_the_same_target_and_groups(world):
         assert certify_with_cloud(changed, cloud, NullProgress()).reused
 
 
+def contents(folder, pattern):
+    return {path.name: path.read_bytes() for path in folder.glob(pattern)}
+
+
+def test_what_belongs_to_a_certificate_lies_beside_it_and_stays(world, tmp_path):
+    job, cloud = world
+    certify_with_cloud(replace(job, signal="combined", keep_texts=True), cloud, NullProgress())
+    first = contents(tmp_path, "bundle.*")
+    assert set(first) == {
+        f"bundle.{kind}" for kind in ("certificate.json", "fitted.npz", "tuning.json", "neighbours.jsonl")
+    }
+    out = tmp_path / "elsewhere" / "other.json"
+    out.parent.mkdir()
+    second = replace(job, signal="combined", veto=True, out=out)
+    found = certify_with_cloud(second, cloud, NullProgress())
+    assert set(contents(out.parent, "*")) == {"other.json", "other.fitted.npz", "other.tuning.json"}
+    certify_with_cloud(replace(job, signal="margin", out=tmp_path / "plain.json"), cloud, NullProgress())
+    assert contents(tmp_path, "bundle.*") == first
+    assert load_fitted(job.bundle, found.certificate, issued=out).neighbours.vetoes
+    assert certify_with_cloud(replace(second, cached=True), cloud, NullProgress()).reused
+
+
+def test_a_certificate_that_was_moved_is_found_what_lies_beside_the_bundle(world, tmp_path):
+    job, cloud = world
+    found = certify_with_cloud(replace(job, signal="combined"), cloud, NullProgress())
+    assert load_fitted(job.bundle, found.certificate, issued=tmp_path / "moved.json") is not None
+
+
 def test_what_was_fitted_for_another_certificate_is_not_replaced_unasked(world, tmp_path):
     job, cloud = world
-    first = replace(job, signal="combined")
-    certify_with_cloud(first, cloud, NullProgress())
-    with pytest.raises(OutputExistsError, match=r"fitted\.npz"):
-        certify_with_cloud(replace(first, veto=True, out=tmp_path / "other.json"), cloud, NullProgress())
-    assert not (tmp_path / "other.json").exists()
+    first = replace(job, signal="combined", out=tmp_path / "other.json")
+    found = certify_with_cloud(first, cloud, NullProgress())
+    cloud.asked.clear()
+    with pytest.raises(OutputExistsError, match=r"would lie where that of .*other\.json does"):
+        certify_with_cloud(replace(first, out=tmp_path / "other.certificate.json"), cloud, NullProgress())
+    found.path.unlink()
+    with pytest.raises(OutputExistsError, match=r"other\.fitted\.npz"):
+        certify_with_cloud(first, cloud, NullProgress())
+    assert cloud.asked == []
+    assert not found.path.exists()
+
+
+def test_what_a_choice_fits_is_not_put_in_place_of_another_fit_either(world):
+    """Left to choose, it is known only afterwards whether anything is fitted."""
+    job, cloud = world
+    model = EdgeModel.load(job.bundle)
+    for text in cloud.truth:
+        answer = str(model.predict_one(text).output)
+        cloud.truth[text] = "grain" if answer == "ship" else answer
+    fitted_beside(job.bundle).write_bytes(b"another's")
+    with pytest.raises(OutputExistsError, match=r"bundle\.fitted\.npz"):
+        certify_with_cloud(replace(job, alpha=0.3), cloud, NullProgress())
+    assert contents(job.bundle.parent, "bundle.*") == {"bundle.fitted.npz": b"another's"}
+
+
+def test_accuracy_tells_what_local_answers_lose_and_win(world):
+    job, cloud = world
+    rng = random.Random(3)
+    cloud.truth |= {text: "none" for text in cloud.truth if rng.random() < 0.1}
+    found = certify_with_cloud(replace(job, target="accuracy", alpha=0.2), cloud, NullProgress())
+    model, bound = EdgeModel.load(job.bundle), found.certificate.bound
+    wins, losses = 0, 0
+    for row in map(json.loads, job.data.read_text().splitlines()):
+        prediction = model.predict_one(row["text"])
+        if score_of(prediction, found.certificate.signal) > bound.threshold:
+            edge, right = prediction.output == row["label"], cloud.truth[row["text"]] == row["label"]
+            wins, losses = wins + (edge and not right), losses + (right and not edge)
+    assert (found.local.lost, found.local.won) == (losses, wins)
+    assert wins > 0
+    assert losses > 0
+    assert f"{losses} lost, {wins} won: net {losses - wins} of 400 items" in shown(found)
+
+
+def shown(found):
+    console = Console(width=200, file=io.StringIO())
+    console.print(rendering.certified_view(found))
+    return " ".join(console.file.getvalue().split())
+
+
+def test_differences_are_counted_among_the_items_of_listed_groups(world):
+    job, cloud = world
+    rng = random.Random(3)
+    cloud.truth |= {text: "none" for text in cloud.truth if rng.random() < 0.1}
+    job = replace(job, alpha=0.2, tuning=None)
+    everything = certify_with_cloud(replace(job, out=job.data.with_name("all.json")), cloud, NullProgress())
+    assert everything.disagreements > 0
+    split = [
+        certify_with_cloud(
+            replace(job, group_by="region", groups=(name,), out=job.data.with_name(f"{name}.json")),
+            cloud,
+            NullProgress(),
+        )
+        for name in ("north", "south")
+    ]
+    assert sum(found.disagreements for found in split) == everything.disagreements
+    assert 0 < split[0].disagreements < everything.disagreements
+    assert f"{split[0].disagreements} of {split[0].certificate.bound.n} items" in shown(split[0])
 
 
 def test_a_life_is_stated(world):
