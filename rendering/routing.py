@@ -127,8 +127,8 @@ def _counted(found: Certified) -> tuple[str, str]:
     if local is None:
         return "lost by local answers", f"{bound.k} of {bound.n} items, those won not taken off"
     net = local.lost - local.won
-    figures = f"{local.lost} lost, {local.won} won: net {net} of {bound.n} items, {percent(net / bound.n)}"
-    return "right answers, by local ones", figures
+    balance = f"net {abs(net)} {'lost' if net >= 0 else 'won'} of {bound.n} items, {percent(abs(net) / bound.n)}"
+    return "lost and won by local answers", f"{local.lost} lost, {local.won} won: {balance}"
 
 
 def _groups_table(groups: Groups) -> Table:

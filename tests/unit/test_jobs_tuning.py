@@ -475,7 +475,11 @@ def test_accuracy_tells_what_local_answers_lose_and_win(world):
     assert (found.local.lost, found.local.won) == (losses, wins)
     assert wins > 0
     assert losses > 0
-    assert f"{losses} lost, {wins} won: net {losses - wins} of 400 items" in shown(found)
+    assert f"{losses} lost, {wins} won: net {wins - losses} won of 400 items" in shown(found)
+    dearer = replace(found, local=replace(found.local, lost=49, won=30))
+    assert "49 lost, 30 won: net 19 lost of 400 items, 4.75 %" in shown(dearer)
+    kept = certify_with_cloud(replace(job, target="accuracy", alpha=0.2, cached=True), cloud, NullProgress())
+    assert f"{losses} of 400 items, those won not taken off" in shown(kept)
 
 
 def shown(found):
