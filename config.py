@@ -133,12 +133,14 @@ class AuditSection(_Section, frozen=True):
 
     Attributes:
         share: Probability that a request is audited, in [0, 1].
+        verdict_deadline_s: Seconds for which an audited local answer may wait for a cloud that is away.
         on_alarm: "raise" the threshold, go "cloud_only", or only "warn".
         recertify_share: Probability that a request is audited after an alarm, in [0, 1]; 0 never certifies again.
         recertify_items: Fresh audits that a recertification looks at.
     """
 
     share: float = 0.01
+    verdict_deadline_s: float = 900.0
     on_alarm: Literal["raise", "cloud_only", "warn"] = "raise"
     recertify_share: float = 1.0
     recertify_items: int = 1000
@@ -302,6 +304,7 @@ def _check_ranges(config: Config) -> None:
         "policy.money_per_day": config.policy.money_per_day,
         "policy.price_per_call": config.policy.price_per_call,
         "audit.recertify_items": config.audit.recertify_items,
+        "audit.verdict_deadline_s": config.audit.verdict_deadline_s,
     }
     not_negative = {
         "edge.budget_ms": config.edge.budget_ms,

@@ -104,6 +104,8 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         settings=_settings(config),
         plugs=_plugs(config, store, metrics),
     )
+    # Asked after the state file was read: audits may have earned a certificate that outlives the one beside the bundle.
+    warnings = (*_life_warnings(router.newest_certificate), *promised.warnings)
     info = ServiceInfo(
         name=model.bundle.core.name,
         version=model.digest,
@@ -124,7 +126,7 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         new_id=new_id,
         report=router.report,
     )
-    return Gateway(app, router, info, promised.warnings)
+    return Gateway(app, router, info, warnings)
 
 
 def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None]) -> None:
@@ -220,14 +222,12 @@ def _promised(model: EdgeModel, config: Config) -> _Promised:
     named = Path(config.edge.fitted) if config.edge.fitted else None
     fitted = load_fitted(bundle, certificate, named, issued=path)
     model.check_golden()
-    return _Promised(
-        certificate, fitted, (*_life_warnings(certificate), *_machine_warnings(certificate, config.edge.other_machine))
-    )
+    return _Promised(certificate, fitted, _machine_warnings(certificate, config.edge.other_machine))
 
 
-def _life_warnings(certificate: Certificate) -> tuple[str, ...]:
+def _life_warnings(certificate: Certificate | None) -> tuple[str, ...]:
     """Refuse a certificate whose stated life is over; a clock that cannot tell only gets a warning."""
-    if certificate.expires is None:
+    if certificate is None or certificate.expires is None:
         return ()
     life = Lifetime(certificate.created, certificate.expires).verdict(time.time(), time.monotonic())
     if life is Life.EXPIRED:
@@ -282,6 +282,7 @@ def _settings(config: Config) -> RouterSettings:
             price_per_call=config.policy.price_per_call,
         ),
         audit_share=config.audit.share,
+        audit_verdict_deadline_s=config.audit.verdict_deadline_s,
         guard=GuardSettings(
             on_alarm=OnAlarm(config.audit.on_alarm),
             recertify_share=config.audit.recertify_share,

@@ -4,18 +4,19 @@ A request is drawn before cache and routing. Not answered locally as final, it h
 answered locally, the cloud is asked, past the cache, and a difference is a violation. A verdict that does not come is
 one too, so that nothing that goes wrong after the draw can make the promise look better kept than it is.
 
-Owns draws and verdicts. What they prove is `monitor`'s, what becomes of the certificate `guard`'s.
+Owns draws and verdicts, and sees to it that a verdict which the store did not take is written as soon as it does. Who
+asks the cloud is `judging`, what verdicts prove `monitor`'s, what becomes of the certificate `guard`'s.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 
-from edgewise.contracts import Answer, AuditLog, AuditVerdict, Reference, Request
-from edgewise.errors import CloudError
-from edgewise.router.escalation import Escalation
+from edgewise.contracts import AuditLog, AuditVerdict, CloudReply, Output, Reference
+from edgewise.errors import StoreError
 from edgewise.router.instruments import Instruments
 from edgewise.router.monitor import AuditMonitor, MonitorState
 
@@ -45,17 +46,13 @@ class Draw:
         """
         self._record(AuditVerdict(violation=False, score=_comparable(score), differs=differs))
 
-    async def judge(self, cloud: Escalation, request: Request, final: Answer, score: float | None) -> None:
+    def compared(self, output: Output, score: float | None, reply: CloudReply) -> None:
         """Compare a final local answer with the cloud's; only the certified reference can judge."""
-        try:
-            reply = await cloud.ask(request)
-            if reply.reference == self._reference:
-                differs = reply.output != final.output
-                self._record(AuditVerdict(violation=differs, score=_comparable(score), differs=differs))
-        except CloudError as error:
-            _log.warning("The audit of request %s has no verdict: %s", request.id, error)
-        finally:
+        if reply.reference != self._reference:
             self.missed(score)
+            return
+        differs = reply.output != output
+        self._record(AuditVerdict(violation=differs, score=_comparable(score), differs=differs))
 
     def missed(self, score: float | None = None) -> None:
         """Record that no verdict came, unless one did."""
@@ -74,14 +71,17 @@ def _comparable(score: float | None) -> float | None:
 
 
 class Auditor:
-    """Draws requests.
+    """Draws requests and puts verdicts on record.
+
+    A verdict that the store does not take fails no request: it is kept here and written first at the next opportunity,
+    since one open draw holds up the proof of all behind it. What a process takes with it is missing at the next start.
 
     Args:
         log: Where draws and verdicts are kept.
         share: Probability of a draw, in [0, 1].
         uniform: Numbers in [0, 1) that no client can foresee.
         instruments: Where verdicts are counted.
-        on_verdict: Called after each verdict is on record.
+        on_verdict: Called after verdicts were put on record; again later where it could not write.
     """
 
     def __init__(
@@ -98,6 +98,15 @@ class Auditor:
         self._uniform = uniform
         self._instruments = instruments
         self._on_verdict = on_verdict
+        self._unwritten: deque[tuple[int, AuditVerdict]] = deque()
+        self._unweighed = False
+        self._told = False
+        self._open = 0
+
+    @property
+    def open(self) -> int:
+        """Draws that wait for their verdict, or for it to be written."""
+        return self._open
 
     def draw(self, request_id: str, epoch: str, reference: Reference, share: float | None = None) -> Draw | None:
         """Draw a request, on record before it is answered, or None.
@@ -107,14 +116,40 @@ class Auditor:
             epoch: What the verdict will speak of: the guard's epoch.
             reference: The only cloud that can judge.
             share: Probability of this draw; None takes the usual one.
+
+        Raises:
+            StoreError: The draw cannot be put on record.
         """
         if self._uniform() >= (self._share if share is None else share):
             return None
         position = self._log.drawn(request_id, epoch)
+        self._open += 1
         return Draw(lambda verdict: self._settle(position, verdict), reference)
 
+    def catch_up(self) -> None:
+        """Write and weigh what the store did not take so far; cheap where there is nothing."""
+        if not (self._unwritten or self._unweighed):
+            return
+        try:
+            self._write()
+            if self._on_verdict is not None:
+                self._on_verdict()
+        except StoreError as error:
+            if not self._told:
+                _log.error("Audit verdicts cannot be kept; they are written when the store can again: %s", error)
+            self._told = True
+        else:
+            self._unweighed = self._told = False
+
     def _settle(self, position: int, verdict: AuditVerdict) -> None:
-        self._log.verdict(position, verdict)
-        self._instruments.audits.inc("missing" if verdict.missing else "violated" if verdict.violation else "kept")
-        if self._on_verdict is not None:
-            self._on_verdict()
+        self._unwritten.append((position, verdict))
+        self.catch_up()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            position, verdict = self._unwritten[0]
+            self._log.verdict(position, verdict)
+            self._unwritten.popleft()
+            self._unweighed = True
+            self._open -= 1
+            self._instruments.audits.inc("missing" if verdict.missing else "violated" if verdict.violation else "kept")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -181,8 +182,16 @@ def _check_plausible(certificate: Certificate) -> None:
         raise ValueError("its out_of_distribution_share is impossible")
     if certificate.recertification < 0:
         raise ValueError("its recertification is negative")
-    if certificate.expires is not None and seconds_of(certificate.expires) <= seconds_of(certificate.created):
+    if certificate.expires is not None:
+        _check_life(certificate.created, certificate.expires)
+
+
+def _check_life(created: str, expires: str) -> None:
+    if seconds_of(expires) <= seconds_of(created):
         raise ValueError("it expires before it was created")
+    for moment in (created, expires):
+        if datetime.fromisoformat(moment).tzinfo is None:
+            raise ValueError(f"its time {moment!r} names no zone")
 
 
 def _check_bound(bound: Bound) -> None:

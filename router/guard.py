@@ -146,6 +146,7 @@ class Guard:
         self._clock = clock
         self._warned = False
         self._monitor = MonitorState()
+        self._unsaved = False
         self._enter(self._recalled())
         self.settled()  # a process that died may have left verdicts that nobody has weighed yet
 
@@ -158,6 +159,11 @@ class Guard:
     def certificate(self) -> Certificate | None:
         """The certificate that covers local answers now: the original, or one earned since; None in other stages."""
         return self._newest if self.stage is Stage.CERTIFIED else None
+
+    @property
+    def newest(self) -> Certificate:
+        """The newest certificate that there is, in force or not: the original, or one earned since."""
+        return self._newest
 
     @property
     def threshold(self) -> float:
@@ -184,18 +190,30 @@ class Guard:
         """Weigh the verdicts that came in; call it after verdicts. Returns whether the stage or certificate changed.
 
         Raises:
-            StoreError: The log cannot be read or written.
+            StoreError: The log cannot be read or written; stage and certificate may have changed all the same. The next
+                call writes what could not be written.
         """
+        try:
+            return self._weigh()
+        finally:
+            self._save()
+
+    def _weigh(self) -> bool:
         if self.stage is not Stage.CLOUD_ONLY:
             self._monitor = _decoded_monitor(self._log.advance(self.epoch, self._fold))
         following = self._following()
         if following is None:
             return False
-        # In force before it is on disk: a full disk must not keep a broken promise in force. What is lost with the
+        # In force before it is on disk, so that a full disk keeps no broken promise in force. What is lost with the
         # process is found again from the verdicts.
         self._enter(following)
-        self._log.remember(self._key, msgspec.msgpack.encode(following))
+        self._unsaved = True
         return True
+
+    def _save(self) -> None:
+        if self._unsaved:
+            self._log.remember(self._key, msgspec.msgpack.encode(self._standing))
+            self._unsaved = False
 
     def describe(self) -> GuardReport:
         """Where it stands, counts read from the log.
@@ -302,12 +320,15 @@ class Guard:
             outcome = "Everything is escalated"
         if following is not None and following.items:
             outcome += f" until {following.items} fresh audits certify again"
+        missing = min(self._log.totals(self.epoch).missing, self._monitor.violations)  # some may not be weighed yet
+        differing = self._monitor.violations - missing
+        first = "see why the cloud gave no verdicts; then " if missing > differing else ""
         _log.error(
             "Audit alarm: certificate %s does not keep its promise. Of %d audited requests %d were answered locally "
-            "and differently from the cloud, or have no verdict (%d), where %g %% were promised: e-value %.3g, limit "
-            "%.3g. %s. What to do: edgewise certify, with items of today.",
-            *(self._newest.id, self._monitor.audits, self._monitor.violations, self._log.totals(self.epoch).missing),
-            *(100 * self._alpha, self._e_value, 1 / self._delta, outcome),
+            "and differently from the cloud, and %d have no verdict, which counts the same, where %g %% were promised: "
+            "e-value %.3g, limit %.3g. %s. What to do: %sedgewise certify, with items of today.",
+            *(self._newest.id, self._monitor.audits, differing, missing, 100 * self._alpha),
+            *(self._e_value, 1 / self._delta, outcome, first),
         )
 
     # State

@@ -45,7 +45,6 @@ from edgewise.contracts import (
 )
 from edgewise.errors import ConfigError, InputError, RequestError
 from edgewise.router import certificate as certificates
-from edgewise.router.audit import Auditor
 from edgewise.router.background import Background, LoopThread
 from edgewise.router.breaker import Breaker
 from edgewise.router.delivery import Deliveries
@@ -58,7 +57,7 @@ from edgewise.router.promise import Promise
 from edgewise.router.recall import Recall
 from edgewise.router.settings import Plugs, RouterSettings
 from edgewise.router.turn import Turn
-from edgewise.router.verdicts import Verdicts
+from edgewise.router.verdicts import audits_of
 
 if TYPE_CHECKING:
     from edgewise.router.fitted import Fitted
@@ -108,12 +107,12 @@ class Router:
         self._edge = edge
         self._instruments = Instruments(self._plugs.metrics)
         self._judgement = Judgement(promised, fitted, self._instruments)
-        self._promise = self._promised(promised, fitted)
+        self._promise = self._promised(promised, fitted, rationed=kind.rationed)
         self._routed = kind.build(self._settings.policy, self._policy_plugs())
         self._background = Background()
         self._cloud = None if cloud is None else self._escalation(cloud)
         self._deliveries = None if self._cloud is None else self._owing(self._cloud)
-        self._verdicts = self._auditing()
+        self._verdicts = audits_of(self._settings, self._plugs, self._instruments, self._promise, self._cloud)
         self._reference = promised.reference if promised else None
         self._cache = Recall(self._plugs.cache, edge.digest)
         self._executor = ThreadPoolExecutor(self._settings.inference_threads, thread_name_prefix="edgewise-edge")
@@ -124,6 +123,11 @@ class Router:
     def certificate(self) -> Certificate | None:
         """The certificate in force; None where none was given, or it is void, expired, or broken by an audit."""
         return self._promise.certificate
+
+    @property
+    def newest_certificate(self) -> Certificate | None:
+        """The one given, or one that audits earned since, in force or not; None where the policy follows none."""
+        return self._promise.newest
 
     def report(self) -> dict[str, Any]:
         """What the promise is worth now, for people and dashboards: values that JSON has."""
@@ -222,11 +226,7 @@ class Router:
         return Turn(request, mode, policy, started, deadline, draw, clock)
 
     async def _answer(self, turn: Turn) -> AsyncGenerator[Event, None]:
-        try:
-            decision, prediction = await self._decide(turn)
-        except BaseException:
-            turn.failed()
-            raise
+        decision, prediction = await (self._decide(turn) if turn.draw is None else self._decide_drawn(turn))
         if prediction is None or decision.action is Action.ESCALATE:
             async with aclosing(self._escalate(turn, prediction, decision)) as steps:
                 async for event in steps:
@@ -234,6 +234,23 @@ class Router:
             return
         yield Answered(self._answer_here(turn, prediction, decision))
         yield Done(turn.request.id)
+
+    async def _decide_drawn(self, turn: Turn) -> tuple[Decision, Prediction | None]:
+        """The same for an audited request, which is settled whatever becomes of it and of who asked."""
+        deciding = asyncio.ensure_future(self._decide(turn))
+        try:
+            await asyncio.wait({deciding})
+        except BaseException:
+            self._verdicts.given_up(turn, deciding)
+            raise
+        try:
+            return deciding.result()
+        except RequestError:
+            turn.unreadable()
+            raise
+        except BaseException:
+            turn.failed()
+            raise
 
     async def _decide(self, turn: Turn) -> tuple[Decision, Prediction | None]:
         """The policy's decision, and the edge model's prediction unless it is not needed."""
@@ -321,10 +338,11 @@ class Router:
         with suppress(RequestError):  # an owed request of an earlier run may name a profile that is gone
             self._keep(request, self._settings.promise(request)[0], final, reference)
 
-    def _promised(self, certificate: Certificate | None, fitted: Fitted | None) -> Promise:
+    def _promised(self, certificate: Certificate | None, fitted: Fitted | None, *, rationed: bool) -> Promise:
         guard = None
         if certificate is not None and self._plugs.audits is not None:
-            guard = Guard(certificate, self._plugs.audits, self._settings.guard, self._plugs.clock)
+            settings = self._settings.guard_of(rationed=rationed)
+            guard = Guard(certificate, self._plugs.audits, settings, self._plugs.clock)
         return Promise(
             certificate,
             clock=self._plugs.clock,
@@ -332,18 +350,6 @@ class Router:
             guard=guard,
             complexity=fitted.complexity if fitted is not None and certificate is not None else None,
         )
-
-    def _auditing(self) -> Verdicts:
-        auditor = None
-        if self._plugs.audits is not None:
-            auditor = Auditor(
-                self._plugs.audits,
-                self._settings.audit_share,
-                self._plugs.uniform,
-                self._instruments,
-                on_verdict=self._promise.heed,
-            )
-        return Verdicts(auditor, self._promise, self._cloud)
 
     def _policy_plugs(self) -> PolicyPlugs:
         spending = self._plugs.spending

@@ -55,18 +55,19 @@ class Lifetime:
         if not self._ends:
             return Life.OK
         wrong = not now_wall_s >= self._created_s - _TOLERANCE_S
-        if now_monotonic_s >= self._deadline(now_wall_s, now_monotonic_s, wrong=wrong):
+        over = now_wall_s >= self._expires_s
+        if now_monotonic_s >= self._deadline(now_wall_s, now_monotonic_s, plausible=not wrong and not over):
             return Life.EXPIRED
         if wrong:
             return Life.CLOCK_WRONG
-        return Life.EXPIRED if now_wall_s >= self._expires_s else Life.OK
+        return Life.EXPIRED if over else Life.OK
 
-    def _deadline(self, wall_s: float, monotonic_s: float, *, wrong: bool) -> float:
-        """When its life is over by the monotonic clock: what was left when the wall clock first looked right."""
+    def _deadline(self, wall_s: float, monotonic_s: float, *, plausible: bool) -> float:
+        """When its life is over by the monotonic clock: what was left when the wall clock first stood within it."""
         if self._deadline_s is None:
             # Never more than the whole life, whatever the clock says.
             self._deadline_s = monotonic_s + self._expires_s - self._created_s
-        if not wrong and not self._measured:
+        if plausible and not self._measured:
             self._measured = True
             self._deadline_s = min(self._deadline_s, monotonic_s + self._expires_s - wall_s)
         return self._deadline_s

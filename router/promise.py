@@ -46,6 +46,14 @@ class _InForce(NamedTuple):
     attributes: tuple[str, ...] = ()
 
 
+class _Standing(NamedTuple):
+    """Where a guard stood when it was last followed."""
+
+    epoch: str
+    stage: Stage
+    newest_id: str
+
+
 class Promise:
     """Answers locally what is covered now; implements `contracts.Policy`.
 
@@ -75,7 +83,8 @@ class Promise:
         self._complexity = complexity
         self._void = certificate is None
         self._life = Life.OK
-        self._lifetime = _lifetime_of(self._spoken_of())
+        self._followed = self._standing()
+        self._lifetime = _lifetime_of(self.newest)
         self._now = self._choose()
         self.look()
         if guard is not None:
@@ -85,6 +94,11 @@ class Promise:
     def certificate(self) -> Certificate | None:
         """The certificate that covers local answers now, or None."""
         return self._now.certificate
+
+    @property
+    def newest(self) -> Certificate | None:
+        """The newest certificate that there is, in force or not: the one given, or one that audits earned since."""
+        return self._given if self._guard is None else self._guard.newest
 
     @property
     def is_learning(self) -> bool:
@@ -103,7 +117,7 @@ class Promise:
 
     def scope(self, request: Request) -> str:
         """What a local answer to the request rests on: an answer of one scope may not be repeated in another."""
-        values = [request.attributes.get(name, "") for name in self._now.attributes]
+        values = [request.attributes.get(name) for name in self._now.attributes]
         return f"{self._now.scope} {values}" if values else self._now.scope
 
     def is_reference(self, reference: Reference) -> bool:
@@ -127,12 +141,17 @@ class Promise:
             self._say_life(life)
 
     def heed(self) -> None:
-        """Take over what the audits have led to; called after each verdict."""
+        """Take over what the audits have led to; called after each verdict.
+
+        Raises:
+            StoreError: It cannot be read or written; what the guard made of it is in force all the same.
+        """
         if self._guard is None or self._void:
             return
-        if self._guard.settled():
-            self._lifetime = _lifetime_of(self._spoken_of())
-            self._now = self._choose()
+        try:
+            self._guard.settled()
+        finally:
+            self._follow()
         self._instruments.show_audits(self._guard.describe())
 
     def heard(self, reference: Reference) -> None:
@@ -172,6 +191,19 @@ class Promise:
             "audits": audits,
         }
 
+    def _follow(self) -> None:
+        """Choose anew where the guard is not where it was when that was done last, whatever it said of it."""
+        standing = self._standing()
+        if standing != self._followed:
+            before, self._followed = self._followed, standing
+            if standing is None or before is None or standing.newest_id != before.newest_id:
+                self._lifetime = _lifetime_of(self.newest)
+            self._now = self._choose()
+
+    def _standing(self) -> _Standing | None:
+        guard = self._guard
+        return None if guard is None else _Standing(guard.epoch, guard.stage, guard.newest.id)
+
     def _choose(self) -> _InForce:
         """Find what decides from now on, and show it."""
         now = self._in_force()
@@ -196,13 +228,8 @@ class Promise:
             attributes = (*attributes, certificate.groups.by)
         return _InForce(CertifiedThreshold(certificate), _CERTIFIED, certificate.id, certificate, attributes)
 
-    def _spoken_of(self) -> Certificate | None:
-        """The certificate that may come into force: the one given, or one that audits have earned since."""
-        earned = None if self._guard is None else self._guard.certificate
-        return earned or self._given
-
     def _say_life(self, life: Life) -> None:
-        spoken_of = self._spoken_of()
+        spoken_of = self.newest
         if spoken_of is None:
             return
         if life is Life.OK:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgewise.contracts import AuditVerdict, Certificate
 from edgewise.files import sha256_bytes
 from edgewise.router import certificate as certificates
+from edgewise.router.lifetime import seconds_of
 
 _DECILES = np.arange(1, 10) / 10
 
@@ -105,8 +106,7 @@ def _expires(original: Certificate, now_s: float) -> str | None:
     """The end of a life as long as the original's."""
     if original.expires is None:
         return None
-    life = datetime.fromisoformat(original.expires) - datetime.fromisoformat(original.created)
-    return _iso(now_s + life.total_seconds())
+    return _iso(now_s + seconds_of(original.expires) - seconds_of(original.created))
 
 
 def _iso(time_s: float) -> str:

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, Request, ResponseCache, Spending
 from edgewise.errors import RequestError
@@ -38,6 +38,7 @@ class RouterSettings:
         cloud_timeout_s: Longest a cloud call may take, also in the background.
         policy: What routes guarded and speculative requests.
         audit_share: Probability with which a request is audited.
+        audit_verdict_deadline_s: Seconds for which an audited local answer may wait for a cloud that is away.
         guard: What an audit alarm leads to.
         failures_to_open: Consecutive cloud failures that open the breaker.
         cool_down_s: Seconds between probes of a cloud that fails.
@@ -51,12 +52,19 @@ class RouterSettings:
     cloud_timeout_s: float = 30.0
     policy: PolicySettings = field(default_factory=PolicySettings)
     audit_share: float = 0.01
+    audit_verdict_deadline_s: float = 900.0
     guard: GuardSettings = field(default_factory=GuardSettings)
     failures_to_open: int = 3
     cool_down_s: float = 5.0
     reference_check_s: float = 60.0
     inference_threads: int = os.cpu_count() or 1
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+    def guard_of(self, *, rationed: bool) -> GuardSettings:
+        """The answer to an alarm; where calls are rationed it audits no more requests than before the alarm."""
+        if not rationed:
+            return self.guard
+        return replace(self.guard, recertify_share=min(self.guard.recertify_share, self.audit_share))
 
     def promise(self, request: Request) -> tuple[Mode, float | None]:
         """Mode and budget of a request: its own, else its profile's, else the router's.

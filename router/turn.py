@@ -121,7 +121,12 @@ class Turn:
         unseen = decision.reason is Reason.TOO_COMPLEX
         self.draw.escalated(math.nan if unseen else decision.score, differs)
 
+    def unreadable(self) -> None:
+        """Settle a drawn request that the edge model cannot read: it never gets an edge answer, at any threshold."""
+        if self.draw is not None:
+            self.draw.escalated(math.nan)
+
     def failed(self) -> None:
-        """What ends a drawn request before its answer counts against the promise, unless it was settled."""
+        """What else ends a drawn request before its answer counts against the promise, unless it was settled."""
         if self.draw is not None:
             self.draw.missed()

@@ -1,23 +1,30 @@
 """Audits in the flow: who is drawn, and how each draw is settled once its request is answered.
 
-Owns the tasks that bring verdicts. What a draw and a verdict are is `audit`'s, what they prove `monitor`'s.
+Owns the order of these steps. What a draw and a verdict are is `audit`'s, waiting for the cloud's `judging`'s, what
+verdicts prove `monitor`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 
-from edgewise.contracts import Answer, CloudReply, Decision, Prediction, Request
-from edgewise.errors import CloudError
+from edgewise.contracts import Action, Answer, CloudReply, Decision, Prediction, Request
+from edgewise.errors import CloudError, RequestError
 from edgewise.router.audit import Auditor, Draw
 from edgewise.router.background import Background
 from edgewise.router.escalation import Escalation
+from edgewise.router.instruments import Instruments
+from edgewise.router.judging import Judging
 from edgewise.router.promise import Promise
+from edgewise.router.settings import Plugs, RouterSettings
 from edgewise.router.turn import Turn
 
 _log = logging.getLogger("edgewise.router")
-_LAST_VERDICTS_S = 5.0
+_LAST_S = 5.0
+_MOST_OPEN = 1000
+"""Draws without a verdict beyond which nothing is drawn: they and their requests are held in memory."""
 
 
 class Verdicts:
@@ -27,24 +34,42 @@ class Verdicts:
         auditor: Draws; None audits nothing.
         promise: What is tested.
         cloud: Who judges; None audits nothing.
+        deadline_s: Seconds for which a local answer may wait for its verdict.
+        retry_s: Seconds until a cloud that was away is asked again.
     """
 
-    def __init__(self, auditor: Auditor | None, promise: Promise, cloud: Escalation | None) -> None:
+    def __init__(
+        self,
+        auditor: Auditor | None,
+        promise: Promise,
+        cloud: Escalation | None,
+        *,
+        deadline_s: float,
+        retry_s: float,
+    ) -> None:
         self._auditor = auditor
         self._promise = promise
         self._cloud = cloud
+        self._judging = None if cloud is None else Judging(cloud, deadline_s=deadline_s, retry_s=retry_s)
         self._tasks = Background()
 
     def draw(self, request: Request) -> Draw | None:
-        """Draw a request that the promise covers, or not; what is skipped depends only on what is known by now."""
-        if self._auditor is None or self._cloud is None or self._cloud.is_open:
+        """Draw a request that the promise covers, or not; what is skipped depends only on what is known by now.
+
+        Raises:
+            StoreError: The draw cannot be put on record.
+        """
+        if self._auditor is None:
+            return None
+        self._auditor.catch_up()
+        if self._cloud is None or self._cloud.is_open or self._auditor.open >= _MOST_OPEN:
             return None
         return self._promise.draw(self._auditor, request)
 
     def answered_here(self, turn: Turn, final: Answer) -> None:
         """A final edge answer is compared with the cloud's, beside the flow."""
-        if turn.draw is not None and self._cloud is not None:
-            self._tasks.start(turn.draw.judge(self._cloud, turn.request, final, final.decision.score))
+        if turn.draw is not None and self._judging is not None:
+            self._judging.start(turn.draw, turn.request, final.output, final.decision.score)
 
     def answered_by_cloud(
         self, turn: Turn, prediction: Prediction | None, decision: Decision, reply: CloudReply
@@ -57,21 +82,54 @@ class Verdicts:
     ) -> None:
         """Nothing final is nothing lost; while another certificate is to be earned, what the cloud says is awaited.
 
+        Not where there is no score: no threshold would ever answer that here, whatever the cloud says.
+
         Args:
             turn: The request.
             prediction: The edge model's, where it was asked by now.
             decision: What was decided.
             call: The cloud call that goes on, or None.
         """
-        if turn.draw is None or prediction is None or self._cloud is None or not self._promise.is_learning:
+        unscored = decision.score is None or math.isnan(decision.score)
+        if turn.draw is None or prediction is None or unscored or self._cloud is None or not self._promise.is_learning:
             turn.not_answered_here(decision)
             return
         asked = call or self._tasks.start(self._cloud.ask(turn.request))
         self._tasks.start(self._compare_late(turn, prediction, decision, asked))
 
+    def given_up(self, turn: Turn, deciding: asyncio.Task[tuple[Decision, Prediction | None]]) -> None:
+        """Nobody waits for a drawn request any more: settle it as what it would have been answered.
+
+        Clients may hang up when they like, for instance sooner where the edge model takes long; so that this chooses no
+        verdicts, the decision is waited for and judged like any other.
+        """
+        if self._tasks.closed:
+            deciding.cancel()
+            turn.failed()
+            return
+        self._tasks.start(self._settle_late(turn, deciding))
+
     async def aclose(self) -> None:
         """Give verdicts that are under way a few seconds: one of a local answer that does not come is a violation."""
-        await self._tasks.close(finish_s=_LAST_VERDICTS_S)
+        await self._tasks.close(finish_s=_LAST_S)
+        if self._judging is not None:
+            await self._judging.aclose()
+        if self._auditor is not None:
+            self._auditor.catch_up()
+
+    async def _settle_late(self, turn: Turn, deciding: asyncio.Task[tuple[Decision, Prediction | None]]) -> None:
+        try:
+            decision, prediction = await deciding
+        except RequestError:
+            turn.unreadable()
+        except BaseException:
+            turn.failed()
+            raise
+        else:
+            if turn.draw is None or prediction is None or decision.action is not Action.LOCAL or self._judging is None:
+                turn.not_answered_here(decision)
+            else:
+                self._judging.start(turn.draw, turn.request, prediction.output, decision.score)
 
     async def _compare_late(
         self, turn: Turn, prediction: Prediction, decision: Decision, call: asyncio.Task[CloudReply]
@@ -89,3 +147,13 @@ class Verdicts:
         if prediction is None or not self._promise.is_reference(reply.reference):
             return None
         return prediction.output != reply.output
+
+
+def audits_of(
+    settings: RouterSettings, plugs: Plugs, instruments: Instruments, promise: Promise, cloud: Escalation | None
+) -> Verdicts:
+    """The audits of a router that is set and plugged so."""
+    auditor = None
+    if plugs.audits is not None:
+        auditor = Auditor(plugs.audits, settings.audit_share, plugs.uniform, instruments, on_verdict=promise.heed)
+    return Verdicts(auditor, promise, cloud, deadline_s=settings.audit_verdict_deadline_s, retry_s=settings.cool_down_s)

@@ -52,8 +52,10 @@ class PolicyKind(NamedTuple):
         build: Makes it; raises ConfigError where a setting that it needs is missing or out of range.
         certified: Whether it answers locally, as final, only what the certificate covers. The requests of one that does
             not are not audited, since there is no promise to test.
+        rationed: Whether cloud calls are scarce, so that audits may not become more frequent after an alarm.
     """
 
     name: str
     build: Callable[[PolicySettings, PolicyPlugs], Policy]
     certified: bool
+    rationed: bool = False

@@ -52,11 +52,12 @@ class Budgeted:
             return decision
         if self._ration.grants(score):
             return msgspec.structs.replace(decision, policy=self.name)
+        # The score that was ranked: NaN says of what was saved unseen that no threshold would have answered it here.
         return Decision(
             action=Action.PROVISIONAL,
             reason=Reason.SAVED,
             policy=self.name,
-            score=decision.score,
+            score=score,
             threshold=decision.threshold,
         )
 
@@ -165,4 +166,4 @@ def _positive(name: str, value: float | None) -> float:
     return value
 
 
-KIND = PolicyKind("budgeted", _build, certified=True)
+KIND = PolicyKind("budgeted", _build, certified=True, rationed=True)

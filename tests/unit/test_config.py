@@ -57,6 +57,7 @@ def test_every_section_is_read(tmp_path):
         ("[edge]\nbudget_ms = -1", "edge.budget_ms is -1"),
         ("[audit]\nshare = 1.5", "audit.share is 1.5"),
         ("[audit]\nrecertify_share = -0.1", "audit.recertify_share is -0.1"),
+        ("[audit]\nverdict_deadline_s = 0", "audit.verdict_deadline_s is 0"),
         ("[audit]\nrecertify_items = 0", "audit.recertify_items is 0"),
         ("[audit]\non_alarm = 'panic'", "audit.on_alarm"),
         ("[policy]\nlocal_share = nan", "policy.local_share is nan"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import httpx
 import msgspec
@@ -12,13 +13,15 @@ import pytest
 
 from edgewise import wiring
 from edgewise.config import parse_config
-from edgewise.contracts import Bound, Reference
+from edgewise.contracts import AuditVerdict, Bound, Reference
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import CertificateError, ConfigError
 from edgewise.router import certificate as certificates
 from edgewise.router import fitted as fits
 from edgewise.router.fitted import Fitted
+from edgewise.router.guard import Guard, GuardSettings, OnAlarm, Stage
 from edgewise.router.neighbours import Neighbours
+from edgewise.store import SqliteStore
 
 CREATED, EXPIRES = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
 CREATED_S, DAY_S = 1_767_225_600.0, 86_400.0
@@ -53,6 +56,30 @@ def test_an_expired_certificate_is_refused_with_what_to_do(tiny_text_bundle, tmp
     with pytest.raises(CertificateError, match=f"expired at {EXPIRES}") as error:
         built(tiny_text_bundle, tmp_path / "c.json", resources)
     assert "edgewise certify" in error.value.remedy
+
+
+async def test_a_certificate_that_audits_earned_outlives_the_one_beside_the_bundle(
+    tiny_text_bundle, tmp_path, resources, monkeypatch
+):
+    path, state = tmp_path / "c.json", tmp_path / "state.db"
+    original = certificate(tiny_text_bundle, path, expires=EXPIRES)
+    clock = SimpleNamespace(time=lambda: CREATED_S + 20 * DAY_S, monotonic=lambda: 0.0)
+    with SqliteStore(state) as store:
+        guard = Guard(original, store.audits, GuardSettings(on_alarm=OnAlarm.CLOUD_ONLY, recertify_items=500), clock)
+        wrong = AuditVerdict(violation=True, score=0.6, differs=True)
+        right = AuditVerdict(violation=False, score=0.9, differs=False)
+        while guard.stage is not Stage.CLOUD_ONLY:
+            store.audits.verdict(store.audits.drawn("r", guard.epoch), wrong)
+            guard.settled()
+        while guard.stage is Stage.CLOUD_ONLY:
+            store.audits.verdict(store.audits.drawn("r", guard.epoch), right)
+            guard.settled()
+        earned = guard.certificate
+    monkeypatch.setattr(time, "time", lambda: CREATED_S + 40 * DAY_S)
+    gateway = built(tiny_text_bundle, path, resources, state={"path": str(state)})
+    assert gateway.router.certificate == earned
+    assert gateway.warnings == ()
+    await gateway.router.aclose()
 
 
 async def test_with_a_wrong_clock_it_serves_says_so_and_escalates(tiny_text_bundle, tmp_path, resources, monkeypatch):

@@ -5,50 +5,14 @@ import math
 
 import pytest
 
-from edgewise.contracts import (
-    Action,
-    Answer,
-    AuditTotals,
-    AuditVerdict,
-    CloudReply,
-    Decision,
-    Reason,
-    Reference,
-    Request,
-    Source,
-    Status,
-)
-from edgewise.errors import CloudRefusedError, CloudTimeoutError
+from edgewise.contracts import AuditTotals, AuditVerdict, CloudReply, Reference
+from edgewise.errors import StoreError
 from edgewise.router.audit import Auditor
 from edgewise.router.instruments import Instruments
 from edgewise.store import SqliteStore
 from edgewise.telemetry import Metrics
 
 CERTIFIED = Reference("news", "sha256:c")
-REQUEST = Request(id="1", inputs="x")
-LOCAL = Answer(
-    id="1",
-    output="a",
-    status=Status.FINAL,
-    source=Source.EDGE,
-    decision=Decision(action=Action.LOCAL, reason=Reason.CONFIDENT, policy="p"),
-    timings_ms={"total": 1.0},
-    model_digest="d",
-)
-
-
-class ScriptedCloud:
-    """Stands in for the escalation: says one thing, or raises it."""
-
-    def __init__(self, says):
-        self.says = says
-        self.asked = []
-
-    async def ask(self, request):
-        self.asked.append(request)
-        if isinstance(self.says, BaseException):
-            raise self.says
-        return self.says
 
 
 @pytest.fixture
@@ -98,27 +62,14 @@ def test_an_escalated_request_lost_nothing(log, metrics, score, differs, kept):
 
 
 @pytest.mark.parametrize(("output", "violation"), [("a", False), ("b", True)])
-async def test_a_local_answer_is_compared_with_the_certified_cloud(log, metrics, output, violation):
-    cloud = ScriptedCloud(CloudReply(output, CERTIFIED))
-    await drawn(log, metrics).judge(cloud, REQUEST, LOCAL, 0.75)
-    assert cloud.asked == [REQUEST]
+def test_a_local_answer_is_compared_with_the_certified_cloud(log, metrics, output, violation):
+    drawn(log, metrics).compared("a", 0.75, CloudReply(output, CERTIFIED))
     assert log.verdicts("c", 9) == [AuditVerdict(violation=violation, score=0.75, differs=violation)]
 
 
-@pytest.mark.parametrize(
-    "says",
-    [CloudReply("a", Reference("news", "sha256:other")), CloudTimeoutError("late"), CloudRefusedError("never")],
-)
-async def test_without_the_certified_cloud_there_is_no_verdict(log, metrics, says, caplog):
-    with caplog.at_level(logging.CRITICAL):
-        await drawn(log, metrics).judge(ScriptedCloud(says), REQUEST, LOCAL, 0.75)
+def test_another_version_cannot_judge(log, metrics):
+    drawn(log, metrics).compared("a", 0.75, CloudReply("a", Reference("news", "sha256:other")))
     assert log.verdicts("c", 9) == [AuditVerdict(violation=True, missing=True, score=0.75)]
-
-
-async def test_what_nobody_expected_is_missing_and_raised(log, metrics):
-    with pytest.raises(ZeroDivisionError):
-        await drawn(log, metrics).judge(ScriptedCloud(ZeroDivisionError()), REQUEST, LOCAL, None)
-    assert log.verdicts("c", 9) == [AuditVerdict(violation=True, missing=True)]
 
 
 def test_a_draw_is_settled_once(log, metrics):
@@ -130,10 +81,10 @@ def test_a_draw_is_settled_once(log, metrics):
     assert log.totals("c") == AuditTotals(drawn=1)
 
 
-async def test_verdicts_are_counted_by_outcome(log, metrics):
+def test_verdicts_are_counted_by_outcome(log, metrics):
     drawn(log, metrics).escalated()
     drawn(log, metrics).missed(0.5)
-    await drawn(log, metrics).judge(ScriptedCloud(CloudReply("b", CERTIFIED)), REQUEST, LOCAL, 0.5)
+    drawn(log, metrics).compared("a", 0.5, CloudReply("b", CERTIFIED))
     text = metrics.render().decode()
     for outcome in ("kept", "missing", "violated"):
         assert f'edgewise_audits_total{{outcome="{outcome}"}} 1' in text
@@ -146,3 +97,39 @@ def test_who_waits_for_verdicts_is_told_when_one_is_on_record(log, metrics):
     draw.escalated()
     draw.missed()
     assert seen == [AuditTotals(drawn=1)]
+
+
+def test_a_verdict_that_the_store_does_not_take_is_written_before_the_next(log, metrics, monkeypatch, caplog):
+    def full(position, verdict):
+        raise StoreError("The disk is full.", "Free some room.")
+
+    seen = []
+    audits = auditor(log, metrics, on_verdict=lambda: seen.append(log.totals("c").open))
+    first, second = audits.draw("1", "c", CERTIFIED), audits.draw("2", "c", CERTIFIED)
+    with monkeypatch.context() as disk, caplog.at_level(logging.ERROR, "edgewise.router"):
+        disk.setattr(log, "verdict", full)
+        first.escalated(0.1)
+        audits.catch_up()
+        first.missed()
+    assert (log.totals("c").open, audits.open, seen) == (2, 2, [])
+    assert len(caplog.records) == 1, "said once"
+    second.escalated(0.2)
+    assert log.verdicts("c", 9) == [AuditVerdict(violation=False, score=score) for score in (0.1, 0.2)]
+    assert (audits.open, seen) == (0, [0])
+
+
+def test_verdicts_that_could_not_be_weighed_are_weighed_later(log, metrics):
+    trouble = [StoreError("The disk is full.", "Free some room.")]
+    weighed = []
+
+    def weigh():
+        if trouble:
+            raise trouble.pop()
+        weighed.append(log.totals("c"))
+
+    audits = auditor(log, metrics, on_verdict=weigh)
+    audits.draw("1", "c", CERTIFIED).escalated()
+    assert weighed == []
+    audits.catch_up()
+    audits.catch_up()
+    assert weighed == [AuditTotals(drawn=1)], "once"

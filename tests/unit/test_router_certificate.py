@@ -309,6 +309,8 @@ RELEASED_ALL_LOCAL = (
         ({"recertification": -1}, "recertification"),
         ({"expires": "soon"}, "isoformat"),
         ({"expires": "2025-12-31T00:00:00Z"}, "expires before"),
+        ({"expires": "2026-07-01T00:00:00"}, "names no zone"),
+        ({"created": "2026-01-01T00:00:00"}, "names no zone"),
         ({"created": "once"}, "isoformat"),
         ({"groups": Groups(by="label", bounds={})}, "none of its groups"),
     ],

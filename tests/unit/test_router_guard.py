@@ -201,6 +201,13 @@ def test_fresh_audits_certify_again(log, caplog):
     assert "earned from 100 fresh audits" in caplog.text
 
 
+def test_a_certificate_whose_birth_names_no_zone_is_followed_by_one_of_the_same_life(log):
+    given = certificate(created="2026-01-01T00:00:00", expires="2026-03-02T00:00:00Z")
+    guard = in_stage(Stage.CLOUD_ONLY, log, given=given)
+    feed(guard, log, fresh())
+    assert (guard.certificate.created, guard.certificate.expires) == ("2026-01-02T00:00:00Z", "2026-03-03T00:00:00Z")
+
+
 def test_the_raised_threshold_may_be_certified_too(log):
     guard = in_stage(Stage.RAISED, log)
     assert feed(guard, log, fresh()) == ITEMS

@@ -505,15 +505,19 @@ async def test_an_audited_escalation_keeps_the_promise_without_another_call():
 async def test_a_verdict_that_does_not_come_counts_as_a_violation():
     cloud, store = ScriptedCloud(), DictStore()
     cloud.down = True
-    await router(cloud, audits=store, uniform=lambda: 0.0).answer(Request(inputs=CONFIDENT))
+    settings = RouterSettings(cool_down_s=0.001, audit_verdict_deadline_s=0.01)
+    flow = router(cloud, audits=store, uniform=lambda: 0.0, settings=settings)
+    await flow.answer(Request(inputs=CONFIDENT))
     assert await store.settled() == [(True, True)]
+    await flow.aclose()
 
 
-async def test_a_refusal_after_the_draw_counts_as_a_violation():
+async def test_a_request_that_nobody_can_read_is_never_answered_here_and_so_lost_nothing():
     store = DictStore()
     with pytest.raises(RequestError):
         await router(ScriptedCloud(), audits=store, uniform=lambda: 0.0).answer(Request(inputs="unreadable"))
-    assert store.audits == [(True, True)]
+    assert store.audits == [(False, False)]
+    assert store.found[0].score == -np.inf
 
 
 async def test_requests_are_drawn_with_the_probability_that_is_set():

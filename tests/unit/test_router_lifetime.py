@@ -72,7 +72,7 @@ def test_a_clock_that_is_always_wrong_gives_no_second_life():
 steps = st.lists(st.tuples(st.integers(0, 10 * DAY), st.integers(-60 * DAY, 60 * DAY)), min_size=1, max_size=20)
 
 
-@given(loaded_after=st.integers(0, 30 * DAY), steps=steps)
+@given(loaded_after=st.integers(0, 30 * DAY - 1), steps=steps)
 def test_whatever_the_wall_clock_does_it_never_holds_for_longer_than_was_left(loaded_after, steps):
     """Each step lets true time pass and sets the wall clock off by so much."""
     clock, passed = life(), 0
@@ -97,3 +97,10 @@ def test_what_is_no_time_is_refused(moment):
 
 def test_a_time_without_a_zone_is_utc():
     assert seconds_of("2026-01-01T00:00:00") == BORN == seconds_of("2026-01-01T02:00:00+02:00")
+
+
+def test_a_clock_that_ran_ahead_at_first_ends_it_only_until_it_is_put_right():
+    clock = life()
+    assert clock.verdict(END + 400 * DAY, 0) is Life.EXPIRED
+    assert clock.verdict(BORN + DAY, 60) is Life.OK
+    assert clock.verdict(BORN + DAY, 60 + END - BORN - DAY) is Life.EXPIRED, "counted from when it was right"

@@ -133,13 +133,13 @@ async def test_a_breaker_opened_by_audits_alone_closes_again():
         cloud, audits=store, uniform=lambda: 0.0, settings=RouterSettings(failures_to_open=1, cool_down_s=0.001)
     )
     await flow.answer(Request(inputs=CONFIDENT))
-    await until(lambda: len(store.audits) == 1 and store.audits[0] is not None)
+    await until(lambda: cloud.calls == 1)
     cloud.down = False
     await until(lambda: cloud.probed.is_set())
     async with asyncio.timeout(10):
         while len(store.audits) < 3:
             await flow.answer(Request(inputs=CONFIDENT))
-    assert (await store.settled())[-1] == (False, False)
+    assert await store.settled() == [(False, False)] * 3, "the first waited until the cloud was back"
 
 
 async def test_a_cloud_that_comes_up_changed_is_found_out_without_being_asked():
