@@ -328,6 +328,14 @@ def test_a_full_disk_does_not_keep_a_broken_promise_in_force(log, monkeypatch):
     assert guard_of(log).stage is Stage.RAISED  # found again from the verdicts
 
 
+def test_a_standing_is_written_once(log, monkeypatch):
+    written = []
+    monkeypatch.setattr(log, "remember", lambda key, value: written.append(key))
+    guard = in_stage(Stage.CLOUD_ONLY, log, settings=replace(SETTINGS, on_alarm=OnAlarm.CLOUD_ONLY))
+    feed(guard, log, [escalated()] * 5)
+    assert len(written) == 1
+
+
 def random_audits(seed):
     """Good times and bad ones, with all kinds of verdicts."""
     generator = random.Random(seed)

@@ -82,6 +82,19 @@ async def test_a_broken_promise_ends_although_that_cannot_be_written_and_is_writ
     assert again.report()["audits"]["attempt"] == flow.report()["audits"]["attempt"]
 
 
+async def test_what_could_not_be_written_is_written_once_also_where_no_verdict_follows(log, monkeypatch):
+    flow = promises.router(
+        fakes.ScriptedCloud("b"), audits=log, guard=GuardSettings(on_alarm=OnAlarm.CLOUD_ONLY, recertify_share=0.0)
+    )
+    with monkeypatch.context() as disk:
+        disk.setattr(log, "remember", full)
+        await ask(flow, 60)
+    written = []
+    monkeypatch.setattr(log, "remember", lambda key, value: written.append(key))
+    await ask(flow, 3)
+    assert written == [f"guard:{flow.newest_certificate.id}"]
+
+
 async def test_one_verdict_that_cannot_be_written_does_not_blind_the_audit(log, monkeypatch):
     failing = [True]
     verdict = log.verdict
@@ -326,4 +339,8 @@ async def test_an_expired_original_gives_way_to_the_certificate_that_audits_earn
     await promises.until_stage(flow, "audit_alarm")
     answer = await flow.answer(Request(inputs=CONFIDENT))
     assert answer.decision.reason is Reason.AUDIT_ALARM, "not expired: audits may earn another"
+    again = promises.router(
+        cloud, made=promises.certificate(expires=promises.EXPIRES), audits=log, guard=TO_THE_CLOUD, clock=clock
+    )
+    assert (again.report()["state"], again.newest_certificate) == ("audit_alarm", earned)
     await flow.aclose()
