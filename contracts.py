@@ -64,6 +64,8 @@ class Reason(StrEnum):
 
     CONFIDENT = "confident"
     BELOW_THRESHOLD = "below_threshold"
+    UNLISTED_GROUP = "unlisted_group"
+    """The certificate lists groups, and the request is of none of them."""
     OUT_OF_DISTRIBUTION = "out_of_distribution"
     """The input is none that the edge model was made for; no score counts then."""
     TOO_COMPLEX = "too_complex"

@@ -22,10 +22,10 @@ from edgewise.errors import CertificateError, ConfigError
 from edgewise.jobs.beside import certificate_beside, load_certificate, load_fitted
 from edgewise.router import Plugs, Router, RouterSettings
 from edgewise.router.certificate import check_model
-from edgewise.router.guard import GuardSettings, OnAlarm
 from edgewise.router.lifetime import Life, Lifetime
 from edgewise.router.policies import PolicySettings, policy_named
 from edgewise.router.settings import Profile
+from edgewise.router.stages import GuardSettings, OnAlarm, Stage
 from edgewise.store import MemoryCache, SqliteStore
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import Limits, front_door
@@ -105,7 +105,7 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         plugs=_plugs(config, store, metrics),
     )
     # Asked after the state file was read: audits may have earned a certificate that outlives the one beside the bundle.
-    warnings = (*_life_warnings(router.newest_certificate), *promised.warnings)
+    warnings = (*_life_warnings(router.newest_certificate), *_alarm_warnings(router.report()), *promised.warnings)
     info = ServiceInfo(
         name=model.bundle.core.name,
         version=model.digest,
@@ -127,6 +127,15 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         report=router.report,
     )
     return Gateway(app, router, info, warnings)
+
+
+def _alarm_warnings(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an alarm before this start has left behind."""
+    audits = report["audits"]
+    if audits is None or audits["stage"] == Stage.CERTIFIED:
+        return ()
+    now = "Everything is escalated" if audits["stage"] == Stage.CLOUD_ONLY else "Local answers are uncertified"
+    return (f"{now} since an alarm before this start. {audits['last_alarm'] or ''}".strip(),)
 
 
 def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _WHY = {
     Reason.CONFIDENT: "its score lies above the threshold",
     Reason.BELOW_THRESHOLD: "its score does not lie above the threshold",
+    Reason.UNLISTED_GROUP: "it is of no listed group",
     Reason.OUT_OF_DISTRIBUTION: "it is unlike anything that the model was made for",
     Reason.TOO_COMPLEX: "its text looks so hard that the edge model is not asked",
     Reason.CERTIFICATE_VOID: "no certificate is in force",
@@ -221,11 +222,10 @@ def _explained(row: Explained) -> list[RenderableType]:
 
 
 def _why(row: Explained) -> str:
-    """The reason in words; a router takes a group that is not listed for one with no way to be local."""
-    if row.grouped_by is None or row.group in row.groups or row.reason is not Reason.BELOW_THRESHOLD:
-        return _WHY.get(row.reason, row.reason.value)
-    remedy = f"; name one with --attribute {row.grouped_by}={row.groups[0]}" if row.group is None else ""
-    return f"it is of no listed group{remedy}"
+    """The reason in words."""
+    if row.reason is Reason.UNLISTED_GROUP and row.group is None:
+        return f"{_WHY[row.reason]}; name one with --attribute {row.grouped_by}={row.groups[0]}"
+    return _WHY.get(row.reason, row.reason.value)
 
 
 def _score(row: Explained) -> str:

@@ -58,6 +58,11 @@ class ScoreDrift:
             self._counts[self._bins.popleft()] -= 1
 
     @property
+    def is_full(self) -> bool:
+        """Whether the window is full; before, the index is mostly noise."""
+        return len(self._bins) >= self._window
+
+    @property
     def index(self) -> float:
         """Population stability index of the window: sum of (live - expected) * log(live / expected); 0 when empty."""
         if not self._bins or not self._known:
@@ -69,6 +74,6 @@ class ScoreDrift:
     @property
     def hint(self) -> bool:
         """Whether a full window looks unlike the certifying items, in its scores or in how many have none."""
-        if len(self._bins) < self._window or not self._known:
+        if not self.is_full or not self._known:
             return False
         return self.index > _NOTEWORTHY or self._counts[-1] > self._most_unscored

@@ -17,101 +17,27 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 import msgspec
 
 from edgewise.contracts import AuditLog, AuditVerdict, Certificate, Clock
-from edgewise.errors import CertificateError, ConfigError, StoreError
+from edgewise.errors import CertificateError, StoreError
 from edgewise.router import certificate as certificates
 from edgewise.router.monitor import AuditMonitor, MonitorState
 from edgewise.router.recertification import delta_of, raised_threshold, recertify
+from edgewise.router.stages import GuardReport, GuardSettings, OnAlarm, Stage
 
 _log = logging.getLogger("edgewise.router")
 _MOST_ATTEMPTS = 1000
 """Recertifications after which nobody tries again: the delta that is left would need ever more audits for nothing."""
 
 
-class Stage(StrEnum):
-    """How far the promise is trusted."""
-
-    CERTIFIED = "certified"
-    RAISED = "raised"
-    """Answered locally above a raised threshold, uncertified."""
-    CLOUD_ONLY = "cloud_only"
-    """Nothing is answered locally."""
-
-
-class OnAlarm(StrEnum):
-    """What an alarm leads to."""
-
-    RAISE = "raise"
-    """Raise the threshold, and go to the cloud only where that is not possible or not enough."""
-    CLOUD_ONLY = "cloud_only"
-    WARN = "warn"
-    """Say so, and change nothing."""
-
-
-@dataclass(frozen=True)
-class GuardSettings:
-    """What becomes of a certificate after an alarm.
-
-    Attributes:
-        on_alarm: The answer to an alarm.
-        recertify_share: Probability with which a request is audited after an alarm, in [0, 1]; 0 never certifies again.
-        recertify_items: Fresh audits that a recertification looks at; more where these could not certify anything.
-
-    Raises:
-        ConfigError: A setting is out of its range.
-    """
-
-    on_alarm: OnAlarm = OnAlarm.RAISE
-    recertify_share: float = 1.0
-    recertify_items: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.recertify_share <= 1:
-            raise ConfigError(f"recertify_share is {self.recertify_share!r}.", "Give a probability between 0 and 1.")
-        if self.recertify_items < 1:
-            raise ConfigError(f"recertify_items is {self.recertify_items!r}.", "Give a number above 0, such as 1000.")
-
-
-class GuardReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a guard stands.
-
-    Attributes:
-        stage: The stage.
-        certificate_id: The certificate that covers local answers now, or None.
-        alarm: Whether the promise was shown to be broken and nothing has been certified since.
-        e_value: Evidence against the promise; the alarm is at 1/delta. None where nothing is tested.
-        threshold: Local iff score > threshold.
-        drawn: Draws of the present epoch.
-        violations: Violations among them, missing verdicts included.
-        missing: Draws among them whose verdict never came.
-        open: Draws among them that wait for their verdict.
-        attempt: Recertifications begun under the original certificate.
-        items_needed: Audits that the next recertification still waits for; 0 where none is to come.
-    """
-
-    stage: Stage
-    certificate_id: str | None
-    alarm: bool
-    e_value: float | None
-    threshold: float
-    drawn: int
-    violations: int
-    missing: int
-    open: int
-    attempt: int
-    items_needed: int
-
-
 class _Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of a certificate beside its verdicts.
 
     `number` counts epochs, `attempt` recertifications begun; `items` is what the running one looks at, fixed before its
-    first draw, 0 where none is running; `certificate` is the newest one earned from audits, as JSON.
+    first draw, 0 where none is running; `certificate` is the newest one earned from audits, as JSON; `alarm` is what
+    the latest alarm said.
     """
 
     stage: Stage = Stage.CERTIFIED
@@ -120,6 +46,7 @@ class _Standing(msgspec.Struct, frozen=True, kw_only=True):
     items: int = 0
     threshold: float | None = None
     certificate: bytes | None = None
+    alarm: str = ""
 
 
 class Guard:
@@ -235,6 +162,7 @@ class Guard:
             open=totals.open,
             attempt=self._standing.attempt,
             items_needed=max(0, self._standing.items - (totals.drawn - totals.open)),
+            last_alarm=self._standing.alarm or None,
         )
 
     # Stages
@@ -258,10 +186,11 @@ class Guard:
             verdicts = self._log.verdicts(self.epoch, sys.maxsize)
             threshold = raised_threshold(verdicts, alpha=self._alpha, delta=self._delta)
         following = None if warns else self._next_epoch(Stage.CLOUD_ONLY if threshold == math.inf else Stage.RAISED)
-        self._report_alarm(following, threshold)
-        if following is not None and following.stage is Stage.RAISED:
-            return msgspec.structs.replace(following, threshold=threshold)
-        return following
+        said = self._report_alarm(following, threshold)
+        if following is None:
+            return None
+        raised = threshold if following.stage is Stage.RAISED else None
+        return msgspec.structs.replace(following, threshold=raised, alarm=said)
 
     def _sample(self) -> list[AuditVerdict] | None:
         """The first audits of the epoch, as many as were fixed, or None while one of them has no verdict.
@@ -298,7 +227,12 @@ class Guard:
             *(earned.id, items, attempt, self._original.id),
             *(earned.bound.threshold, 100 * earned.bound.local_share, earned.bound.alpha, earned.bound.delta),
         )
-        return _Standing(number=self._standing.number + 1, attempt=attempt, certificate=certificates.encode(earned))
+        return _Standing(
+            number=self._standing.number + 1,
+            attempt=attempt,
+            certificate=certificates.encode(earned),
+            alarm=self._standing.alarm,
+        )
 
     def _next_epoch(self, stage: Stage) -> _Standing:
         """A stage without a certificate; where it may earn one, the size of its sample is fixed here."""
@@ -312,7 +246,7 @@ class Guard:
             self._standing, stage=stage, number=self._standing.number + 1, attempt=attempt, items=items, threshold=None
         )
 
-    def _report_alarm(self, following: _Standing | None, threshold: float) -> None:
+    def _report_alarm(self, following: _Standing | None, threshold: float) -> str:
         outcome = "Nothing is changed, since on_alarm is warn"
         if following is not None and following.stage is Stage.RAISED:
             outcome = f"The threshold is raised from {self.threshold:g} to {threshold:g}, and no answer is certified"
@@ -323,13 +257,14 @@ class Guard:
         missing = min(self._log.totals(self.epoch).missing, self._monitor.violations)  # some may not be weighed yet
         differing = self._monitor.violations - missing
         first = "see why the cloud gave no verdicts; then " if missing > differing else ""
-        _log.error(
-            "Audit alarm: certificate %s does not keep its promise. Of %d audited requests %d were answered locally "
-            "and differently from the cloud, and %d have no verdict, which counts the same, where %g %% were promised: "
-            "e-value %.3g, limit %.3g. %s. What to do: %sedgewise certify, with items of today.",
-            *(self._newest.id, self._monitor.audits, differing, missing, 100 * self._alpha),
-            *(self._e_value, 1 / self._delta, outcome, first),
+        said = (
+            f"Audit alarm: certificate {self._newest.id} does not keep its promise. Of {self._monitor.audits} audited "
+            f"requests {differing} were answered locally and differently from the cloud, {missing} have no verdict, "
+            f"which counts the same. {100 * self._alpha:g} % were promised: e-value {self._e_value:.3g}, limit "
+            f"{1 / self._delta:.3g}. {outcome}. What to do: {first}edgewise certify, with items of today."
         )
+        _log.error("%s", said)
+        return said
 
     # State
 

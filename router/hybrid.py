@@ -103,6 +103,7 @@ class Router:
             given = certificate.fitted_digest if fitted is not None else None
             certificates.check_model(certificate, edge.digest, given)
         kind = policy_named(self._settings.policy.use)
+        self._is_certified = kind.certified
         promised = certificate if kind.certified else None
         self._edge = edge
         self._instruments = Instruments(self._plugs.metrics)
@@ -131,9 +132,11 @@ class Router:
 
     def report(self) -> dict[str, Any]:
         """What the promise is worth now, for people and dashboards: values that JSON has."""
+        uncertified = {} if self._is_certified else {"state": "uncertified"}
         return {
             "policy": self._routed.name,
             **self._promise.report(),
+            **uncertified,
             "score_drift": self._judgement.drift_index,
         }
 

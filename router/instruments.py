@@ -6,7 +6,7 @@ import math
 
 from edgewise import telemetry
 from edgewise.contracts import Spending
-from edgewise.router.guard import GuardReport, Stage
+from edgewise.router.stages import GuardReport, Stage
 from edgewise.telemetry import Gauge, Metrics
 
 

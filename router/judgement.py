@@ -76,8 +76,8 @@ class Drift:
 
     @property
     def index(self) -> float | None:
-        """The population stability index; None where nothing is compared."""
-        return None if self._drift is None else self._drift.index
+        """The population stability index; None where nothing is compared, or too little was seen."""
+        return None if self._drift is None or not self._drift.is_full else self._drift.index
 
     def watch(self, score: float) -> None:
         """Take the score of one routed request; NaN is out of distribution."""
@@ -86,7 +86,7 @@ class Drift:
             return
         self._drift.update(score)
         self._seen += 1
-        if self._seen % _SHOW_EVERY == 0:
+        if self._seen % _SHOW_EVERY == 0 and self._drift.is_full:
             self._show(self._drift)
 
     def _show(self, drift: ScoreDrift) -> None:

@@ -16,10 +16,11 @@ import msgspec
 
 from edgewise.contracts import Action, Certificate, Clock, Decision, Policy, Prediction, Reason, Reference, Request
 from edgewise.router.audit import Auditor, Draw
-from edgewise.router.guard import Guard, Stage
+from edgewise.router.guard import Guard
 from edgewise.router.instruments import Instruments
 from edgewise.router.lifetime import Life, Lifetime
 from edgewise.router.policies.threshold import BY_LABEL, NAME, CertifiedThreshold, RaisedThreshold, Uncovered
+from edgewise.router.stages import Stage
 
 if TYPE_CHECKING:
     from edgewise.router.complexity import Complexity

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, Request, ResponseCache, Spending
 from edgewise.errors import RequestError
-from edgewise.router.guard import GuardSettings
 from edgewise.router.policies import PolicySettings
+from edgewise.router.stages import GuardSettings
 from edgewise.telemetry import Metrics
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 
 from edgewise.contracts import Action, Answer, CloudReply, Decision, Prediction, Request
-from edgewise.errors import CloudError, RequestError
+from edgewise.errors import CloudError, RequestError, StoreError
 from edgewise.router.audit import Auditor, Draw
 from edgewise.router.background import Background
 from edgewise.router.escalation import Escalation
@@ -56,15 +56,18 @@ class Verdicts:
     def draw(self, request: Request) -> Draw | None:
         """Draw a request that the promise covers, or not; what is skipped depends only on what is known by now.
 
-        Raises:
-            StoreError: The draw cannot be put on record.
+        A draw that cannot be put on record is none: a full disk knows nothing of the request.
         """
         if self._auditor is None:
             return None
         self._auditor.catch_up()
         if self._cloud is None or self._cloud.is_open or self._auditor.open >= _MOST_OPEN:
             return None
-        return self._promise.draw(self._auditor, request)
+        try:
+            return self._promise.draw(self._auditor, request)
+        except StoreError as error:
+            _log.error("Nothing is audited while draws cannot be put on record: %s", error)
+            return None
 
     def answered_here(self, turn: Turn, final: Answer) -> None:
         """A final edge answer is compared with the cloud's, beside the flow."""

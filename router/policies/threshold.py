@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from edgewise.contracts import Action, Certificate, Decision, Policy, Prediction, Reason, Request
 from edgewise.router.policies.base import PolicyKind, PolicyPlugs, PolicySettings
 
@@ -37,6 +35,8 @@ class CertifiedThreshold:
     def after(self, request: Request, prediction: Prediction, score: float) -> Decision:
         """Local iff score > threshold; NaN compares false and escalates."""
         threshold = self._threshold if self._by is None else self._of_group(request, prediction)
+        if threshold is None:
+            return Decision(action=Action.ESCALATE, reason=Reason.UNLISTED_GROUP, policy=NAME, score=score)
         local = score > threshold
         return Decision(
             action=Action.LOCAL if local else Action.ESCALATE,
@@ -47,9 +47,9 @@ class CertifiedThreshold:
             certificate_id=self._id,
         )
 
-    def _of_group(self, request: Request, prediction: Prediction) -> float:
+    def _of_group(self, request: Request, prediction: Prediction) -> float | None:
         group = prediction.output if self._by == BY_LABEL else request.attributes.get(self._by or "")
-        return self._by_group.get(group, math.inf) if isinstance(group, str) else math.inf
+        return self._by_group.get(group) if isinstance(group, str) else None
 
 
 class RaisedThreshold:

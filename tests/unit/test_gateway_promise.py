@@ -19,8 +19,9 @@ from edgewise.errors import CertificateError, ConfigError
 from edgewise.router import certificate as certificates
 from edgewise.router import fitted as fits
 from edgewise.router.fitted import Fitted
-from edgewise.router.guard import Guard, GuardSettings, OnAlarm, Stage
+from edgewise.router.guard import Guard
 from edgewise.router.neighbours import Neighbours
+from edgewise.router.stages import GuardSettings, OnAlarm, Stage
 from edgewise.store import SqliteStore
 
 CREATED, EXPIRES = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"

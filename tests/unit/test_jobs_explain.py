@@ -136,7 +136,7 @@ def test_it_decides_as_the_router_does(certified, tiny_models, wish):
 def test_a_request_of_no_listed_group_is_escalated(certified):
     job = certified(group_by="region", alpha=0.1)
     (row, *_) = explain_items(job, NullProgress())
-    assert (row.group, row.action, row.threshold) == (None, "escalate", "inf")
+    assert (row.group, row.action, row.threshold) == (None, "escalate", None)
     assert "it is of no listed group; name one with --attribute region=north" in shown(row)
     assert "group by region none; listed are north, south" in shown(row)
     (row, *_) = explain_items(replace(job, attributes={"region": "west"}), NullProgress())

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from edgewise.contracts import AuditVerdict, Bound, Groups, Reference
 from edgewise.errors import ConfigError, StoreError
 from edgewise.router.certificate import certify, check_model, issue, items_needed
-from edgewise.router.guard import Guard, GuardSettings, OnAlarm, Stage
+from edgewise.router.guard import Guard
 from edgewise.router.recertification import delta_of, raised_threshold
+from edgewise.router.stages import GuardSettings, OnAlarm, Stage
 from edgewise.store import SqliteStore
 
 ALPHA, DELTA, ITEMS = 0.05, 0.1, 100

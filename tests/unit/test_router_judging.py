@@ -14,8 +14,8 @@ from edgewise.contracts import AuditVerdict, Reason, Request, Source, Status
 from edgewise.errors import CloudRefusedError, InputError, RequestError, StoreError
 from edgewise.router import Plugs, Router, RouterSettings, verdicts
 from edgewise.router.fitted import Fitted
-from edgewise.router.guard import GuardSettings, OnAlarm
 from edgewise.router.policies import PolicySettings
+from edgewise.router.stages import GuardSettings, OnAlarm
 from edgewise.store import SqliteStore
 
 _SPEC = importlib.util.spec_from_file_location("judging_promises", Path(__file__).parent / "test_router_promise.py")

@@ -117,7 +117,8 @@ def test_each_group_has_its_own_threshold_and_an_unlisted_one_none(by, group, lo
     prediction = Prediction(output=group if by == "label" else "anything")
     decision = policy.after(request, prediction, 0.5)
     assert decision.action is (Action.LOCAL if local else Action.ESCALATE)
-    assert decision.threshold == {"grain": 0.2, "ship": 0.8}.get(group, math.inf)
+    assert decision.threshold == {"grain": 0.2, "ship": 0.8}.get(group)
+    assert (decision.reason is Reason.UNLISTED_GROUP) is (decision.threshold is None)
 
 
 def test_a_request_without_the_attribute_and_an_answer_that_is_no_label_have_no_group():

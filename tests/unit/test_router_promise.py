@@ -30,9 +30,9 @@ from edgewise.router import Plugs, Router, RouterSettings
 from edgewise.router import certificate as certificates
 from edgewise.router.complexity import ATTRIBUTE_BUCKETS, LEXICAL, WORD_BUCKETS, Complexity
 from edgewise.router.fitted import Fitted
-from edgewise.router.guard import GuardSettings, OnAlarm
 from edgewise.router.neighbours import Neighbours
 from edgewise.router.policies import PolicySettings
+from edgewise.router.stages import GuardSettings, OnAlarm
 from edgewise.telemetry import Metrics
 
 _SPEC = importlib.util.spec_from_file_location("promise_fakes", Path(__file__).parent / "test_router_hybrid.py")
