@@ -59,6 +59,20 @@ def test_an_expired_certificate_is_refused_with_what_to_do(tiny_text_bundle, tmp
     assert "edgewise certify" in error.value.remedy
 
 
+def test_a_start_after_an_alarm_says_so(tiny_text_bundle, tmp_path, resources):
+    path, state = tmp_path / "c.json", tmp_path / "state.db"
+    original = certificate(tiny_text_bundle, path)
+    assert built(tiny_text_bundle, path, resources).warnings == ()
+    with SqliteStore(state) as store:
+        guard = Guard(original, store.audits, GuardSettings(on_alarm=OnAlarm.CLOUD_ONLY), time)
+        while guard.stage is not Stage.CLOUD_ONLY:
+            position = store.audits.drawn("r", guard.epoch)
+            store.audits.verdict(position, AuditVerdict(violation=True, score=0.6, differs=True))
+            guard.settled()
+    (warning,) = built(tiny_text_bundle, path, resources, state={"path": str(state)}).warnings
+    assert warning.startswith("Everything is escalated since an alarm before this start. Audit alarm: certificate")
+
+
 async def test_a_certificate_that_audits_earned_outlives_the_one_beside_the_bundle(
     tiny_text_bundle, tmp_path, resources, monkeypatch
 ):

@@ -127,10 +127,12 @@ def test_an_alarm_raises_the_threshold_and_takes_the_certificate_away(log, caplo
     assert (guard.epoch, guard.share) == (f"{CERTIFICATE.id}#1", 1.0)
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    for words in ("does not keep its promise", "where 5 % were promised", "e-value", "from 0.5 to 0.65", "100 fresh"):
+    for words in ("does not keep its promise", "5 % were promised", "e-value", "from 0.5 to 0.65", "100 fresh"):
         assert words in record.getMessage()
     report = guard.describe()
     assert (report.alarm, report.certificate_id, report.attempt, report.items_needed) == (True, None, 1, ITEMS)
+    assert report.last_alarm == record.getMessage()
+    assert guard_of(log).describe().last_alarm == record.getMessage(), "a restart still knows why"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,20 @@ async def ask(flow, count, inputs=CONFIDENT):
 # A store that fails.
 
 
+async def test_a_draw_that_cannot_be_put_on_record_is_none_and_costs_no_answer(log, monkeypatch, caplog):
+    flow = flow_of(fakes.ScriptedCloud("a"), log)
+    epoch = promises.certificate().id
+    with monkeypatch.context() as disk:
+        disk.setattr(log, "drawn", full)
+        answers = await ask(flow, 3)
+    assert [answer.status for answer in answers] == ["final"] * 3
+    assert "cannot be put on record" in caplog.text
+    assert log.totals(epoch).drawn == 0
+    await ask(flow, 2)
+    assert log.totals(epoch).drawn == 2
+    await flow.aclose()
+
+
 async def test_a_broken_promise_ends_although_that_cannot_be_written_and_is_written_later(log, monkeypatch):
     flow = flow_of(fakes.ScriptedCloud("b"), log)
     certified = flow.certificate.id
