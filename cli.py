@@ -48,6 +48,18 @@ CloudKind = Annotated[str, typer.Option("--cloud-kind", help="Protocol of the cl
 CloudModel = Annotated[str | None, typer.Option("--cloud-model", help="Model there; our own service needs no name.")]
 CloudKeyEnv = Annotated[str | None, typer.Option("--cloud-key-env", help="Environment variable with the cloud's key.")]
 CachedOption = Annotated[bool, typer.Option("--cached", help="Keep an output that was made from exactly these inputs.")]
+AlphaOption = Annotated[float, typer.Option("--alpha", help="Bound on the risk that --target names.")]
+DeltaOption = Annotated[float, typer.Option("--delta", help="Probability that the bound may fail.")]
+TargetOption = Annotated[str, typer.Option("--target", help="What is bounded: agreement, accuracy or selective.")]
+CertificateOption = Annotated[Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")]
+Predictions = Annotated[
+    Path | None, typer.Option("--predictions", help="The cloud's answers in a JSONL file, in place of --cloud.")
+]
+TuningPredictions = Annotated[
+    Path | None, typer.Option("--tuning-predictions", help="The same for the items of --tuning.")
+]
+CostConfig = Annotated[Path | None, typer.Option("--config", help="edgewise.toml, for its [cost].")]
+CloudCalls = Annotated[int, typer.Option("--concurrency", min=1, help="Cloud calls at the same time.")]
 WaitOption = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for a service still starting.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds one call may take.")]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to bind; loopback unless told otherwise.")]
@@ -124,7 +136,7 @@ def quantize(
 
     if minutes is not None and not search:
         raise typer.BadParameter("--minutes is the time of a search: add --search.")
-    named = tuple(part for part in recipes.split(",") if part.strip())
+    named = _names(recipes)
     if recipes and not named:
         raise typer.BadParameter(f"--recipes {recipes!r} names no recipe.")
     job = QuantizeJob(
@@ -266,27 +278,23 @@ def plan(
     ],
     data: DataOption,
     cloud: CloudUrl = None,
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="The cloud's answers in a JSONL file, in place of --cloud.")
-    ] = None,
-    tuning_predictions: Annotated[
-        Path | None, typer.Option("--tuning-predictions", help="The same for the items of --tuning.")
-    ] = None,
+    predictions: Predictions = None,
+    tuning_predictions: TuningPredictions = None,
     tuning: Annotated[
         Path | None, typer.Option("--tuning", help="Items to compare on; a third of --data unless given.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the plan; MODEL.plan unless given.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml with what answers cost.")] = None,
-    alpha: Annotated[float, typer.Option("--alpha", help="Bound on the risk.")] = 0.01,
-    delta: Annotated[float, typer.Option("--delta", help="Probability that the promise may fail.")] = 0.05,
-    target: Annotated[str, typer.Option("--target", help="agreement, accuracy or selective.")] = "agreement",
+    config: CostConfig = None,
+    alpha: AlphaOption = 0.01,
+    delta: DeltaOption = 0.05,
+    target: TargetOption = "agreement",
     recipes: Annotated[str, typer.Option("--recipes", help="Recipes to plan with, by commas.")] = "",
     signals: Annotated[str, typer.Option("--signals", help="Scores to plan with, by commas.")] = "",
     pay: Annotated[str, typer.Option("--pay", help="How the choice is paid for: split or share.")] = "split",
     cloud_kind: CloudKind = "oip",
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Cloud calls at the same time.")] = 4,
+    concurrency: CloudCalls = 4,
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = 0.0,
     text_field: TextField = "text",
@@ -300,10 +308,7 @@ def plan(
     from edgewise import wiring
     from edgewise.jobs.planning import PlanJob, plan_with_cloud, plan_with_predictions
 
-    if (cloud is None) == (predictions is None):
-        raise typer.BadParameter("Give either --cloud URL or --predictions FILE.")
-    if predictions is None and tuning_predictions is not None:
-        raise typer.BadParameter("--tuning-predictions goes with --predictions; --cloud is asked about both parts.")
+    _check_answers(cloud, predictions, tuning_predictions)
     job = PlanJob(
         model=model,
         data=data,
@@ -312,8 +317,8 @@ def plan(
         alpha=alpha,
         delta=delta,
         target=target,
-        recipes=tuple(name.strip() for name in recipes.split(",") if name.strip()),
-        signals=tuple(name.strip() for name in signals.split(",") if name.strip()),
+        recipes=_names(recipes),
+        signals=_names(signals),
         pay=pay,
         concurrency=concurrency,
         timeout_s=timeout,
@@ -337,21 +342,15 @@ def plan(
 def certify(
     bundle: BundlePath,
     data: DataOption,
-    alpha: Annotated[float, typer.Option("--alpha", help="Bound on the risk that --target names.")] = 0.01,
-    delta: Annotated[float, typer.Option("--delta", help="Probability that the bound may fail.")] = 0.05,
-    target: Annotated[str, typer.Option("--target", help="What is bounded: agreement, accuracy or selective.")] = (
-        "agreement"
-    ),
+    alpha: AlphaOption = 0.01,
+    delta: DeltaOption = 0.05,
+    target: TargetOption = "agreement",
     tuning: Annotated[
         Path | None, typer.Option("--tuning", help="Other items, to choose the signal on and to fit what decides.")
     ] = None,
     cloud: CloudUrl = None,
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="The cloud's answers in a JSONL file, in place of --cloud.")
-    ] = None,
-    tuning_predictions: Annotated[
-        Path | None, typer.Option("--tuning-predictions", help="The same for the items of --tuning.")
-    ] = None,
+    predictions: Predictions = None,
+    tuning_predictions: TuningPredictions = None,
     cloud_kind: CloudKind = "oip",
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
@@ -376,8 +375,8 @@ def certify(
         Path | None, typer.Option("--out", help="Certificate; BUNDLE.certificate.json unless given.")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the operating curve: .png or .svg.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml, for its [cost].")] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Cloud calls at the same time.")] = 4,
+    config: CostConfig = None,
+    concurrency: CloudCalls = 4,
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = 0.0,
     text_field: TextField = "text",
@@ -396,10 +395,7 @@ def certify(
     from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions
     from edgewise.router.certificate import encode
 
-    if (cloud is None) == (predictions is None):
-        raise typer.BadParameter("Give either --cloud URL or --predictions FILE.")
-    if predictions is None and tuning_predictions is not None:
-        raise typer.BadParameter("--tuning-predictions goes with --predictions; --cloud is asked about both parts.")
+    _check_answers(cloud, predictions, tuning_predictions)
     job = CertifyJob(
         bundle=bundle,
         data=data,
@@ -411,7 +407,7 @@ def certify(
         veto=veto,
         complexity=complexity,
         group_by=group_by,
-        groups=tuple(name.strip() for name in groups.split(",") if name.strip()),
+        groups=_names(groups),
         valid_days=valid_days,
         keep_texts=keep_texts,
         out=out,
@@ -440,9 +436,7 @@ def certify(
 def explain(
     bundle: BundlePath,
     items: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts; for an image model, paths of images.")],
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
-    ] = None,
+    certificate: CertificateOption = None,
     fitted: Annotated[
         Path | None, typer.Option("--fitted", help="What was fitted for it; beside the certificate unless given.")
     ] = None,
@@ -477,6 +471,19 @@ def explain(
     _show(rendering.explained_view(rows), rows, as_json)
 
 
+def _check_answers(cloud: str | None, predictions: Path | None, tuning_predictions: Path | None) -> None:
+    """The cloud's answers come from a cloud, or from files."""
+    if (cloud is None) == (predictions is None):
+        raise typer.BadParameter("Give either --cloud URL or --predictions FILE.")
+    if predictions is None and tuning_predictions is not None:
+        raise typer.BadParameter("--tuning-predictions goes with --predictions; --cloud is asked about both parts.")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _pair(text: str) -> tuple[str, str]:
     """Name and value of NAME=VALUE."""
     name, sign, value = text.partition("=")
@@ -492,9 +499,7 @@ def evaluate(
     cloud: Annotated[str, typer.Option("--cloud", help="URL of the reference cloud.")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for summary.json and operating_curve.png.")],
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
-    ] = None,
+    certificate: CertificateOption = None,
     cloud_kind: CloudKind = "oip",
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
@@ -612,9 +617,7 @@ def edge_serve(
     cloud_kind: CloudKind = "oip",
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="BUNDLE.certificate.json unless given.")
-    ] = None,
+    certificate: CertificateOption = None,
     other_machine: Annotated[
         bool | None, typer.Option("--other-machine", help="Accept a certificate of another kind of machine.")
     ] = None,
