@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,13 @@ LARGEST_BYTES = 64 << 20
 """A larger file is refused unread."""
 
 _VERSION = 1
+
+# Of numpy's format 1.0, as `encode` writes it; numpy's own reader evaluates a header and takes foreign ones as well.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>\|i1|<i4|<i8|<f4|<f8|<U\d{1,4})', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[\d, ]{0,40})\), \} *\n",
+    re.DOTALL,
+)
 _REMEDY = "Certify again, which fits it anew."
 
 
@@ -78,9 +87,11 @@ def decode(data: bytes) -> Fitted:
         CertificateError: They are damaged, too many, or of a newer format.
     """
     reader = _Reader(_arrays(data))
-    version = int(reader.scalar("version"))
+    version = reader.scalar("version")
     if version > _VERSION:
-        raise CertificateError(f"What was fitted has format {version}, this edgewise reads {_VERSION}.", "Update it.")
+        raise CertificateError(f"What was fitted has format {version:g}, this edgewise reads {_VERSION}.", "Update it.")
+    if version != _VERSION:
+        raise _damaged(f"there is no format {version:g}")
     fitted = Fitted(_neighbours(reader), _complexity(reader), _combination(reader))
     reader.finish()
     return fitted
@@ -115,13 +126,15 @@ def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
 
 
 def _array(data: bytes) -> NDArray[Any]:
-    stream = io.BytesIO(data)
-    if npy.read_magic(stream) != (1, 0):
-        raise _damaged("an array has an unknown version")
-    shape, fortran, dtype = npy.read_array_header_1_0(stream)
-    left = data[stream.tell() :]
-    if dtype.kind not in "fiU" or fortran or math.prod(shape) * dtype.itemsize != len(left):
+    header = _HEADER.match(data)
+    if header is None:
+        raise _damaged("an array has a header that edgewise does not write")
+    dtype, left = np.dtype(header["dtype"].decode()), data[header.end() :]
+    shape = tuple(int(length) for length in header["shape"].split(b",") if length.strip())
+    if math.prod(shape) * dtype.itemsize != len(left):
         raise _damaged(f"an array of {dtype} and shape {shape} has {len(left)} bytes")
+    if dtype.kind == "U" and left and np.frombuffer(left, "<u4").max() > sys.maxunicode:
+        raise _damaged("a text holds what is no character")
     return np.frombuffer(left, dtype).reshape(shape)
 
 

@@ -472,3 +472,35 @@ def test_outcomes_and_an_endless_cut_are_read_back():
     assert back.cut == math.inf
     assert back.outcomes.answers.tolist() == [2, -1, 0]
     assert back.outcomes.wrong.tolist() == [True, False, False]
+
+
+def crafted(header, body=b""):
+    """A file with one array of this header."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("version.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (((((, }\n",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 9999999999,), }\n",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (1 2), }\n",
+        b"{'descr': '<f3', 'fortran_order': False, 'shape': (), }\n",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (), }\n",
+        b"{'descr': '<U1', 'fortran_order': False, 'shape': (2,), }\n",
+    ],
+)
+def test_a_crafted_header_is_refused(header):
+    with pytest.raises(CertificateError, match="damaged"):
+        decode(crafted(header, b"\xff" * 8))
+
+
+@pytest.mark.parametrize("version", [math.inf, -3.0, 0.5, 2.0])
+def test_another_format_is_refused(version):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (), }\n"
+    with pytest.raises(CertificateError, match="format"):
+        decode(crafted(header, np.float64(version).tobytes()))
