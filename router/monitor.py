@@ -28,7 +28,9 @@ import math
 import sys
 
 import msgspec
+import numpy as np
 
+from edgewise.errors import CertificateError
 from edgewise.router.binomial import check_open_unit
 
 _FIRST_STAKE = 0.6
@@ -138,7 +140,13 @@ class AuditMonitor:
         return self._alarm
 
     def update(self, violation: bool) -> None:
-        """Take the next verdict, in draw order."""
+        """Take the next verdict, in draw order.
+
+        Raises:
+            CertificateError: It is neither True nor False, nor 1 nor 0.
+        """
+        if not isinstance(violation, int | np.bool_ | np.integer) or violation not in (0, 1):
+            raise CertificateError(f"The verdict of an audit is {violation!r}.", "Give True or False.")
         bet = self._bet()  # chosen before the verdict is looked at: this is what makes the bet fair
         factor = bet / self._alpha if violation else (1 - bet) / (1 - self._alpha)
         entering = _waiting(self._audits) - _waiting(self._audits + 1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.errors import ConfigError
+from edgewise.errors import CertificateError, ConfigError
 from edgewise.router.monitor import AuditMonitor, MonitorState
 
 levels = st.floats(1e-4, 0.9)
@@ -29,6 +29,19 @@ def test_a_level_outside_the_unit_interval_is_refused(value):
         AuditMonitor(value, 0.05)
     with pytest.raises(ConfigError, match="delta is"):
         AuditMonitor(0.01, value)
+
+
+@pytest.mark.parametrize("verdict", [0.5, 7, -1, None, "yes", math.nan, [True]])
+def test_what_is_no_verdict_is_refused_and_changes_nothing(verdict):
+    monitor = fed([True, False])
+    before = monitor.state
+    with pytest.raises(CertificateError, match="verdict of an audit is"):
+        monitor.update(verdict)
+    assert monitor.state == before
+
+
+def test_verdicts_may_be_numpy_s_or_numbers():
+    assert fed([np.True_, np.int64(0), 1]).state == fed([True, False, True]).state
 
 
 def test_without_a_verdict_nothing_is_shown():
