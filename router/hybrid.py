@@ -270,7 +270,9 @@ class Router:
             self._instruments.provisional.inc("saved")
             return turn.by_edge(prediction, decision, Status.PROVISIONAL, self._edge.digest)
         final = turn.by_edge(prediction, decision, Status.FINAL, self._edge.digest)
-        self._keep(turn.request, turn.mode, final, self._reference)
+        if turn.draw is None:
+            # Whoever waited for an audited decision may come back to another promise than it was made under.
+            self._keep(turn.request, turn.mode, final, self._reference)
         self._verdicts.answered_here(turn, final)
         return final
 

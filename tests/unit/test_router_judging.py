@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.contracts import AuditVerdict, Reason, Request, Source, Status
+from edgewise.contracts import AuditVerdict, Reason, Reference, Request, Source, Status
 from edgewise.errors import CloudRefusedError, InputError, RequestError, StoreError
 from edgewise.router import Plugs, Router, RouterSettings, verdicts
 from edgewise.router.fitted import Fitted
@@ -313,12 +313,35 @@ async def test_what_a_budget_saves_unseen_was_never_to_be_answered_here(log):
     assert cloud.calls == 0
 
 
-async def test_a_drawn_answer_is_kept_in_the_cache_and_never_taken_from_it(log):
+async def test_a_drawn_request_takes_nothing_from_the_cache_and_leaves_only_the_cloud_s_answer(log):
     numbers = iter([0.0, 0.9, 0.0])
     cloud = fakes.ScriptedCloud()
     flow = promises.router(cloud, audits=log, cache=fakes.DictCache(), audit_share=0.5, uniform=lambda: next(numbers))
     drawn, usual, again = await ask(flow, 3, DOUBTFUL)
     assert [answer.source for answer in (drawn, usual, again)] == [Source.CLOUD, Source.CACHE, Source.CLOUD]
+    numbers = iter([0.0, 0.9, 0.9])
+    local = await ask(flow, 3, CONFIDENT)
+    assert [answer.source for answer in local] == [Source.EDGE, Source.EDGE, Source.CACHE]
+    await flow.aclose()
+
+
+async def test_what_is_decided_just_before_the_promise_ends_is_not_repeated_after_it(log, monkeypatch):
+    numbers = iter([0.0, 0.9])
+    cloud = fakes.ScriptedCloud()
+    flow = promises.router(cloud, audits=log, cache=fakes.DictCache(), audit_share=0.5, uniform=lambda: next(numbers))
+    decide = flow._judgement.decide
+
+    def decide_and_void(*args):
+        decision = decide(*args)
+        asyncio.get_running_loop().call_soon(flow._check_reference, Reference("other", "2"))
+        return decision
+
+    with monkeypatch.context() as last_moment:
+        last_moment.setattr(flow._judgement, "decide", decide_and_void)
+        before = await flow.answer(Request(inputs=CONFIDENT))
+    after = await flow.answer(Request(inputs=CONFIDENT))
+    assert (before.source, before.decision.reason) == (Source.EDGE, "confident")
+    assert (after.source, after.decision.certificate_id) == (Source.CLOUD, None)
     await flow.aclose()
 
 
