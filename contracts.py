@@ -6,7 +6,7 @@ Values are frozen `msgspec` structs. Times carry their unit in the name.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 from uuid import uuid4
@@ -93,6 +93,8 @@ class Reason(StrEnum):
     CACHE_HIT = "cache_hit"
     NO_ROUTER = "no_router"
     """Answered by a service that has only one model behind it."""
+    FAIL_OVER = "fail_over"
+    """The reference did not answer, and another backend stood in for it: final, and not the reference's word."""
 
 
 FINAL_PROVISIONALS = frozenset({Reason.CLOUD_REFUSED, Reason.SAVED})
@@ -129,6 +131,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         data_policy: Where the data may go.
         session: Requests of one session keep their order, or None.
         attributes: Free labels for slices and groups.
+        arrived_s: When it reached this process, in monotonic seconds; its budget runs from there. None: when the
+            service hears of it. Never sent or stored.
     """
 
     inputs: Input
@@ -141,6 +145,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     data_policy: DataPolicy = DataPolicy.ANY
     session: str | None = None
     attributes: Mapping[str, str] = msgspec.field(default_factory=dict)
+    arrived_s: float | None = None
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,10 +255,17 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class CloudReply(msgspec.Struct, frozen=True):
-    """What the cloud answered, and which version of it answered."""
+    """What the cloud answered, and which version of it answered.
+
+    Attributes:
+        output: The final answer.
+        reference: Who gave it.
+        fail_over: Given by a backend that stands in for the one that was meant: never the certified reference.
+    """
 
     output: Output
     reference: Reference
+    fail_over: bool = False
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -353,6 +365,21 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     role: str
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A model behind a front door.
+
+    Attributes:
+        info: What is said of it.
+        service: Answers its requests.
+        ready: Gives None while it answers, else the reason why not.
+    """
+
+    info: ServiceInfo
+    service: Any
+    """An `AnswerService`; msgspec knows no Protocols."""
+    ready: Callable[[], str | None]
+
+
 class Example(msgspec.Struct, frozen=True):
     """One item of a data file; label None where the file has none."""
 
@@ -443,6 +470,22 @@ class CloudClient(Protocol):
 
 
 @runtime_checkable
+class StreamingCloudClient(CloudClient, Protocol):
+    """A backend that also sends its answer piece by piece."""
+
+    def stream(self, request: Request, *, timeout_s: float) -> AsyncIterator[Token | CloudReply]:
+        """Ask for the final answer in pieces; the whole reply is the last element, whatever came before it.
+
+        Closing the iterator cancels the call.
+
+        Raises:
+            CloudRefusedError: It will refuse this very request every time.
+            CloudError: The stream was not whole within `timeout_s`, broke off, or is not an answer.
+        """
+        ...
+
+
+@runtime_checkable
 class AnswerService(Protocol):
     """Anything a front door can stand before."""
 
@@ -455,6 +498,21 @@ class AnswerService(Protocol):
         Raises:
             RequestError: The request cannot be answered as asked.
             CloudError: There is no answer, not even a provisional one.
+        """
+        ...
+
+
+@runtime_checkable
+class PromptService(AnswerService, Protocol):
+    """A service that has some answers at once; nobody needs to make a task or a stream for those."""
+
+    def respond(self, request: Request) -> Answer | Coroutine[Any, Any, Answer]:
+        """The first whole answer where it is known without waiting, else the work that brings it.
+
+        Cancelling the work cancels everything behind it. The work must be awaited or closed.
+
+        Raises:
+            RequestError: The request cannot be answered as asked; also raised by the work.
         """
         ...
 
@@ -504,7 +562,7 @@ class Signal(Protocol):
 
 
 class ResponseCache(Protocol):
-    """Final answers by key; never provisional ones."""
+    """Final answers by key, in this process; never provisional ones."""
 
     def get(self, key: bytes) -> Answer | None:
         """The answer stored under `key`, or None."""
@@ -512,6 +570,22 @@ class ResponseCache(Protocol):
 
     def put(self, key: bytes, answer: Answer) -> None:
         """Keep a final answer."""
+        ...
+
+
+class SharedCache(Protocol):
+    """Final answers by key that several processes share; a cache that is away is an empty one."""
+
+    async def get(self, key: bytes) -> Answer | None:
+        """The answer stored under `key`, or None, also where the cache does not answer in time."""
+        ...
+
+    async def put(self, key: bytes, answer: Answer) -> None:
+        """Keep a final answer; does nothing where the cache does not answer in time."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close its connections."""
         ...
 
 
@@ -552,6 +626,50 @@ class AnswerStore(Protocol):
 
     async def wait_final(self, tenant: str, request_id: str, *, timeout_s: float) -> Answer | None:
         """Wait until the answer is final, or no update will follow, or time is up; then the newest answer, or None."""
+        ...
+
+
+class Hook(msgspec.Struct, frozen=True, kw_only=True):
+    """A settled answer that is owed to a webhook.
+
+    Attributes:
+        position: Its place in the queue.
+        target: Name of the webhook in the configuration.
+        tenant: Whose answer it is.
+        answer: The answer.
+        created_s: When it was queued, seconds since the epoch.
+        attempts: Deliveries that failed.
+    """
+
+    position: int
+    target: str
+    tenant: str
+    answer: Answer
+    created_s: float
+    attempts: int = 0
+
+
+class HookQueue(Protocol):
+    """Answers owed to webhooks, durable once `put` returned."""
+
+    def put(self, target: str, tenant: str, answer: Answer) -> None:
+        """Owe a settled answer to a webhook; a second time under the same (target, tenant, id) changes nothing."""
+        ...
+
+    def due(self, now_s: float, limit: int) -> list[Hook]:
+        """The oldest that may be delivered now, at most `limit`."""
+        ...
+
+    def retry(self, position: int, due_s: float) -> None:
+        """A delivery failed; not again before `due_s`, seconds since the epoch."""
+        ...
+
+    def done(self, position: int) -> None:
+        """Delivered, or given up: forget it."""
+        ...
+
+    def __len__(self) -> int:
+        """How many are owed."""
         ...
 
 

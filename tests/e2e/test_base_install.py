@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE_DATA = ("py.typed", "bundle/manifest.schema.json", "quantize/page/page.css", "quantize/page/page.js")
-ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire")
+ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire", "wiring")
 
 pytestmark = pytest.mark.slow
 

@@ -137,7 +137,7 @@ def test_a_budget_is_kept_in_the_state_file(tiny_text_bundle, tmp_path):
     day = time.strftime("%Y-%m-%d", time.gmtime())
     with ExitStack() as resources:
         built(tiny_text_bundle, tmp_path / "c.json", resources, **sections)
-    with wiring.SqliteStore(str(tmp_path / "state.db")) as store:
+    with SqliteStore(str(tmp_path / "state.db")) as store:
         store.spending.spend(day, 3.0)
     with ExitStack() as resources:
         gateway = built(tiny_text_bundle, tmp_path / "c.json", resources, **sections)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire")
+ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire", "wiring")
 FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry"}
 MAY_IMPORT = {
     "contracts": {"errors"},

@@ -1,0 +1,10 @@
+"""Builds running systems out of settings: the only room that knows every other.
+
+Owns which part goes where. Decides nothing about a request and prints nothing.
+"""
+
+from edgewise.wiring.backends import connect, secret
+from edgewise.wiring.cloud import build_cloud, serve_cloud
+from edgewise.wiring.gateway import Gateway, build_gateway, serve_gateway
+
+__all__ = ["Gateway", "build_cloud", "build_gateway", "connect", "secret", "serve_cloud", "serve_gateway"]

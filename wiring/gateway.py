@@ -1,0 +1,151 @@
+"""A gateway: the front door over the router's flow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgewise.config import Config
+from edgewise.contracts import ServiceInfo, new_id
+from edgewise.edge import EdgeModel, probe
+from edgewise.errors import ConfigError
+from edgewise.router import Plugs, Router, RouterSettings
+from edgewise.router.policies import PolicySettings
+from edgewise.router.settings import Profile
+from edgewise.router.stages import GuardSettings, OnAlarm
+from edgewise.store import MemoryCache, SqliteStore
+from edgewise.telemetry import Metrics
+from edgewise.wire.door import front_door
+from edgewise.wire.serve import serve
+from edgewise.wiring.backends import cloud_of
+from edgewise.wiring.promised import alarm_warnings, life_warnings, promised
+from edgewise.wiring.server import api_keys, check_address, limits
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A gateway ready to be served.
+
+    Attributes:
+        app: The ASGI application.
+        router: The flow behind it.
+        info: What it says of itself.
+        warnings: What an operator should know, one sentence each.
+    """
+
+    app: Any
+    router: Router
+    info: ServiceInfo
+    warnings: tuple[str, ...]
+
+
+def build_gateway(config: Config, resources: ExitStack) -> Gateway:
+    """Load the bundle and everything around it.
+
+    Args:
+        config: Settings; `edge.bundle` must be set.
+        resources: Takes what has to be closed when the gateway ends.
+
+    Raises:
+        ConfigError: A setting is missing or contradicts another.
+        BundleError: The bundle cannot be used here.
+        CertificateError: The certificate is missing or not this bundle's.
+        StoreError: The state file cannot be used.
+    """
+    if config.edge.bundle is None:
+        raise ConfigError("No bundle is given.", "Name it: edgewise edge serve BUNDLE.")
+    model = EdgeModel.load(Path(config.edge.bundle), threads=config.edge.model_threads)
+    promise = promised(model, config)
+    metrics = Metrics()
+    store = resources.enter_context(SqliteStore(config.state.path or ":memory:"))
+    router = Router(
+        model,
+        cloud_of(config),
+        promise.certificate,
+        fitted=promise.fitted,
+        settings=_settings(config),
+        plugs=_plugs(config, store, metrics),
+    )
+    # Asked after the state file was read: audits may have earned a certificate that outlives the one beside the bundle.
+    warnings = (*life_warnings(router.newest_certificate), *alarm_warnings(router.report()), *promise.warnings)
+    info = ServiceInfo(
+        name=model.bundle.core.name,
+        version=model.digest,
+        task=model.task,
+        labels=model.labels,
+        input=model.kind,
+        role="gateway",
+    )
+    app = front_door(
+        router,
+        info,
+        answers=store.answers,
+        metrics=metrics,
+        api_keys=api_keys(config.server.api_keys_env),
+        limits=limits(config),
+        ready=lambda: None,
+        lifespan=router.running,
+        new_id=new_id,
+        report=router.report,
+    )
+    return Gateway(app, router, info, warnings)
+
+
+def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None]) -> None:
+    """Serve a gateway until it is told to stop; `on_bound` hears where, once it answers.
+
+    Raises:
+        EdgewiseError: As `build_gateway`, or the address cannot be bound.
+    """
+    check_address(config)
+    with ExitStack() as resources:
+        gateway = build_gateway(config, resources)
+        serve(
+            gateway.app,
+            host=config.server.host,
+            port=config.server.port,
+            on_bound=lambda host, port: on_bound(gateway, host, port),
+            drain_s=config.server.drain_s,
+        )
+
+
+def _settings(config: Config) -> RouterSettings:
+    return RouterSettings(
+        mode=config.edge.mode,
+        budget_ms=config.edge.budget_ms,
+        cloud_timeout_s=config.cloud.timeout_s,
+        policy=PolicySettings(
+            use=config.policy.use,
+            local_share=config.policy.local_share,
+            calls_per_day=config.policy.calls_per_day,
+            money_per_day=config.policy.money_per_day,
+            price_per_call=config.policy.price_per_call,
+        ),
+        audit_share=config.audit.share,
+        audit_verdict_deadline_s=config.audit.verdict_deadline_s,
+        guard=GuardSettings(
+            on_alarm=OnAlarm(config.audit.on_alarm),
+            recertify_share=config.audit.recertify_share,
+            recertify_items=config.audit.recertify_items,
+        ),
+        failures_to_open=config.cloud.failures_to_open,
+        cool_down_s=config.cloud.cool_down_s,
+        inference_threads=config.edge.inference_threads or probe().cores,
+        profiles={name: Profile(found.budget_ms, found.mode) for name, found in config.profiles.items()},
+    )
+
+
+def _plugs(config: Config, store: SqliteStore, metrics: Metrics) -> Plugs:
+    cache = MemoryCache(config.cache.max_bytes, config.cache.ttl_s, time) if config.cache.max_bytes else None
+    return Plugs(
+        cache=cache,
+        outbox=store.outbox,
+        answers=store.answers,
+        audits=store.audits,
+        spending=store.spending,
+        metrics=metrics,
+    )
