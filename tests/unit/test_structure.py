@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire", "wiring")
-FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry"}
+FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry", "tracing"}
 MAY_IMPORT = {
     "contracts": {"errors"},
     "errors": set(),
@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "dataset": FOUNDATIONS,
     "config": FOUNDATIONS,
     "telemetry": FOUNDATIONS,
+    "tracing": {"errors"},
     "bundle": FOUNDATIONS,
     "store": FOUNDATIONS,
     "wire": FOUNDATIONS,
