@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgewise import tracing
 from edgewise.config import Config
-from edgewise.contracts import ServiceInfo, new_id
+from edgewise.contracts import Served, ServiceInfo, new_id
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import front_door
 from edgewise.wire.serve import serve
@@ -25,16 +26,16 @@ def build_cloud(engine: Engine, config: Config, *, max_batch: int) -> Any:
         ConfigError: `max_batch` is below 1.
     """
     from edgewise.cloud.service import EngineService
+    from edgewise.cloud.workers import ThreadWorkers
 
-    service = EngineService(engine, clock=time, max_batch=max_batch)
+    service = EngineService(ThreadWorkers(engine), clock=time, max_batch=max_batch)
+    models = {engine.info.name: Served(info=engine.info, service=service, ready=service.ready)}
     return front_door(
-        service,
-        engine.info,
+        lambda: models,
         answers=None,
         metrics=Metrics(),
         api_keys=api_keys(config.server.api_keys_env),
         limits=limits(config),
-        ready=service.ready,
         lifespan=service.lifespan,
         new_id=new_id,
     )
@@ -58,10 +59,14 @@ def serve_cloud(
 
     check_address(config)
     engine = load_engine(model, threads=threads, name=name)
-    serve(
-        build_cloud(engine, config, max_batch=max_batch),
-        host=config.server.host,
-        port=config.server.port,
-        on_bound=lambda host, port: on_bound(engine.info, host, port),
-        drain_s=config.server.drain_s,
-    )
+    tracing.start("cloud")
+    try:
+        serve(
+            build_cloud(engine, config, max_batch=max_batch),
+            host=config.server.host,
+            port=config.server.port,
+            on_bound=lambda host, port: on_bound(engine.info, host, port),
+            drain_s=config.server.drain_s,
+        )
+    finally:
+        tracing.stop()

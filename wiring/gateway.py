@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgewise import tracing
 from edgewise.config import Config
-from edgewise.contracts import ServiceInfo, new_id
+from edgewise.contracts import Served, ServiceInfo, new_id
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import ConfigError
 from edgewise.router import Plugs, Router, RouterSettings
@@ -80,14 +81,13 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         input=model.kind,
         role="gateway",
     )
+    models = {info.name: Served(info=info, service=router, ready=lambda: None)}
     app = front_door(
-        router,
-        info,
+        lambda: models,
         answers=store.answers,
         metrics=metrics,
         api_keys=api_keys(config.server.api_keys_env),
         limits=limits(config),
-        ready=lambda: None,
         lifespan=router.running,
         new_id=new_id,
         report=router.report,
@@ -103,6 +103,8 @@ def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None])
     """
     check_address(config)
     with ExitStack() as resources:
+        tracing.start("gateway")
+        resources.callback(tracing.stop)
         gateway = build_gateway(config, resources)
         serve(
             gateway.app,
