@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import msgspec
 
 from edgewise import telemetry
-from edgewise.contracts import Answer, AnswerService, AnswerStore, Request, ServiceInfo, answer, new_id
-from edgewise.errors import ConfigError
+from edgewise.contracts import Answer, AnswerService, AnswerStore, Request, Served, answer, new_id
 from edgewise.telemetry import Metrics
 from edgewise.wire import native, oip
 from edgewise.wire.admission import Places, Room
+from edgewise.wire.catalog import Catalog, Models
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import (
     AsgiApp,
     ClientGoneError,
+    Headers,
     Receive,
     Scope,
     Send,
@@ -45,8 +46,14 @@ _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/r
 """Paths that need no key; `/v2/models/…/ready` is the other kind."""
 
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-"""What stands in a URL as it is, with no meaning of its own."""
+PostHandler: TypeAlias = Callable[[bytes, str, Headers, Receive, Send], Awaitable[None]]
+"""Answers a hot route: body, tenant, headers, receive, send."""
+
+EventsHandler: TypeAlias = Callable[[Served, Request, Headers, Receive, Send], Awaitable[None]]
+"""Answers one request as a stream of events: model, request, headers, receive, send."""
+
+StreamHandler: TypeAlias = Callable[[Scope, Receive, Send, str], Awaitable[None]]
+"""Serves a WebSocket: scope, receive, send, tenant."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +68,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         max_concurrency: The most requests answered at once; one more is told to come back. A request counts once
             its body is here, so that those who send slowly keep nobody else out.
         max_polls: The most polls that wait for an answer at once; one more is told to come back.
+        max_streams: The most streams open at once; one more is told to come back.
         max_budget_ms: The largest budget, in milliseconds.
         max_wait_ms: The longest poll for an answer, in milliseconds.
     """
@@ -71,56 +79,58 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_items: int = oip.DEFAULT_MAX_ITEMS
     max_concurrency: int = 256
     max_polls: int = 1024
+    max_streams: int = 1024
     max_budget_ms: float = DEFAULT_MAX_BUDGET_MS
     max_wait_ms: float = 60_000.0
 
 
-def _always_ready() -> str | None:
-    return None
-
-
 def front_door(
-    service: AnswerService,
-    info: ServiceInfo,
+    models: Models,
     *,
     answers: AnswerStore | None,
     metrics: Metrics,
     api_keys: Mapping[str, str] | None = None,
     limits: Limits | None = None,
-    ready: Callable[[], str | None] = _always_ready,
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
     new_id: Callable[[], str] = new_id,
     report: Callable[[], Mapping[str, Any]] | None = None,
+    stream: StreamHandler | None = None,
+    events: EventsHandler | None = None,
+    posts: Mapping[str, PostHandler] | Iterable[tuple[str, PostHandler]] = (),
 ) -> AsgiApp:
     """Build the application.
 
     Args:
-        service: Answers the requests.
-        info: What the service says of itself.
+        models: Gives the models by name, at every request; the first is the default of `/v1/predict`.
         answers: Answers for later pick-up, or None where none are kept.
         metrics: Where answers and errors are counted.
         api_keys: Tenant by key; none lets everybody in, as the tenant "public".
         limits: What one client may ask.
-        ready: Gives None when the service is ready, else the reason why not.
         lifespan: Entered when the server starts and left when it stops.
         new_id: Makes the id of a request that brings none.
         report: Gives what the service promises now, for the front page; None where it promises nothing.
+        stream: Serves a WebSocket whose tenant is known; None closes them all. It gets the scope, `receive` before
+            "websocket.connect" was read, `send` and the tenant.
+        events: Answers `POST /v1/predict` where the client accepts "text/event-stream"; None answers it in JSON.
+            It gets the model, the request, the headers, `receive` after the whole body was read, and `send`.
+        posts: Further hot routes, by path; each gets the body, the tenant, the headers, `receive` and `send`, and
+            answers within the same limits as `/v1/predict`. What it raises becomes an error in the shape of its path.
 
     Raises:
-        ConfigError: The service's name cannot stand in a URL.
+        ConfigError: A model's name cannot stand in a URL.
     """
-    _check_name(info.name)
     return FrontDoor(
-        service,
-        info,
+        Catalog(models),
         answers=answers,
         metrics=metrics,
         keys=ApiKeys(api_keys or {}),
         limits=limits or Limits(),
-        ready=ready,
         lifespan=lifespan or contextlib.nullcontext,
         new_id=new_id,
         report=report,
+        stream=stream,
+        events=events,
+        posts=dict(posts),
     )
 
 
@@ -129,42 +139,39 @@ class FrontDoor:
 
     def __init__(
         self,
-        service: AnswerService,
-        info: ServiceInfo,
+        catalog: Catalog,
         *,
         answers: AnswerStore | None,
         metrics: Metrics,
         keys: ApiKeys,
         limits: Limits,
-        ready: Callable[[], str | None],
         lifespan: Callable[[], AbstractAsyncContextManager[None]],
         new_id: Callable[[], str],
         report: Callable[[], Mapping[str, Any]] | None,
+        stream: StreamHandler | None,
+        events: EventsHandler | None,
+        posts: Mapping[str, PostHandler],
     ) -> None:
-        self._service = service
-        self._info = info
+        self._catalog = catalog
         self._metrics = metrics
         self._keys = keys
         self._limits = limits
         self._lifespan = lifespan
         self._new_id = new_id
+        self._stream = stream
+        self._events = events
         self._slots = Places(limits.max_concurrency, "requests are being answered")
+        self._streams = Places(limits.max_streams, "streams are open")
         self._room = Room(max(limits.max_buffered_bytes, limits.max_body_bytes))
         self._requests = metrics.counter(*telemetry.REQUESTS)
         self._seconds = metrics.histogram(*telemetry.REQUEST_SECONDS)
         self._errors = metrics.counter(*telemetry.REQUEST_ERRORS)
         self._in_flight_gauge = metrics.gauge(*telemetry.IN_FLIGHT)
-        model = f"/v2/models/{info.name}"
-        self._hot = {
-            "/v1/predict": self._predict,
-            f"{model}/infer": self._infer,
-            f"{model}/versions/{info.version}/infer": self._infer,
-        }
+        self._hot: dict[str, PostHandler] = {"/v1/predict": self._predict, **posts}
         self._pages = Pages(
-            info,
+            catalog,
             answers=answers,
             render_metrics=self._render_metrics,
-            ready=ready,
             max_wait_ms=limits.max_wait_ms,
             polls=Places(limits.max_polls, "clients wait for an answer"),
             on_fault=self._count_fault,
@@ -178,7 +185,20 @@ class FrontDoor:
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
+            await self._serve_stream(scope, receive, send)
+
+    async def _serve_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a WebSocket in, or close it before it opens: the server tells the client 403."""
+        if self._stream is None:
             await send({"type": "websocket.close", "code": 1000})
+            return
+        try:
+            tenant = self._keys.tenant(dict(scope["headers"]))
+            with self._streams.take():
+                await self._stream(scope, receive, send, tenant)
+        except Fault as fault:
+            self._count_fault(fault)
+            await send({"type": "websocket.close", "code": 1008, "reason": fault.message})
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -188,7 +208,7 @@ class FrontDoor:
                 await reply(send, 200, _ALIVE)
                 return
             tenant = "" if _is_open(path) else self._keys.tenant(headers)
-            hot = self._hot.get(path)
+            hot = self._hot.get(path) or self._infer_at(path)
             if hot is None:
                 await self._serve_page(scope, receive, send, tenant)
             else:
@@ -207,22 +227,30 @@ class FrontDoor:
         except Exception as error:  # whatever a service raises, the client gets a body and never a traceback
             await self._send_fault(fault_of(error), path, headers, send)
 
-    async def _read(self, receive: Receive, headers: dict[bytes, bytes], hold: Callable[[int], None]) -> bytes:
+    async def _read(self, receive: Receive, headers: Headers, hold: Callable[[int], None]) -> bytes:
         limits = self._limits
         return await read_body(
             receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s, hold=hold
         )
 
-    async def _predict(
-        self, body: bytes, tenant: str, headers: dict[bytes, bytes], receive: Receive, send: Send
-    ) -> None:
-        request = native.decode_request(
+    def _infer_at(self, path: str) -> PostHandler | None:
+        served = self._catalog.at(path)
+        return None if served is None else partial(self._infer, served)
+
+    async def _predict(self, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send) -> None:
+        request, model = native.decode_request(
             body, tenant=tenant, new_id=self._new_id, max_budget_ms=self._limits.max_budget_ms
         )
-        (found,) = await unless_client_leaves(receive, self._answer_all([request]))
+        served = self._catalog.default() if model is None else self._catalog.named(model, field="model")
+        if self._events is not None and b"text/event-stream" in headers.get(b"accept", b""):
+            await self._events(served, request, headers, receive, send)
+            return
+        (found,) = await unless_client_leaves(receive, self._answer_all(served.service, [request]))
         await reply(send, 200, native.encode_answer(found), headers=[*answer_headers(found), *trace_headers(headers)])
 
-    async def _infer(self, body: bytes, tenant: str, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _infer(
+        self, served: Served, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send
+    ) -> None:
         if b"inference-header-content-length" in headers:
             raise Fault(
                 400,
@@ -233,31 +261,31 @@ class FrontDoor:
             )
         call = oip.decode_infer_request(
             body,
-            self._info,
+            served.info,
             tenant=tenant,
             new_id=self._new_id,
             max_items=self._limits.max_items,
             max_budget_ms=self._limits.max_budget_ms,
         )
-        found = await unless_client_leaves(receive, self._answer_all(call.requests))
+        found = await unless_client_leaves(receive, self._answer_all(served.service, call.requests))
         facts = answer_headers(found[0]) if len(found) == 1 else []
-        encoded = oip.encode_infer_response(self._info, call, found)
+        encoded = oip.encode_infer_response(served.info, call, found)
         await reply(send, 200, encoded, headers=[*facts, *trace_headers(headers)])
 
-    async def _answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+    async def _answer_all(self, service: AnswerService, requests: Sequence[Request]) -> list[Answer]:
         """Answer all items at once; the first that fails cancels the others."""
         if len(requests) == 1:
-            return [await self._answer(requests[0])]
+            return [await self._answer(service, requests[0])]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._answer(request)) for request in requests]
+                tasks = [group.create_task(self._answer(service, request)) for request in requests]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, service: AnswerService, request: Request) -> Answer:
         started = time.perf_counter()
-        found = await answer(self._service, request)
+        found = await answer(service, request)
         self._seconds.observe(time.perf_counter() - started, found.source.value)
         self._requests.inc(found.source.value, found.decision.reason.value, found.status.value)
         return found
@@ -268,7 +296,7 @@ class FrontDoor:
         with contextlib.suppress(Exception):
             await self._pages(scope, receive, send)
 
-    async def _send_fault(self, fault: Fault, path: str, headers: dict[bytes, bytes], send: Send) -> None:
+    async def _send_fault(self, fault: Fault, path: str, headers: Headers, send: Send) -> None:
         self._count_fault(fault)
         extra = [header(name, value) for name, value in fault.headers.items()]
         await reply(send, fault.status, fault.body(path), headers=[*extra, *trace_headers(headers)])
@@ -294,14 +322,6 @@ class FrontDoor:
             await send({"type": f"lifespan.{stage}.failed", "message": str(error)})
             raise
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def _check_name(name: str) -> None:
-    if _MODEL_NAME.fullmatch(name) is None:
-        raise ConfigError(
-            f"The model's name {name!r} cannot stand in a URL.",
-            "Give it a name of A-Z, a-z, 0-9, '.', '_' and '-' that starts with a letter or a digit.",
-        )
 
 
 def _check_post(method: str) -> None:

@@ -19,6 +19,8 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Header: TypeAlias = tuple[bytes, bytes]
+Headers: TypeAlias = dict[bytes, bytes]
+"""A request's headers; of several of one name the last."""
 
 JSON = b"application/json"
 
@@ -37,7 +39,7 @@ class ClientGoneError(Fault):
 
 async def read_body(
     receive: Receive,
-    headers: dict[bytes, bytes],
+    headers: Headers,
     *,
     max_bytes: int,
     timeout_s: float,
@@ -141,7 +143,7 @@ def header(name: str, value: str) -> Header:
     return name.encode("ascii"), _NOT_PRINTABLE.sub(b"?", value.encode("utf-8", "replace"))
 
 
-def trace_headers(headers: dict[bytes, bytes]) -> tuple[Header, ...]:
+def trace_headers(headers: Headers) -> tuple[Header, ...]:
     """The request's `traceparent`, for the reply, if it is a valid one."""
     value = headers.get(b"traceparent", b"")
     return ((b"traceparent", value),) if _TRACEPARENT.fullmatch(value) else ()

@@ -3,7 +3,7 @@
 Owns the shape of its JSON and does no I/O. A request is one item::
 
     {"inputs": "a text" | {"image": "<base64 of a PNG, JPEG, …>"} | {"pixels": [[…], …]},
-     "id", "task", "budget_ms", "mode", "profile", "data_policy", "session", "attributes"}      all optional
+     "model", "id", "task", "budget_ms", "mode", "profile", "data_policy", "session", "attributes"}    all optional
 
 and every answer has all of these fields::
 
@@ -72,9 +72,14 @@ class ImageInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The body of `POST /v1/predict`; its fields mean what those of `contracts.Request` mean."""
+    """The body of `POST /v1/predict`; its fields mean what those of `contracts.Request` mean.
+
+    Attributes:
+        model: Name of the model to ask, where several are served; None asks the default.
+    """
 
     inputs: str | ImageInput
+    model: str | None = None
     id: str | None = None
     task: str = ""
     budget_ms: float | None = None
@@ -135,8 +140,8 @@ def decode_request(
     tenant: str,
     new_id: Callable[[], str],
     max_budget_ms: float = DEFAULT_MAX_BUDGET_MS,
-) -> Request:
-    """Read the body of `POST /v1/predict`.
+) -> tuple[Request, str | None]:
+    """Read the body of `POST /v1/predict`: the request, and the model it names.
 
     Args:
         body: What the client sent.
@@ -148,7 +153,7 @@ def decode_request(
         RequestError: It is not a request; names the field.
     """
     sent = decode_json(body, _request_decoder, PredictRequest.__struct_fields__)
-    return Request(
+    request = Request(
         id=new_id() if sent.id is None else checked_id(sent.id),
         inputs=_decode_input(sent.inputs),
         tenant=tenant,
@@ -162,6 +167,7 @@ def decode_request(
         session=None if sent.session is None else checked_id(sent.session, "session"),
         attributes=_checked_attributes(sent.attributes),
     )
+    return request, sent.model
 
 
 def _decode_input(inputs: str | ImageInput) -> Input:

@@ -16,10 +16,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgewise import __version__
-from edgewise.contracts import Answer, AnswerStore, ServiceInfo
+from edgewise.contracts import Answer, AnswerStore, Served
 from edgewise.telemetry import CONTENT_TYPE
 from edgewise.wire import native, oip
 from edgewise.wire.admission import Places
+from edgewise.wire.catalog import Catalog
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import header, unless_client_leaves
 
@@ -33,10 +34,9 @@ class Pages:
     """Builds the Starlette application behind the door.
 
     Args:
-        info: What the service says of itself.
+        catalog: The models that are served now.
         answers: Answers for later pick-up, or None where none are kept.
         render_metrics: Gives the metrics as text.
-        ready: Gives None when the service is ready, else the reason why not.
         max_wait_ms: The longest poll, in milliseconds.
         polls: Places for polls that wait.
         on_fault: Told of each fault before it is sent.
@@ -45,20 +45,18 @@ class Pages:
 
     def __init__(
         self,
-        info: ServiceInfo,
+        catalog: Catalog,
         *,
         answers: AnswerStore | None,
         render_metrics: Callable[[], bytes],
-        ready: Callable[[], str | None],
         max_wait_ms: float,
         polls: Places,
         on_fault: Callable[[Fault], None],
         report: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        self._info = info
+        self._catalog = catalog
         self._answers = answers
         self._render_metrics = render_metrics
-        self._ready = ready
         self._max_wait_ms = max_wait_ms
         self._polls = polls
         self._on_fault = on_fault
@@ -78,8 +76,6 @@ class Pages:
             Route("/v2/health/ready", self._server_ready),
             *(Route(path, self._model_metadata) for path in (model, version)),
             *(Route(f"{path}/ready", self._model_ready) for path in (model, version)),
-            # The model that is served has its hot route; whatever arrives here names another one.
-            *(Route(f"{path}/infer", self._model_metadata, methods=["POST"]) for path in (model, version)),
         ]
         handlers = {HTTPException: self._fault, Fault: self._fault, Exception: self._fault}
         app = Starlette(routes=routes, exception_handlers=handlers)
@@ -90,7 +86,8 @@ class Pages:
         page = {
             "name": "edgewise",
             "version": __version__,
-            "service": self._info,
+            "service": self._catalog.default().info,
+            "models": [served.info for served in self._catalog.models().values()],
             "endpoints": ["/v1/predict", "/v1/answers/{id}", "/v2", "/healthz", "/readyz", "/metrics"],
         }
         return _json(page if self._report is None else {**page, "promise": self._report()})
@@ -146,14 +143,12 @@ class Pages:
         return _json({"ready": True})
 
     async def _model_ready(self, request: HttpRequest) -> Response:
-        self._check_model(request)
-        self._check_ready()
-        return _json({"name": self._info.name, "ready": True})
+        served = self._model(request)
+        _check_ready(served.ready())
+        return _json({"name": served.info.name, "ready": True})
 
     def _check_ready(self) -> None:
-        reason = self._ready()
-        if reason is not None:
-            raise Fault(503, "not_ready", f"Not ready: {reason}", remedy="Wait until it is.")
+        _check_ready(self._catalog.not_ready())
 
     async def _live(self, request: HttpRequest) -> Response:
         return _json({"live": True})
@@ -165,15 +160,10 @@ class Pages:
         return Response(oip.encode_server_metadata(), media_type="application/json")
 
     async def _model_metadata(self, request: HttpRequest) -> Response:
-        self._check_model(request)
-        return Response(oip.encode_model_metadata(self._info), media_type="application/json")
+        return Response(oip.encode_model_metadata(self._model(request).info), media_type="application/json")
 
-    def _check_model(self, request: HttpRequest) -> None:
-        info = self._info
-        if request.path_params["model"] != info.name:
-            raise Fault(404, "not_found", "The model is unknown.", remedy=f"The model served here is '{info.name}'.")
-        if request.path_params.get("version", info.version) != info.version:
-            raise Fault(404, "not_found", "The version is unknown.", remedy=f"The version served is '{info.version}'.")
+    def _model(self, request: HttpRequest) -> Served:
+        return self._catalog.named(request.path_params["model"], request.path_params.get("version"))
 
     async def _fault(self, request: HttpRequest, error: Exception) -> Response:
         fault = _http_fault(error) if isinstance(error, HTTPException) else fault_of(error)
@@ -190,6 +180,11 @@ def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
         header("x-edgewise-status", answer.status.value),
         header("x-edgewise-model-digest", answer.model_digest),
     ]
+
+
+def _check_ready(reason: str | None) -> None:
+    if reason is not None:
+        raise Fault(503, "not_ready", f"Not ready: {reason}", remedy="Wait until it is.")
 
 
 def _http_fault(error: HTTPException) -> Fault:

@@ -22,6 +22,7 @@ import pytest
 
 from edgewise.cloud.clients import CLIENTS
 from edgewise.cloud.service import EngineService
+from edgewise.cloud.workers import ThreadWorkers
 from edgewise.contracts import (
     Action,
     Answer,
@@ -34,6 +35,7 @@ from edgewise.contracts import (
     Reason,
     Reference,
     Request,
+    Served,
     ServiceInfo,
     Source,
     Status,
@@ -362,6 +364,7 @@ class GatedEngine:
     info = ServiceInfo(
         name="news", version="sha256:1", task="text-classification", labels=("a", "b"), input="text", role="cloud"
     )
+    slots = 1
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -383,8 +386,9 @@ def engine():
 
 
 @contextlib.contextmanager
-def front(service, engine, lifespan=None, **more):
-    app = front_door(service, engine.info, answers=None, metrics=Metrics(), lifespan=lifespan, **more)
+def front(service, engine, lifespan=None, ready=lambda: None, **more):
+    models = {engine.info.name: Served(info=engine.info, service=service, ready=ready)}
+    app = front_door(lambda: models, answers=None, metrics=Metrics(), lifespan=lifespan, **more)
     with BackgroundServer(app) as running:
         yield running.url
 
@@ -410,7 +414,7 @@ class Watched:
 
 @pytest.fixture
 def service(engine):
-    return Watched(EngineService(engine, clock=time, max_batch=4))
+    return Watched(EngineService(ThreadWorkers(engine), clock=time, max_batch=4))
 
 
 @pytest.fixture
@@ -475,7 +479,7 @@ async def test_an_unknown_model_is_told_as_such(cloud_url):
 
 
 async def test_a_service_with_enough_to_do_is_told_as_such(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     with front(service, engine, service.lifespan, limits=Limits(max_concurrency=1)) as url:
         client = CLIENTS["oip"](url, model="news")
         engine.gate.clear()
@@ -494,7 +498,7 @@ async def test_an_item_the_service_does_not_read_is_told_as_such(own):
 
 
 async def test_an_item_larger_than_the_service_takes_is_told_as_such(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     with front(service, engine, service.lifespan, limits=Limits(max_body_bytes=1000)) as url:
         client = CLIENTS["oip"](url)
         with pytest.raises(CloudRefusedError, match="status 413") as caught:

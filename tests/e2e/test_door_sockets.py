@@ -73,7 +73,7 @@ def wait_until_closed(url: str) -> None:
 
 def door(service: ThreadedService | None = None, **options: object):
     options = {"answers": None, "metrics": Metrics(), **options}
-    return front_door(service or ThreadedService(), fakes.service_info(), **options)
+    return front_door(fakes.served(service or ThreadedService()), **options)
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ async def life():
     yield
     print("stopped", flush=True)
 
-app = front_door(Slow(), fakes.service_info(), answers=None, metrics=Metrics(), lifespan=life)
+app = front_door(fakes.served(Slow()), answers=None, metrics=Metrics(), lifespan=life)
 serve(app, port=0, on_bound=lambda host, port: print(host, port, flush=True))
 print("returned", flush=True)
 """

@@ -6,7 +6,7 @@ Tests load it by path: under pytest's importlib mode a test cannot import its ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from edgewise.contracts import (
     Action,
@@ -18,6 +18,7 @@ from edgewise.contracts import (
     Output,
     Reason,
     Request,
+    Served,
     ServiceInfo,
     Source,
     Status,
@@ -34,6 +35,15 @@ def service_info(**changes: object) -> ServiceInfo:
         "role": "gateway",
     }
     return ServiceInfo(**{**fields, **changes})
+
+
+def served(
+    service: object, ready: Callable[[], str | None] | None = None, **changes: object
+) -> Callable[[], Mapping[str, Served]]:
+    """What a front door takes: one model, named as `service_info` says."""
+    info = service_info(**changes)
+    models = {info.name: Served(info=info, service=service, ready=ready or (lambda: None))}
+    return lambda: models
 
 
 def make_answer(
@@ -67,7 +77,7 @@ def make_answer(
 
 
 class FakeService:
-    """Answers with `respond(request)`; `error` is raised instead, and `hold` is awaited first.
+    """Answers with `make(request)`; `error` is raised instead, and `hold` is awaited first.
 
     Attributes:
         requests: What was asked, in order.
@@ -76,7 +86,7 @@ class FakeService:
     """
 
     def __init__(self) -> None:
-        self.respond: Callable[[Request], Answer] = lambda request: make_answer(request.id)
+        self.make: Callable[[Request], Answer] = lambda request: make_answer(request.id)
         self.error: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.requests: list[Request] = []
@@ -94,6 +104,6 @@ class FakeService:
             raise
         if self.error is not None:
             raise self.error
-        answer = self.respond(request)
+        answer = self.make(request)
         yield Answered(answer)
         yield Done(request.id, pending=answer.status is Status.PROVISIONAL)

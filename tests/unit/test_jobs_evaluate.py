@@ -17,6 +17,7 @@ from edgewise.contracts import (
     Done,
     Reason,
     Reference,
+    Served,
     ServiceInfo,
     Source,
     Status,
@@ -113,7 +114,8 @@ def run(job, answer, cloud=None):
         name="tiny", version="sha256:x", task="text-classification", labels=(), input="text", role="gateway"
     )
     service = Gateway(answer)
-    with BackgroundServer(front_door(service, info, answers=None, metrics=Metrics())) as server:
+    models = {"tiny": Served(info=info, service=service, ready=lambda: None)}
+    with BackgroundServer(front_door(lambda: models, answers=None, metrics=Metrics())) as server:
         try:
             return evaluate_gateway(replace(job, gateway=server.url), cloud or Cloud(), NullProgress()), service
         except CertificateError as error:

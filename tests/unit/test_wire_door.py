@@ -48,12 +48,13 @@ TEXT = {"id": "c", "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"
 class House:
     """A door with everything behind it in reach."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, ready: Callable[[], str | None] | None = None, **options: object) -> None:
         self.service = fakes.FakeService()
+        self.models = dict(fakes.served(self.service, ready)())
         self.metrics = Metrics()
         self.answers = SqliteStore(":memory:").answers
         options = {"answers": self.answers, "metrics": self.metrics, "new_id": lambda: "new", **options}
-        self.app = front_door(self.service, fakes.service_info(), **options)
+        self.app = front_door(lambda: self.models, **options)
         transport = httpx.ASGITransport(self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://door")
 
@@ -100,7 +101,7 @@ async def test_predict_answers(house: House) -> None:
 
 
 async def test_a_provisional_answer_says_so_in_body_header_and_metrics(house: House) -> None:
-    house.service.respond = lambda request: fakes.make_answer(
+    house.service.make = lambda request: fakes.make_answer(
         request.id, status=Status.PROVISIONAL, reason=Reason.CLOUD_FAILED
     )
     response = await house.client.post("/v1/predict", json=HELLO)
@@ -110,7 +111,7 @@ async def test_a_provisional_answer_says_so_in_body_header_and_metrics(house: Ho
 
 
 async def test_a_foreign_digest_cannot_break_a_header(house: House) -> None:
-    house.service.respond = lambda request: fakes.make_answer(request.id, model_digest="v1\r\nx: é")
+    house.service.make = lambda request: fakes.make_answer(request.id, model_digest="v1\r\nx: é")
     response = await house.client.post("/v1/predict", json=HELLO)
     assert response.headers["x-edgewise-model-digest"] == "v1??x: ??"
 
@@ -146,7 +147,7 @@ async def test_infer_answers(house: House, path: str) -> None:
 async def test_items_of_one_infer_request_run_at_once(house: House) -> None:
     house.service.hold = asyncio.Event()
     body = {"id": "c", "inputs": [{"name": "text", "shape": [3], "datatype": "BYTES", "data": ["a", "b", "c"]}]}
-    house.service.respond = lambda request: fakes.make_answer(request.id, str(request.inputs).upper())
+    house.service.make = lambda request: fakes.make_answer(request.id, str(request.inputs).upper())
     asking = asyncio.create_task(house.client.post(INFER, json=body))
     await until(lambda: len(house.service.requests) == 3)
     house.service.hold.set()
@@ -168,7 +169,7 @@ async def test_one_failing_item_fails_the_request_and_cancels_the_others(house: 
                 yield event
 
     service = HalfBroken()
-    app = front_door(service, fakes.service_info(), answers=None, metrics=Metrics())
+    app = front_door(fakes.served(service), answers=None, metrics=Metrics())
     body = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}]}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client:
         response = await client.post(INFER, json=body)
@@ -389,13 +390,13 @@ async def test_a_body_needs_no_content_type(house: House) -> None:
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "ü", ".", "-a", "a\n", "a?b", "a%2fb", "١"])
 def test_a_name_that_cannot_stand_in_a_url_is_a_setting_to_change(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot stand in a URL") as caught:
-        front_door(fakes.FakeService(), fakes.service_info(name=name), answers=None, metrics=Metrics())
+        front_door(fakes.served(fakes.FakeService(), name=name), answers=None, metrics=Metrics())
     assert "letter or a digit" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["a", "7", "news-wire_2.1", "A..b"])
 async def test_a_name_that_can_stand_in_a_url_is_served(name: str) -> None:
-    app = front_door(fakes.FakeService(), fakes.service_info(name=name), answers=None, metrics=Metrics())
+    app = front_door(fakes.served(fakes.FakeService(), name=name), answers=None, metrics=Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client:
         assert (await client.post(f"/v2/models/{name}/infer", json=TEXT)).status_code == 200
 

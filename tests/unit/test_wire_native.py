@@ -50,7 +50,7 @@ requests = st.builds(
 
 
 def decode(body: bytes) -> Request:
-    return native.decode_request(body, tenant="t", new_id=lambda: "new")
+    return native.decode_request(body, tenant="t", new_id=lambda: "new")[0]
 
 
 def same(one: Request, other: Request) -> bool:
@@ -135,7 +135,7 @@ def test_pixels_may_be_whole_numbers_or_floats() -> None:
         (b'{"inputs":{"pixels":' + b"[" * 100_000 + b"]" * 100_000 + b"}}", "", "nested too deeply"),
         (b"[1]", "", "array"),
         (b"{}", "inputs", "required"),
-        (b'{"inputs":"x","budgetms":3}', "budgetms", "Known fields: inputs, id"),
+        (b'{"inputs":"x","budgetms":3}', "budgetms", "Known fields: inputs, model"),
         (b'{"inputs":"x","tenant":"other"}', "tenant", "unknown"),
         (b'{"inputs":7}', "inputs", "int"),
         (b'{"inputs":["x"]}', "inputs", "array"),
