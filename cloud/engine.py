@@ -18,11 +18,16 @@ from edgewise.errors import CheckpointError, ConfigError
 
 
 class Engine(Protocol):
-    """A model behind a service. It need not be safe to call from several threads at once."""
+    """A model behind a service."""
 
     @property
     def info(self) -> ServiceInfo:
         """Name, version, task and labels."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Threads that may call `predict` at the same time."""
         ...
 
     def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
@@ -67,6 +72,11 @@ class BundleEngine:
     def info(self) -> ServiceInfo:
         """Name, version, task and labels."""
         return self._info
+
+    @property
+    def slots(self) -> int:
+        """One call at a time."""
+        return 1
 
     def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
         """Predict items one by one, in order.

@@ -85,6 +85,11 @@ class TorchEngine:
         """Name, version, task and labels."""
         return self._info
 
+    @property
+    def slots(self) -> int:
+        """One call at a time, which torch spreads over its threads."""
+        return 1
+
     def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
         """Predict items, those of like length together.
 

@@ -3,12 +3,12 @@
 import asyncio
 import threading
 import time
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from edgewise.cloud.service import EngineService, predict_each
+from edgewise.cloud.service import EngineService
+from edgewise.cloud.workers import ThreadWorkers, predict_each
 from edgewise.contracts import (
     Action,
     Answered,
@@ -41,7 +41,7 @@ class ToyEngine:
     """Echoes texts in capitals, records its batches, and holds them while its gate is closed."""
 
     def __init__(self):
-        self.info = INFO
+        self.info, self.slots = INFO, 1
         self.batches, self.threads = [], set()
         self.gate, self.entered = threading.Event(), threading.Semaphore(0)
         self.gate.set()
@@ -86,7 +86,7 @@ async def queued(service, requests):
 
 
 async def test_an_answer_says_what_computed_it(engine):
-    service: AnswerService = EngineService(engine, clock=time, max_batch=4)
+    service: AnswerService = EngineService(ThreadWorkers(engine), clock=time, max_batch=4)
     async with service.lifespan():
         events = [event async for event in service.events(request("hello"))]
     assert [type(event) for event in events] == [Answered, Done]
@@ -104,7 +104,7 @@ async def test_an_answer_says_what_computed_it(engine):
 
 
 async def test_what_queued_while_the_engine_was_busy_is_one_batch_up_to_the_cap(engine):
-    service = EngineService(engine, clock=time, max_batch=4)
+    service = EngineService(ThreadWorkers(engine), clock=time, max_batch=4)
     async with service.lifespan():
         first = await held(engine, service)
         rest = await queued(service, [request(str(index)) for index in range(6)])
@@ -117,7 +117,7 @@ async def test_what_queued_while_the_engine_was_busy_is_one_batch_up_to_the_cap(
 
 
 async def test_the_event_loop_runs_while_the_engine_computes(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         task = await held(engine, service)
         await asyncio.sleep(0)
@@ -127,14 +127,14 @@ async def test_the_event_loop_runs_while_the_engine_computes(engine):
 
 
 async def test_a_lone_caller_waits_for_no_neighbour(engine):
-    service = EngineService(engine, clock=time, max_wait_ms=1e6)
+    service = EngineService(ThreadWorkers(engine), clock=time, max_wait_ms=1e6)
     async with service.lifespan():
         for text in ("one", "two", "three"):
             assert (await asyncio.wait_for(answer(service, request(text)), 20)).output == text.upper()
 
 
 async def test_callers_that_came_together_are_waited_for(engine):
-    service = EngineService(engine, clock=time, max_wait_ms=1e6)
+    service = EngineService(ThreadWorkers(engine), clock=time, max_wait_ms=1e6)
     async with service.lifespan():
         first = await held(engine, service)
         pair = await queued(service, [request("a"), request("b")])
@@ -149,7 +149,7 @@ async def test_callers_that_came_together_are_waited_for(engine):
 
 
 async def test_a_neighbour_that_does_not_come_is_not_waited_for_longer_than_allowed(engine):
-    service = EngineService(engine, clock=time, max_wait_ms=1)
+    service = EngineService(ThreadWorkers(engine), clock=time, max_wait_ms=1)
     async with service.lifespan():
         first = await held(engine, service)
         pair = await queued(service, [request("a"), request("b")])
@@ -159,7 +159,7 @@ async def test_a_neighbour_that_does_not_come_is_not_waited_for_longer_than_allo
 
 
 async def test_a_spent_budget_is_told_at_once_and_never_computed(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         first = await held(engine, service)
         late = (await queued(service, [request("late", budget_ms=5)]))[0]
@@ -173,19 +173,15 @@ async def test_a_spent_budget_is_told_at_once_and_never_computed(engine):
     assert engine.batches == [["first"], ["patient"]]
 
 
-async def test_a_budget_spent_while_computing_still_gets_its_answer(engine, monkeypatch):
-    alarms = []
-    service = EngineService(engine, clock=time)
+async def test_a_budget_spent_while_computing_is_told_at_the_deadline(engine):
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         engine.gate.clear()
-        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda _, *call: alarms.append(call) or Mock())
-        task = asyncio.create_task(answer(service, request("slow", budget_ms=60_000)))
-        await asyncio.to_thread(engine.entered.acquire)
-        monkeypatch.undo()
-        ((expire, item),) = alarms
-        expire(item)
+        task = asyncio.create_task(answer(service, request("slow", budget_ms=5)))
+        with pytest.raises(CloudTimeoutError, match="5 ms"):
+            await asyncio.wait_for(task, 20)
         engine.gate.set()
-        assert (await task).output == "SLOW"
+        assert (await answer(service, request("next"))).output == "NEXT"
 
 
 async def test_the_queue_is_judged_by_the_clock_it_was_given(engine):
@@ -198,7 +194,7 @@ async def test_the_queue_is_judged_by_the_clock_it_was_given(engine):
         time = monotonic
 
     clock = Clock()
-    service = EngineService(engine, clock=clock)
+    service = EngineService(ThreadWorkers(engine), clock=clock)
     async with service.lifespan():
         first = await held(engine, service)
         late = (await queued(service, [request("late", budget_ms=60_000)]))[0]
@@ -211,7 +207,7 @@ async def test_the_queue_is_judged_by_the_clock_it_was_given(engine):
 
 
 async def test_nothing_is_computed_for_a_caller_that_left(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         first = await held(engine, service)
         leaver, stayer = await queued(service, [request("leaver"), request("stayer")])
@@ -224,7 +220,7 @@ async def test_nothing_is_computed_for_a_caller_that_left(engine):
 
 
 async def test_a_bad_item_fails_alone(engine):
-    service = EngineService(engine, clock=time, max_batch=8)
+    service = EngineService(ThreadWorkers(engine), clock=time, max_batch=8)
     texts = ["a", "b", "bad", "c", "d", "e", "bad too"]
     async with service.lifespan():
         first = await held(engine, service)
@@ -239,7 +235,7 @@ async def test_a_bad_item_fails_alone(engine):
 
 
 async def test_another_kind_of_item_is_refused_before_it_queues(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         for item in (b"png", np.zeros((8, 8), np.uint8)):
             with pytest.raises(RequestError, match="reads no image") as caught:
@@ -249,7 +245,7 @@ async def test_another_kind_of_item_is_refused_before_it_queues(engine):
 
 
 async def test_another_task_is_refused(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         assert (await answer(service, request("ok", task="text-classification"))).output == "OK"
         with pytest.raises(RequestError) as caught:
@@ -259,7 +255,7 @@ async def test_another_task_is_refused(engine):
 
 @pytest.mark.parametrize("text", ["crash 4711", "lose"])
 async def test_a_failing_engine_fails_its_batch_and_goes_on(engine, text, caplog):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         with pytest.raises(CloudResponseError, match="engine failed"):
             await answer(service, request(text))
@@ -271,7 +267,7 @@ async def test_a_failing_engine_fails_its_batch_and_goes_on(engine, text, caplog
 
 
 async def test_stopping_answers_what_is_queued_and_refuses_what_comes(engine):
-    service = EngineService(engine, clock=time, max_batch=2)
+    service = EngineService(ThreadWorkers(engine), clock=time, max_batch=2)
     stop = asyncio.Event()
 
     async def run():
@@ -295,7 +291,7 @@ async def test_stopping_answers_what_is_queued_and_refuses_what_comes(engine):
 
 
 async def test_a_stopped_service_starts_again(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     for _ in range(2):
         async with service.lifespan():
             assert (await answer(service, request("x"))).output == "X"
@@ -307,11 +303,11 @@ async def test_a_stopped_service_starts_again(engine):
 
 
 async def test_nobody_waits_for_a_worker_that_is_gone(engine):
-    service = EngineService(engine, clock=time)
+    service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():
         first = await held(engine, service)
         rest = await queued(service, [request("a"), request("b")])
-        service._worker.cancel()
+        service._dispatcher.cancel()
         for task in (first, *rest):
             with pytest.raises(CloudError, match="worker ended"):
                 await asyncio.wait_for(task, 20)
@@ -332,4 +328,4 @@ def test_a_bad_item_costs_few_calls(engine):
 @pytest.mark.parametrize("settings", [{"max_batch": 0}, {"max_wait_ms": -1}, {"max_wait_ms": float("nan")}])
 def test_settings_out_of_range_are_refused(engine, settings):
     with pytest.raises(ConfigError):
-        EngineService(engine, clock=time, **settings)
+        EngineService(ThreadWorkers(engine), clock=time, **settings)
