@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import re
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import Counter as Multiset
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -23,8 +25,13 @@ LATENCY_BUCKETS_S: tuple[float, ...] = (
 """Upper bounds in seconds; dense below 100 ms, where the promises are made."""
 
 
+QUANTILES: tuple[float, ...] = (0.5, 0.95, 0.99)
+WINDOW_S = 60.0
+"""Seconds that quantiles look back."""
+
+
 class Metric(NamedTuple):
-    """What is passed to `Metrics.counter`, `.gauge` or `.histogram`, unpacked."""
+    """What is passed to `Metrics.counter`, `.gauge`, `.histogram` or `.quantiles`, unpacked."""
 
     name: str
     help: str
@@ -33,6 +40,11 @@ class Metric(NamedTuple):
 
 REQUESTS = Metric("edgewise_requests_total", "Answers sent, by where and why.", ("source", "reason", "status"))
 REQUEST_SECONDS = Metric("edgewise_request_seconds", "Seconds the service took for an answer, by where.", ("source",))
+REQUEST_QUANTILES = Metric(
+    "edgewise_request_quantile_seconds",
+    "Seconds the service took for an answer over the last minute, by where and quantile.",
+    ("source",),
+)
 REQUEST_ERRORS = Metric("edgewise_request_errors_total", "Requests answered with an error, by its code.", ("code",))
 IN_FLIGHT = Metric("edgewise_requests_in_flight", "Requests being answered now.")
 CLOUD_CALLS = Metric(
@@ -202,13 +214,94 @@ class Histogram(_Family):
             yield self._sample("_count", labels, cumulative)
 
 
+class Quantiles(_Family):
+    """Quantiles of the values of the last minute, as gauges labelled `quantile`; no value, no gauge.
+
+    Values are counted in logarithmic buckets (DDSketch: Masson, Rim & Lee 2019), one set of them for each slice of the
+    window. A quantile is the value at its nearest rank, off by 1 % at most for values from 1 microsecond to 10,000
+    seconds; others count as the nearer end. Memory is bounded whatever the rate: buckets times slices.
+    """
+
+    kind = "gauge"
+
+    _ERROR = 0.01
+    _GAMMA = (1 + _ERROR) / (1 - _ERROR)
+    _PER_LOG = 1 / math.log(_GAMMA)
+    _LEAST, _MOST = 1e-6, 1e4
+    _SLICES = 6
+
+    def __init__(self, name: str, help: str, labels: tuple[str, ...], clock: Callable[[], float]) -> None:  # noqa: A002  the format's own word
+        super().__init__(name, help, (*labels, "quantile"))
+        self._clock = clock
+        self._per_second = self._SLICES / WINDOW_S
+        # By label values: counts by bucket, by number of the slice.
+        self._windows: dict[tuple[str, ...], dict[int, dict[int, int]]] = {}
+
+    def observe(self, value: float, *label_values: str) -> None:
+        """Count a value.
+
+        Raises:
+            ValueError: The label values do not fit the labels.
+        """
+        # The comparisons in this order also put NaN at an end.
+        clipped = (value if value < self._MOST else self._MOST) if value > self._LEAST else self._LEAST
+        bucket = math.ceil(math.log(clipped) * self._PER_LOG)
+        number = int(self._clock() * self._per_second)
+        with self._lock:
+            slices = self._windows.get(label_values)
+            counts = slices.get(number) if slices is not None else None
+            if counts is None:
+                counts = self._open(label_values, number)
+            counts[bucket] = counts.get(bucket, 0) + 1
+
+    def _open(self, label_values: tuple[str, ...], number: int) -> dict[int, int]:
+        """Begin a slice, and forget those that left the window."""
+        self._check((*label_values, ""))
+        slices = self._windows.setdefault(label_values, {})
+        for old in [known for known in slices if known <= number - self._SLICES]:
+            del slices[old]
+        return slices.setdefault(number, {})
+
+    def _samples(self) -> Iterator[str]:
+        oldest = int(self._clock() * self._per_second) - self._SLICES + 1
+        with self._lock:
+            merged = {labels: _sum_of(slices, oldest) for labels, slices in self._windows.items()}
+        for labels, counts in sorted(merged.items()):
+            for quantile in QUANTILES if counts else ():
+                yield self._sample("", (*labels, _number(quantile)), self._at(quantile, counts))
+
+    def _at(self, quantile: float, counts: dict[int, int]) -> float:
+        """The value at a quantile's nearest rank."""
+        rank = math.ceil(quantile * sum(counts.values()))
+        for bucket in sorted(counts):
+            rank -= counts[bucket]
+            if rank <= 0:
+                break
+        # A bucket holds (γ^(i-1), γ^i]; this value is as far, relatively, from both ends.
+        return float(f"{2 * self._GAMMA**bucket / (self._GAMMA + 1):.4g}")
+
+
+def _sum_of(slices: dict[int, dict[int, int]], oldest: int) -> dict[int, int]:
+    """Counts by bucket over the slices from `oldest` on."""
+    total: Multiset[int] = Multiset()
+    for number, counts in slices.items():
+        if number >= oldest:
+            total.update(counts)
+    return total
+
+
 F = TypeVar("F", bound=_Family)
 
 
 class Metrics:
-    """A registry. Asking twice for one name gives the same metric, so that rooms can share one without knowing it."""
+    """A registry. Asking twice for one name gives the same metric, so that rooms can share one without knowing it.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Seconds that never run backwards; quantiles look back by it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._families: dict[str, _Family] = {}
         self._lock = threading.Lock()
 
@@ -242,6 +335,14 @@ class Metrics:
                 other labels.
         """
         return self._register(Histogram(name, help, tuple(labels), buckets))
+
+    def quantiles(self, name: str, help: str, labels: Sequence[str] = ()) -> Quantiles:  # noqa: A002  the format's own word
+        """The quantiles of that name; the label `quantile` is added to its labels.
+
+        Raises:
+            ValueError: The name cannot be used, or is taken by a metric of another kind or with other labels.
+        """
+        return self._register(Quantiles(name, help, tuple(labels), self._clock))
 
     def render(self) -> bytes:
         """All metrics in Prometheus text format 0.0.4."""

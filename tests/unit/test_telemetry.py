@@ -80,11 +80,13 @@ def test_a_metric_without_labels_is_there_before_its_first_value() -> None:
 def test_no_increment_is_lost_between_threads() -> None:
     metrics = Metrics()
     counter, histogram = metrics.counter("c_total", ""), metrics.histogram("h", "")
+    quantiles = metrics.quantiles("q", "")
 
     def work() -> None:
         for _ in range(2000):
             counter.inc()
             histogram.observe(0.001)
+            quantiles.observe(0.001)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -94,6 +96,7 @@ def test_no_increment_is_lost_between_threads() -> None:
     read = samples(metrics)
     assert read["c_total", ()] == 8000
     assert read["h_count", ()] == 8000
+    assert sum(sum(counts.values()) for counts in quantiles._windows[()].values()) == 8000
 
 
 def test_asking_twice_gives_the_same_metric() -> None:
@@ -110,6 +113,64 @@ def test_a_gauge_goes_up_and_down() -> None:
     assert gauge.value() == 2
 
 
+class HandClock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def quantile_of(metrics: Metrics, quantile: str, source: str = "edge") -> float | None:
+    key = ("edgewise_request_quantile_seconds", (("quantile", quantile), ("source", source)))
+    return samples(metrics).get(key)
+
+
+@given(st.lists(st.floats(1e-6, 1e4), min_size=1, max_size=300))
+def test_quantiles_are_the_values_at_their_nearest_ranks_within_a_hundredth(values: list[float]) -> None:
+    metrics = Metrics()
+    quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
+    for value in values:
+        quantiles.observe(value, "edge")
+    for quantile in telemetry.QUANTILES:
+        exact = sorted(values)[math.ceil(quantile * len(values)) - 1]
+        assert quantile_of(metrics, repr(quantile)) == pytest.approx(exact, rel=0.0101)
+
+
+def test_quantiles_forget_what_is_older_than_their_window() -> None:
+    clock = HandClock()
+    metrics = Metrics(clock)
+    quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
+    quantiles.observe(5.0, "edge")
+    clock.now += 40
+    quantiles.observe(0.1, "edge")
+    assert quantile_of(metrics, "0.99") == pytest.approx(5.0, rel=0.01)
+    clock.now += telemetry.WINDOW_S - 40
+    assert quantile_of(metrics, "0.99") == pytest.approx(0.1, rel=0.01)
+    clock.now += telemetry.WINDOW_S
+    assert quantile_of(metrics, "0.99") is None
+
+
+def test_quantiles_keep_a_bounded_count_of_buckets() -> None:
+    clock = HandClock()
+    quantiles = Metrics(clock).quantiles(*telemetry.REQUEST_QUANTILES)
+    for step in range(20_000):
+        quantiles.observe(1.002 ** (step % 12_000) * 1e-7, "edge")
+        clock.now += 0.01
+    (slices,) = quantiles._windows.values()
+    assert len(slices) <= 6
+    assert sum(map(len, slices.values())) <= 6 * 1200
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.0, 1e-6), (-1.0, 1e-6), (math.nan, 1e-6), (1e9, 1e4), (math.inf, 1e4)])
+def test_a_value_beyond_the_buckets_counts_as_their_end(value: float, shown: float) -> None:
+    metrics = Metrics()
+    metrics.quantiles(*telemetry.REQUEST_QUANTILES).observe(value, "edge")
+    assert quantile_of(metrics, "0.5") == pytest.approx(shown, rel=0.0101)
+
+
 @pytest.mark.parametrize(
     ("misuse", "problem"),
     [
@@ -122,6 +183,8 @@ def test_a_gauge_goes_up_and_down() -> None:
         (lambda metrics: metrics.counter("taken_total", "").inc(by=-1), "only grow"),
         (lambda metrics: metrics.counter("taken_total", "").inc(by=math.nan), "only grow"),
         (lambda metrics: metrics.histogram("h", "", ("a",)).observe(1.0), "not 0 values"),
+        (lambda metrics: metrics.quantiles("q", "", ("a",)).observe(1.0), "not 1 values"),
+        (lambda metrics: metrics.quantiles("q", "", ("le",)), "not a label name"),
         (lambda metrics: metrics.histogram("h", "", buckets=(1.0, 1.0)), "strictly increasing"),
         (lambda metrics: metrics.histogram("h", "", buckets=()), "strictly increasing"),
         (lambda metrics: metrics.histogram("h", "", buckets=(1.0, math.inf)), "must be finite"),
@@ -141,6 +204,8 @@ def test_the_catalogue_can_be_registered_whole() -> None:
     for metric in catalogue:
         if metric.name.endswith("_total"):
             metrics.counter(*metric)
+        elif "_quantile_" in metric.name:
+            metrics.quantiles(*metric)
         elif metric.name.endswith("_seconds"):
             metrics.histogram(*metric)
         else:
