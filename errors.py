@@ -17,7 +17,9 @@
     │   ├── CloudUnreachableError
     │   ├── CloudTimeoutError
     │   └── CloudResponseError
-    │       └── CloudRefusedError     it will refuse this very request every time
+    │       ├── CloudRefusedError     it will refuse this very request every time
+    │       ├── CloudThrottledError   it is asked too much, with the seconds to wait where it says so
+    │       └── CloudCredentialsError it does not take these credentials, or not any more
     ├── OutboxFullError         no room to owe one more answer          (exit code 2)
     ├── DiskFullError           no room for a file that is being written      (exit code 2)
     ├── StoreError              the durable store cannot be read or written (exit code 2)
@@ -163,6 +165,24 @@ class CloudResponseError(CloudError):
 
 class CloudRefusedError(CloudResponseError):
     """The cloud service is well and refuses this very request; asking again would give the same."""
+
+
+class CloudThrottledError(CloudResponseError):
+    """The cloud service is asked more than it takes; a later moment mends it.
+
+    Args:
+        problem: What was wrong, with the offending value.
+        remedy: What the reader can do about it.
+        retry_after_s: Seconds after which it may be asked again, where it says so.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(problem, remedy)
+        self.retry_after_s = retry_after_s
+
+
+class CloudCredentialsError(CloudResponseError):
+    """The cloud service does not take these credentials, or there are none; somebody has to renew them."""
 
 
 class OutboxFullError(EdgewiseError):
