@@ -13,9 +13,11 @@ import re
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter as Multiset
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -68,6 +70,11 @@ SCORES = Metric(
 )
 SCORE_DRIFT = Metric(
     "edgewise_score_drift", "How far live scores are from the certifying ones: the population stability index."
+)
+WEBHOOKS = Metric(
+    "edgewise_webhooks_total",
+    "Deliveries to webhooks by fate: delivered, retried, gone, expired or unknown.",
+    ("outcome",),
 )
 SPENT_TODAY = Metric("edgewise_policy_spent_today", "Calls or money that the budgeted policy spent today, UTC.")
 
@@ -214,28 +221,41 @@ class Histogram(_Family):
             yield self._sample("_count", labels, cumulative)
 
 
+class _Recent:
+    """Values of one window: those still to be counted, and counts by slice of time and bucket."""
+
+    __slots__ = ("counts", "pending")
+
+    def __init__(self, slices: int, buckets: int) -> None:
+        self.pending: list[float] = []
+        self.counts = np.zeros((slices, buckets), dtype=np.int64)
+
+
 class Quantiles(_Family):
     """Quantiles of the values of the last minute, as gauges labelled `quantile`; no value, no gauge.
 
     Values are counted in logarithmic buckets (DDSketch: Masson, Rim & Lee 2019), one set of them for each slice of the
     window. A quantile is the value at its nearest rank, off by 1 % at most for values from 1 microsecond to 10,000
-    seconds; others count as the nearer end. Memory is bounded whatever the rate: buckets times slices.
+    seconds; others count as the nearer end. Memory does not depend on the rate: slices times buckets.
     """
 
     kind = "gauge"
 
     _ERROR = 0.01
     _GAMMA = (1 + _ERROR) / (1 - _ERROR)
-    _PER_LOG = 1 / math.log(_GAMMA)
     _LEAST, _MOST = 1e-6, 1e4
+    _FIRST = math.ceil(math.log(_LEAST) / math.log(_GAMMA))
+    _BUCKETS = math.ceil(math.log(_MOST) / math.log(_GAMMA)) - _FIRST + 1
     _SLICES = 6
+    _SLICE_S = WINDOW_S / _SLICES
+    _MOST_PENDING = 1024
 
     def __init__(self, name: str, help: str, labels: tuple[str, ...], clock: Callable[[], float]) -> None:  # noqa: A002  the format's own word
         super().__init__(name, help, (*labels, "quantile"))
         self._clock = clock
-        self._per_second = self._SLICES / WINDOW_S
-        # By label values: counts by bucket, by number of the slice.
-        self._windows: dict[tuple[str, ...], dict[int, dict[int, int]]] = {}
+        self._recent: dict[tuple[str, ...], _Recent] = {}
+        self._slice = int(clock() / self._SLICE_S)
+        self._slice_ends = (self._slice + 1) * self._SLICE_S
 
     def observe(self, value: float, *label_values: str) -> None:
         """Count a value.
@@ -243,51 +263,50 @@ class Quantiles(_Family):
         Raises:
             ValueError: The label values do not fit the labels.
         """
-        # The comparisons in this order also put NaN at an end.
-        clipped = (value if value < self._MOST else self._MOST) if value > self._LEAST else self._LEAST
-        bucket = math.ceil(math.log(clipped) * self._PER_LOG)
-        number = int(self._clock() * self._per_second)
-        with self._lock:
-            slices = self._windows.get(label_values)
-            counts = slices.get(number) if slices is not None else None
-            if counts is None:
-                counts = self._open(label_values, number)
-            counts[bucket] = counts.get(bucket, 0) + 1
+        # No lock and no arithmetic here: a list takes a value at once, and many are counted together.
+        recent = self._recent.get(label_values) or self._begin(label_values)
+        now = self._clock()
+        if now >= self._slice_ends or len(recent.pending) >= self._MOST_PENDING:
+            self._count(now)
+        recent.pending.append(value)
 
-    def _open(self, label_values: tuple[str, ...], number: int) -> dict[int, int]:
-        """Begin a slice, and forget those that left the window."""
+    def _begin(self, label_values: tuple[str, ...]) -> _Recent:
         self._check((*label_values, ""))
-        slices = self._windows.setdefault(label_values, {})
-        for old in [known for known in slices if known <= number - self._SLICES]:
-            del slices[old]
-        return slices.setdefault(number, {})
+        with self._lock:
+            return self._recent.setdefault(label_values, _Recent(self._SLICES, self._BUCKETS))
+
+    def _count(self, now: float) -> None:
+        """Count what is pending in the slice it came in, then begin the slice of now."""
+        with self._lock:
+            ended, self._slice = self._slice, max(self._slice, int(now / self._SLICE_S))
+            self._slice_ends = (self._slice + 1) * self._SLICE_S
+            emptied = [number % self._SLICES for number in range(ended + 1, self._slice + 1)[: self._SLICES]]
+            for recent in self._recent.values():
+                recent.counts[ended % self._SLICES] += self._buckets_of(recent.pending)
+                recent.counts[emptied] = 0
+
+    def _buckets_of(self, pending: list[float]) -> NDArray[np.int64]:
+        """Take the values out and count them; what other threads append meanwhile stays."""
+        taken = pending[:]
+        del pending[: len(taken)]
+        values = np.nan_to_num(np.array(taken), nan=self._LEAST).clip(self._LEAST, self._MOST)
+        places = np.ceil(np.log(values) / math.log(self._GAMMA)).astype(np.int64) - self._FIRST
+        return np.bincount(places, minlength=self._BUCKETS)
 
     def _samples(self) -> Iterator[str]:
-        oldest = int(self._clock() * self._per_second) - self._SLICES + 1
+        self._count(self._clock())
         with self._lock:
-            merged = {labels: _sum_of(slices, oldest) for labels, slices in self._windows.items()}
-        for labels, counts in sorted(merged.items()):
-            for quantile in QUANTILES if counts else ():
+            totals = sorted((labels, recent.counts.sum(axis=0)) for labels, recent in self._recent.items())
+        for labels, counts in totals:
+            for quantile in QUANTILES if counts.any() else ():
                 yield self._sample("", (*labels, _number(quantile)), self._at(quantile, counts))
 
-    def _at(self, quantile: float, counts: dict[int, int]) -> float:
+    def _at(self, quantile: float, counts: NDArray[np.int64]) -> float:
         """The value at a quantile's nearest rank."""
-        rank = math.ceil(quantile * sum(counts.values()))
-        for bucket in sorted(counts):
-            rank -= counts[bucket]
-            if rank <= 0:
-                break
+        rank = math.ceil(quantile * int(counts.sum()))
+        bucket = int(np.searchsorted(counts.cumsum(), rank)) + self._FIRST
         # A bucket holds (γ^(i-1), γ^i]; this value is as far, relatively, from both ends.
         return float(f"{2 * self._GAMMA**bucket / (self._GAMMA + 1):.4g}")
-
-
-def _sum_of(slices: dict[int, dict[int, int]], oldest: int) -> dict[int, int]:
-    """Counts by bucket over the slices from `oldest` on."""
-    total: Multiset[int] = Multiset()
-    for number, counts in slices.items():
-        if number >= oldest:
-            total.update(counts)
-    return total
 
 
 F = TypeVar("F", bound=_Family)

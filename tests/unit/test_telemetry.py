@@ -96,7 +96,7 @@ def test_no_increment_is_lost_between_threads() -> None:
     read = samples(metrics)
     assert read["c_total", ()] == 8000
     assert read["h_count", ()] == 8000
-    assert sum(sum(counts.values()) for counts in quantiles._windows[()].values()) == 8000
+    assert quantiles._recent[()].counts.sum() == 8000
 
 
 def test_asking_twice_gives_the_same_metric() -> None:
@@ -153,15 +153,42 @@ def test_quantiles_forget_what_is_older_than_their_window() -> None:
     assert quantile_of(metrics, "0.99") is None
 
 
-def test_quantiles_keep_a_bounded_count_of_buckets() -> None:
+def test_a_pause_longer_than_the_window_empties_it() -> None:
     clock = HandClock()
-    quantiles = Metrics(clock).quantiles(*telemetry.REQUEST_QUANTILES)
-    for step in range(20_000):
-        quantiles.observe(1.002 ** (step % 12_000) * 1e-7, "edge")
-        clock.now += 0.01
-    (slices,) = quantiles._windows.values()
-    assert len(slices) <= 6
-    assert sum(map(len, slices.values())) <= 6 * 1200
+    metrics = Metrics(clock)
+    quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
+    quantiles.observe(5.0, "edge")
+    clock.now += 100 * telemetry.WINDOW_S
+    quantiles.observe(0.1, "edge")
+    assert quantile_of(metrics, "0.99") == pytest.approx(0.1, rel=0.01)
+
+
+@given(st.lists(st.tuples(st.floats(0, 25), st.floats(0.001, 10)), max_size=60))
+def test_the_window_is_a_minute_to_a_slice(steps: list[tuple[float, float]]) -> None:
+    clock = HandClock()
+    metrics = Metrics(clock)
+    quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
+    came = []
+    for pause, value in steps:
+        clock.now += pause
+        quantiles.observe(value, "edge")
+        came.append((clock.now, value))
+    oldest = (int(clock.now / 10) - 5) * 10
+    inside = sorted(value for when, value in came if when >= oldest)
+    if inside:
+        exact = inside[math.ceil(0.95 * len(inside)) - 1]
+        assert quantile_of(metrics, "0.95") == pytest.approx(exact, rel=0.0101)
+    else:
+        assert quantile_of(metrics, "0.95") is None
+
+
+def test_quantiles_keep_no_more_than_so_many_values() -> None:
+    quantiles = Metrics(HandClock()).quantiles(*telemetry.REQUEST_QUANTILES)
+    sizes = set()
+    for _ in range(5000):
+        quantiles.observe(0.001, "edge")
+        sizes.add(len(quantiles._recent["edge",].pending))
+    assert max(sizes) == 1024
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0, 1e-6), (-1.0, 1e-6), (math.nan, 1e-6), (1e9, 1e4), (math.inf, 1e4)])
