@@ -5,7 +5,7 @@
         proxy.set(BLACKHOLE)
 
 Owns faults on the wire below any protocol. It runs its own event loop in a thread, so that a test may block or use a
-loop of its own.
+loop of its own. What is left to chance comes from a seed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 _CHUNK = 64 << 10
+_MOST_RECEIVED = 16 << 20
 _PATIENCE_S = 20.0
 
 
@@ -59,6 +61,11 @@ def half_close(after_bytes: int = 0) -> Fault:
     return Fault("half_close", after_bytes=after_bytes)
 
 
+def stall(after_bytes: int = 0) -> Fault:
+    """The response stops once that many bytes have passed, and the connection stays open."""
+    return Fault("stall", after_bytes=after_bytes)
+
+
 class FaultProxy:
     """Forwards a port of this machine to an upstream, as badly as it is told. Use it as a context manager.
 
@@ -66,16 +73,19 @@ class FaultProxy:
         host: Upstream host.
         port: Upstream port.
         fault: The first fault.
+        seed: Where jitter comes from.
     """
 
-    def __init__(self, host: str, port: int, fault: Fault = PASS) -> None:
+    def __init__(self, host: str, port: int, fault: Fault = PASS, *, seed: int = 0) -> None:
         self._upstream = (host, port)
         self._fault = fault
+        self._jitter = random.Random(seed)
         self._changed = threading.Condition()
         self._accepted = 0
         self._received = bytearray()
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._switched = asyncio.Event()
         self.port = 0
 
     @property
@@ -90,7 +100,7 @@ class FaultProxy:
 
     @property
     def received(self) -> bytes:
-        """Every byte that clients sent so far."""
+        """What clients sent, the first 16 MiB of it."""
         return bytes(self._received)
 
     @property
@@ -114,8 +124,15 @@ class FaultProxy:
         self._loop.close()
 
     def set(self, fault: Fault) -> None:
-        """Change the fault, for open connections too; a connection once swallowed by a blackhole stays there."""
+        """Change the fault, at once and for open connections too.
+
+        A connection of which a blackhole swallowed something stays in it: what was lost would be missing further on.
+        """
         self._call(self._apply(fault))
+
+    def lead_to(self, host: str, port: int) -> None:
+        """Change the upstream of connections to come: one that was started again has another port."""
+        self._upstream = (host, port)
 
     def wait_until(self, happened: Callable[[FaultProxy], bool]) -> None:
         """Block until a connection came or went such that `happened(self)`.
@@ -136,6 +153,8 @@ class FaultProxy:
 
     async def _apply(self, fault: Fault) -> None:
         self._fault = fault
+        self._switched.set()
+        self._switched = asyncio.Event()
         if fault.kind == "refuse":
             await self._close()
         elif self._server is None:
@@ -164,6 +183,9 @@ class FaultProxy:
                 await self._forward(reader, writer)
         except (OSError, asyncio.IncompleteReadError):
             _abort(writer)
+        except asyncio.CancelledError:
+            # Only the end of the proxy cancels, and asyncio's streams report a cancelled connection as an error.
+            _abort(writer)
         finally:
             writer.close()
             self._note(lambda: self._open.discard(writer))
@@ -174,9 +196,18 @@ class FaultProxy:
             change()
             self._changed.notify_all()
 
+    def _keep(self, chunk: bytes) -> None:
+        self._received += chunk[: _MOST_RECEIVED - len(self._received)]
+
     async def _swallow(self, reader: asyncio.StreamReader) -> None:
         while chunk := await reader.read(_CHUNK):
-            self._received += chunk
+            self._keep(chunk)
+
+    async def _discard(self, up_reader: asyncio.StreamReader) -> str:
+        """Read and drop what upstream still sends; the client's side lives on."""
+        while await up_reader.read(_CHUNK):
+            pass
+        return "stay"
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection(*self._upstream)
@@ -199,11 +230,13 @@ class FaultProxy:
 
     async def _requests(self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(_CHUNK):
-            self._received += chunk
+            self._keep(chunk)
             await self._wait(self._fault)
-            if self._fault.kind != "blackhole":
-                up_writer.write(chunk)
-                await up_writer.drain()
+            if self._fault.kind == "blackhole":
+                await self._swallow(reader)
+                return
+            up_writer.write(chunk)
+            await up_writer.drain()
 
     async def _responses(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         """Forward responses; returns "stay" where the client's side of the connection must live on, else "over"."""
@@ -212,12 +245,11 @@ class FaultProxy:
             if fault is not self._fault:
                 fault, passed = self._fault, 0
             await self._wait(fault)
-            if fault.kind == "blackhole":
-                continue
+            if self._fault.kind == "blackhole":
+                return await self._discard(up_reader)
             if fault.kind == "drip":
-                await _drip(chunk, writer, fault.seconds)
-                continue
-            cut = fault.kind in ("reset", "half_close") and passed + len(chunk) > fault.after_bytes
+                chunk = await self._drip(chunk, writer)
+            cut = fault.kind in ("reset", "half_close", "stall") and passed + len(chunk) > fault.after_bytes
             sent = chunk[: fault.after_bytes - passed] if cut else chunk
             writer.write(sent)
             await writer.drain()
@@ -226,20 +258,29 @@ class FaultProxy:
                 _abort(writer)
                 return "over"
             if cut:
-                writer.write_eof()
-                return "stay"
+                if fault.kind == "half_close":
+                    writer.write_eof()
+                return await self._discard(up_reader)
         return "stay" if self._fault.kind == "blackhole" else "over"
 
     async def _wait(self, fault: Fault) -> None:
         if fault.kind == "latency":
-            await asyncio.sleep(fault.seconds + random.random() * fault.jitter_s)
+            await self._pause(fault.seconds + self._jitter.random() * fault.jitter_s)
 
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless the fault is changed meanwhile."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._switched.wait(), seconds)
 
-async def _drip(chunk: bytes, writer: asyncio.StreamWriter, every_s: float) -> None:
-    for index in range(len(chunk)):
-        writer.write(chunk[index : index + 1])
-        await writer.drain()
-        await asyncio.sleep(every_s)
+    async def _drip(self, chunk: bytes, writer: asyncio.StreamWriter) -> bytes:
+        """Send byte by byte while the fault is the same; returns what is left when it is changed."""
+        fault, sent = self._fault, 0
+        while sent < len(chunk) and fault is self._fault:
+            writer.write(chunk[sent : sent + 1])
+            sent += 1
+            await writer.drain()
+            await self._pause(fault.seconds)
+        return chunk[sent:]
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

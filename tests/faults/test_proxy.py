@@ -130,6 +130,68 @@ def test_a_drip_delivers_everything_byte_by_byte(proxy, connect):
     assert time.monotonic() - started >= 0.05
 
 
+def test_a_change_of_fault_ends_a_wait_and_a_drip_at_once(proxy, connect):
+    connection = connect()
+    proxy.set(faults.drip(3600))
+    connection.sendall(b"hello\n")
+    assert read(connection, 1) == b"H"
+    proxy.set(faults.latency(3600))
+    assert read(connection, 5) == b"ELLO\n"
+    connection.sendall(b"again\n")
+    assert_unanswered(connection)
+    proxy.set(faults.PASS)
+    connection.settimeout(10)
+    assert read(connection, 6) == b"AGAIN\n"
+
+
+def assert_unanswered(connection):
+    connection.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        connection.recv(1)
+
+
+def test_jitter_is_the_seeds(upstream):
+    def drawn(seed):
+        proxy = faults.FaultProxy(*upstream.server_address, seed=seed)
+        return [proxy._jitter.random() for _ in range(5)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_a_connection_that_lost_bytes_to_a_blackhole_never_forwards_what_follows(proxy, upstream, connect):
+    connection = connect()
+    ask(connection)
+    proxy.set(faults.BLACKHOLE)
+    connection.sendall(b"lost ")
+    assert_unanswered(connection)
+    proxy.set(faults.PASS)
+    connection.sendall(b"half\n")
+    assert_unanswered(connection)
+    assert upstream.lines == [b"hello\n"]
+    assert ask(connect(), b"new\n") == b"NEW\n"
+
+
+def test_a_response_stalls_and_its_connection_stays_open(proxy, upstream, connect):
+    connection = connect()
+    proxy.set(faults.stall(2))
+    connection.sendall(b"hello\n")
+    assert read(connection, 2) == b"HE"
+    assert_unanswered(connection)
+    assert proxy.open == 1
+    connection.close()
+    proxy.wait_until(lambda proxy: proxy.open == 0)
+
+
+def test_connections_to_come_may_lead_elsewhere(proxy, upstream, connect):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        proxy.lead_to(*other.getsockname())
+        connect().sendall(b"hello\n")
+        taken, _ = other.accept()
+        assert read(taken, 6) == b"hello\n"
+        taken.close()
+    assert upstream.lines == []
+
+
 @pytest.mark.parametrize("after_bytes", [0, 3])
 def test_a_reset_comes_after_so_many_bytes(proxy, connect, after_bytes):
     connection = connect()
