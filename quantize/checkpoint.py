@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.bundle import KINDS, ImagePreprocessing, Task
+from edgewise.edge.pooling import Pooling, max_length_of, read_pooling
 from edgewise.errors import CheckpointError
 from edgewise.files import sha256_bytes, sha256_file, sha256_tree
 from edgewise.quantize.images import read_preprocessing
 from edgewise.quantize.licence import read_licence
-from edgewise.quantize.pooling import Pooling, max_length_of, read_pooling
 
 TASKS: Mapping[str, Task] = {
     "ForSequenceClassification": "text-classification",

@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from edgewise.bundle import Task
+from edgewise.edge.pooling import Pooling
 from edgewise.errors import CheckpointError, ConfigError
 from edgewise.quantize.items import Item
-from edgewise.quantize.pooling import Pooling, append_pooling
+from edgewise.quantize.pooling import append_pooling
 from edgewise.quantize.reference import Reference
 
 EXPORTERS = ("auto", "optimum", "torch")

@@ -17,12 +17,13 @@ import msgspec
 
 from edgewise.bundle import GraphFacts, ImagePreprocessing, Task, TensorSpec, read_facts
 from edgewise.bundle.model_file import read_model, weight_files
+from edgewise.edge.pooling import Pooling, read_pooling
 from edgewise.errors import InputError
 from edgewise.quantize.checkpoint import DEFAULT_MAX_LENGTH, TASKS, Checkpoint
 from edgewise.quantize.export import Exported
 from edgewise.quantize.images import NAME as PREPROCESSOR
 from edgewise.quantize.images import translate
-from edgewise.quantize.pooling import OUTPUT, Pooling, append_pooling, keep_output, read_pooling
+from edgewise.quantize.pooling import OUTPUT, append_pooling, keep_output
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 IMAGE_INPUT = "pixel_values"

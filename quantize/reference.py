@@ -14,9 +14,9 @@ import numpy as np
 
 from edgewise.bundle import Task
 from edgewise.contracts import FloatArray, Input
+from edgewise.edge.pooling import Pooling, pooled
 from edgewise.errors import CheckpointError
 from edgewise.quantize.items import Item, inputs_of
-from edgewise.quantize.pooling import Pooling, pooled
 
 _CLASSES: Mapping[str, str] = {
     "text-classification": "AutoModelForSequenceClassification",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from edgewise.edge.pooling import Pooling
 from edgewise.errors import CheckpointError
 from edgewise.quantize.checkpoint import inspect_checkpoint
-from edgewise.quantize.pooling import Pooling
 
 TEXT = {
     "architectures": ["BertForSequenceClassification"],

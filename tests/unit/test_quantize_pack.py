@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from edgewise.bundle import Bundle
 from edgewise.edge import EdgeModel
+from edgewise.edge.pooling import DEFAULT
 from edgewise.errors import InputError, OutputExistsError
 from edgewise.quantize import pack_onnx
 from edgewise.quantize.onnx_source import inspect_onnx, read_labels
-from edgewise.quantize.pooling import DEFAULT
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgewise.edge.pooling import Pooling, pooled
 from edgewise.errors import CheckpointError
-from edgewise.quantize.pooling import Pooling, append_pooling, pooled
+from edgewise.quantize.pooling import append_pooling
 
 WIDTH = 8
 TABLE = np.random.default_rng(0).normal(0, 1, (16, WIDTH)).astype(np.float32)
