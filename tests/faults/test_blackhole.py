@@ -1,0 +1,152 @@
+"""A real gateway before a real cloud service, and a network between them that fails in every way.
+
+Whatever the network does, each request is answered, says why, and every provisional answer is settled under its id.
+No time is measured here: the answers' own reasons, and what the network was given to carry, tell who waited.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from edgewise.cloud.engine import load_engine
+from edgewise.config import parse_config
+from edgewise.wire.serve import BackgroundServer
+from edgewise.wiring.cloud import build_cloud
+from edgewise.wiring.gateway import build_gateway
+
+WORDS = ("wheat", "vessel", "tariff", "corn", "cargo", "export")
+BUDGET_MS = 100
+PATIENCE_S = 60
+GAVE_UP = {"budget_spent", "cloud_failed"}
+
+
+@pytest.fixture(scope="module")
+def cloud(tiny_text_bundle):
+    engine = load_engine(tiny_text_bundle, threads=1, name="news")
+    with BackgroundServer(build_cloud(engine, parse_config({}), max_batch=4)) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(cloud, faults):
+    with faults.FaultProxy(cloud.host, cloud.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def gateway(tiny_text_bundle, proxy, tmp_path):
+    """Escalates everything, with a budget that a well cloud keeps with ease."""
+    config = parse_config(
+        {
+            "edge": {"bundle": str(tiny_text_bundle), "budget_ms": BUDGET_MS, "inference_threads": 1},
+            "cloud": {"backends": {"news": {"url": proxy.url}}, "timeout_s": 0.3, "cool_down_s": 0.1},
+            "state": {"path": str(tmp_path / "state.db")},
+            "policy": {"use": "random", "local_share": 0.0},
+            "cache": {"max_bytes": 0},
+        }
+    )
+    with ExitStack() as resources, BackgroundServer(build_gateway(config, resources).app) as server:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
+            yield client
+
+
+def ask(gateway, request_id, **parameters):
+    text = f"{WORDS[sum(request_id.encode()) % len(WORDS)]} rose"
+    reply = gateway.post("/v1/predict", json={"inputs": text, "id": request_id, **parameters})
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def metric(gateway, name, **labels):
+    families = text_string_to_metric_families(gateway.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+
+def ask_until_open(gateway, prefix):
+    """Answers to requests one after the other, until the breaker is open; all are provisional."""
+    answers = []
+    deadline = time.monotonic() + PATIENCE_S
+    while not metric(gateway, "edgewise_breaker_open"):
+        assert time.monotonic() < deadline, "the breaker stays closed"
+        answers.append(ask(gateway, f"{prefix}-{len(answers)}"))
+    return answers
+
+
+def settled(gateway, request_id):
+    reply = gateway.get(f"/v1/answers/{request_id}", params={"wait_ms": 30_000})
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def assert_all_delivered(gateway, provisional):
+    """Each provisional answer is final under its id, stays so, and nothing is owed any more."""
+    for first in provisional:
+        final = settled(gateway, first["id"])
+        assert (final["id"], final["status"], final["source"]) == (first["id"], "final", "cloud")
+        assert final["output"] == first["output"]  # both models are the same one
+        assert settled(gateway, first["id"]) == final
+    assert metric(gateway, "edgewise_provisional_open") == 0
+    assert metric(gateway, "edgewise_provisional_total", event="corrected") == len(provisional)
+    assert metric(gateway, "edgewise_provisional_total", event="sent") == len(provisional)
+
+
+def test_behind_an_open_breaker_nobody_waits_and_all_is_delivered_later(gateway, proxy, faults):
+    assert ask(gateway, "before", budget_ms=30_000)["source"] == "cloud"
+    proxy.set(faults.BLACKHOLE)
+    waited = ask_until_open(gateway, "waited")
+    assert {answer["reason"] for answer in waited} <= GAVE_UP
+    assert "budget_spent" in {answer["reason"] for answer in waited}, "nobody waited for the cloud"
+    assert all(answer["status"] == "provisional" for answer in waited)
+    passed = [ask(gateway, f"passed-{number}", budget_ms=30_000) for number in range(20)]
+    assert {(answer["status"], answer["reason"]) for answer in passed} == {("provisional", "breaker_open")}
+    # Nothing of them was even sent: what is known of them was known without the cloud.
+    assert b"waited-0" in proxy.received
+    assert b"passed-" not in proxy.received
+    assert metric(gateway, "edgewise_provisional_open") == len(waited) + len(passed)
+    proxy.set(faults.PASS)
+    assert_all_delivered(gateway, waited + passed)
+    assert ask(gateway, "after", budget_ms=30_000)["source"] == "cloud"
+    assert metric(gateway, "edgewise_breaker_open") == 0
+
+
+FAULTS = {
+    "refuse": lambda faults: faults.REFUSE,
+    "reset": lambda faults: faults.reset(),
+    "reset in the middle": lambda faults: faults.reset(30),
+    "half-close": lambda faults: faults.half_close(),
+    "half-close in the middle": lambda faults: faults.half_close(150),
+    "stall in the middle": lambda faults: faults.stall(150),
+    "drip": lambda faults: faults.drip(0.05),
+    # Longer than a probe may take, so that it cannot close the breaker meanwhile.
+    "latency": lambda faults: faults.latency(4, jitter_s=0.5),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_whatever_the_network_does_requests_are_answered_and_settled(gateway, proxy, faults, kind):
+    proxy.set(FAULTS[kind](faults))
+    failing = ask_until_open(gateway, "failing")
+    assert {(answer["status"], answer["reason"]) for answer in failing} <= {
+        ("provisional", reason) for reason in (*GAVE_UP, "breaker_open")
+    }
+    assert ask(gateway, "passed")["reason"] == "breaker_open"
+    proxy.set(faults.PASS)
+    assert_all_delivered(gateway, [*failing, {"id": "passed", "output": settled(gateway, "passed")["output"]}])
+
+
+def test_a_network_that_comes_and_goes_loses_nothing(gateway, proxy, faults):
+    """Faults switched under load in a fixed order: whoever got a provisional answer gets the final one."""
+    provisional = []
+    with ThreadPoolExecutor(4) as clients:
+        for turn, kind in enumerate([*FAULTS, "pass"] * 2):
+            proxy.set(FAULTS[kind](faults) if kind in FAULTS else faults.PASS)
+            asked = [clients.submit(ask, gateway, f"turn-{turn}-{number}", budget_ms=20) for number in range(8)]
+            provisional += [call.result() for call in asked if call.result()["status"] == "provisional"]
+    proxy.set(faults.PASS)
+    assert provisional
+    assert_all_delivered(gateway, provisional)
