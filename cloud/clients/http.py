@@ -1,33 +1,29 @@
-"""One bounded HTTP exchange with a cloud backend; what goes wrong is a CloudError that names the URL and the remedy.
+"""Requests to one base URL over HTTP; a status that is no success is a CloudError that names the URL and the remedy.
 
-Owns connections, the total time-out and the size of a response. Knows no protocol and retries nothing.
-
-Proxies and certificates named in the environment are left alone (`trust_env=False`): a gateway talks to the address in
-its own configuration, and to nothing that a variable set for another program put between.
+Owns what a status means and the excerpt of what a server said. Connections are `connections`'; knows no protocol and
+retries nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import email.utils
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import httpx
 
+from edgewise.cloud.clients.connections import Connections, Network, pieces, within
 from edgewise.errors import (
+    CloudCredentialsError,
     CloudRefusedError,
     CloudResponseError,
-    CloudTimeoutError,
-    CloudUnreachableError,
+    CloudThrottledError,
     ConfigError,
 )
 
-MAX_RESPONSE_BYTES = 8 << 20
-MAX_CONNECTIONS = 256
-
-_IDLE_S = 4.0
-"""Idle connections go before a server drops them (uvicorn: 5 s), so that no request is written into a closing one."""
+T = TypeVar("T")
 
 _EXCERPT_CHARACTERS = 200
 
@@ -46,12 +42,14 @@ class Response:
     Attributes:
         url: Where it came from.
         status: HTTP status.
-        body: At most MAX_RESPONSE_BYTES.
+        body: At most `connections.MAX_RESPONSE_BYTES`.
+        headers: Its headers, names in lower case.
     """
 
     url: str
     status: int
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class HttpBackend:
@@ -61,7 +59,7 @@ class HttpBackend:
         url: http:// or https://, with or without a path.
         headers: Sent with every request.
         secret: Never shown in an error, also where a server sends it back.
-        connect_timeout_s: Longest wait for a connection.
+        network: How to connect.
         transport: Replaces the network, for tests.
 
     Raises:
@@ -74,90 +72,152 @@ class HttpBackend:
         *,
         headers: dict[str, str] | None = None,
         secret: str | None = None,
-        connect_timeout_s: float = 2.0,
+        network: Network | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base = checked_url(url, whose="cloud", key="`api_key`")
+        self._headers = headers or {}
         self._secret = secret
-        self._connect_timeout_s = connect_timeout_s
-        self._client = httpx.AsyncClient(
-            # Building the TLS context costs tens of milliseconds; plain HTTP does without.
-            verify=self.base.startswith("https:"),
-            headers={"accept": "application/json", "accept-encoding": "identity", **(headers or {})},
-            timeout=httpx.Timeout(None, connect=connect_timeout_s),
-            limits=httpx.Limits(
-                max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=_IDLE_S
-            ),
-            trust_env=False,
-            follow_redirects=False,
-            transport=transport,
-        )
+        # Building the TLS context costs tens of milliseconds; plain HTTP does without.
+        self._connections = Connections(network or Network(), tls=self.base.startswith("https:"), transport=transport)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._connections.aclose()
 
-    @asynccontextmanager
-    async def within(self, timeout_s: float) -> AsyncIterator[None]:
+    def within(self, timeout_s: float) -> AbstractAsyncContextManager[None]:
         """Bound everything in the block: connecting, sending, and a response that drips or never comes.
 
         Raises:
             CloudTimeoutError: The block took longer than `timeout_s`.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except TimeoutError as error:
-            raise CloudTimeoutError(
-                f"{self.base} did not answer within {timeout_s:g} s.", "Check its load, or allow it more time."
-            ) from error
+        return within(timeout_s, self.base)
 
-    async def exchange(self, method: str, path: str, content: bytes | None = None) -> Response:
+    async def exchange(
+        self, method: str, path: str, content: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
         """Send one request and read its whole response; bound it by `within`.
+
+        Args:
+            method: GET or POST.
+            path: Path under the base URL.
+            content: The body, JSON unless `headers` say otherwise.
+            headers: More headers.
 
         Raises:
             CloudUnreachableError: There is no connection.
             CloudRefusedError: It refuses this very content, and would again.
+            CloudThrottledError: It has enough to do.
+            CloudCredentialsError: It does not take the key.
             NotServedError: It knows no such path.
             CloudResponseError: The connection broke, the response is no HTTP or too large, or its status is not 200.
         """
-        url = self.base + path
-        headers = {} if content is None else {"content-type": "application/json"}
-        try:
-            async with self._client.stream(method, url, content=content, headers=headers) as streamed:
-                response = Response(url, streamed.status_code, await _read(streamed))
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            reason = str(error) or f"nothing answered within {self._connect_timeout_s:g} s"
-            raise CloudUnreachableError(
-                f"No connection to {url}: {reason}.", "Check the address, and that the service is running."
-            ) from error
-        except httpx.HTTPError as error:
-            raise CloudResponseError(
-                f"{url} broke off its answer: {error or type(error).__name__}.",
-                "Check that this address speaks HTTP, and the service's log.",
-            ) from error
-        except UnicodeError as error:
-            # A label of the host name that is empty or too long passes every check of a URL.
-            raise CloudUnreachableError(f"No connection to {url}: {error}.", "Check the address.") from error
-        if response.status != 200:
-            raise self._refusal(response, of_content=content is not None)
-        return response
+        async with self._opened(method, path, content, headers) as streamed:
+            return await self._whole(streamed, of_content=content is not None)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, content: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Post a request and read its response as it comes; leaving the block early closes the connection.
+
+        Raises:
+            CloudError: As `exchange`; also while the response is read.
+        """
+        async with self._opened("POST", path, content, headers) as streamed:
+            if streamed.status_code != 200:
+                await self._whole(streamed, of_content=True)
+            yield pieces(streamed)
+
+    def decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
+        """Decode a response's body.
+
+        Raises:
+            CloudResponseError: As `decode` does, told with the URL and the body's start, without the secret.
+        """
+        return decoded(response.url, response.body, decode, self._secret)
 
     def excerpt(self, text: str) -> str:
         """The start of what a server sent, on one line and without the secret."""
-        if self._secret:
-            text = text.replace(self._secret, "***")
-        line = " ".join(text.split())
-        return line if len(line) <= _EXCERPT_CHARACTERS else line[:_EXCERPT_CHARACTERS] + "…"
+        return excerpt(text, self._secret)
+
+    def _opened(
+        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str] | None
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        of_content = {} if content is None else {"content-type": "application/json"}
+        sent = {**self._headers, **of_content, **(headers or {})}
+        return self._connections.open(method, self.base + path, content=content, headers=sent)
+
+    async def _whole(self, streamed: httpx.Response, *, of_content: bool) -> Response:
+        body = b"".join([piece async for piece in pieces(streamed)])
+        response = Response(str(streamed.request.url), streamed.status_code, body, streamed.headers)
+        if response.status != 200:
+            raise self._refusal(response, of_content=of_content)
+        return response
 
     def _refusal(self, response: Response, *, of_content: bool) -> CloudResponseError:
         said = self.excerpt(response.body.decode("utf-8", "replace")) or "nothing more"
         problem = f"{response.url} answered with status {response.status}: {said}"
+        remedy = _remedy(response.status)
+        retry_after_s = seconds_to_wait(response.headers)
+        if response.status == 429 or (response.status == 503 and retry_after_s is not None):
+            return CloudThrottledError(problem, remedy, retry_after_s=retry_after_s)
+        if response.status in (401, 403):
+            return CloudCredentialsError(problem, remedy)
         if response.status == 404:
-            return NotServedError(problem, _remedy(404))
+            return NotServedError(problem, remedy)
         if of_content and 400 <= response.status < 500 and response.status not in _NOT_THE_ITEMS_FAULT:
-            return CloudRefusedError(problem, _remedy(response.status))
-        return CloudResponseError(problem, _remedy(response.status))
+            return CloudRefusedError(problem, remedy)
+        return CloudResponseError(problem, remedy)
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The header that carries a key as a bearer token; none without a key.
+
+    Raises:
+        ConfigError: No header takes the key.
+    """
+    if api_key is None:
+        return {}
+    if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key:
+        raise ConfigError("The API key is empty or holds characters that no HTTP header takes.", "Check the key.")
+    return {"authorization": f"Bearer {api_key}"}
+
+
+def excerpt(text: str, *secrets: str | None) -> str:
+    """The start of what a server sent, on one line and without the secrets."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    line = " ".join(text.split())
+    return line if len(line) <= _EXCERPT_CHARACTERS else line[:_EXCERPT_CHARACTERS] + "…"
+
+
+def decoded(url: str, body: bytes, decode: Callable[[bytes], T], *secrets: str | None) -> T:
+    """Decode what a server sent; what is wrong with it is told with its URL and its start, without the secrets.
+
+    Raises:
+        CloudRefusedError: `decode` raises one.
+        CloudResponseError: It raises another.
+    """
+    try:
+        return decode(body)
+    except CloudResponseError as error:
+        said = excerpt(body.decode("utf-8", "replace"), *secrets)
+        kind = CloudRefusedError if isinstance(error, CloudRefusedError) else CloudResponseError
+        raise kind(f"{url}: {excerpt(error.problem, *secrets)} It sent: {said}", error.remedy) from error
+
+
+def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
+    """What `Retry-After` says (RFC 9110, section 10.2.3): seconds, or a date, counted from the server's own `Date`."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdecimal():
+        return float(value)
+    try:
+        until, sent = (email.utils.parsedate_to_datetime(text) for text in (value, headers.get("date", "")))
+        return max(0.0, (until - sent).total_seconds())
+    except (ValueError, TypeError):  # no dates, or one with and one without a time zone
+        return None
 
 
 def checked_url(url: str, *, whose: str, key: str) -> str:
@@ -189,7 +249,7 @@ _URL_REMEDY = "Give http://host:port or https://host, without a query or a fragm
 
 def _remedy(status: int) -> str:
     if status in (401, 403):
-        return "Check the API key."
+        return "Check the API key: it is unknown, has expired, or may not ask this."
     if status == 404:
         return "Check the URL and the model name."
     if status in (429, 503):
@@ -197,15 +257,3 @@ def _remedy(status: int) -> str:
     if status == 413:
         return "Send a smaller item, or allow larger ones there."
     return "See the service's log." if status >= 500 else "Check that this address speaks the protocol asked of it."
-
-
-async def _read(streamed: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in streamed.aiter_bytes():
-        body += chunk
-        if len(body) > MAX_RESPONSE_BYTES:
-            raise CloudResponseError(
-                f"{streamed.request.url} sent more than {MAX_RESPONSE_BYTES} bytes.",
-                "Check the URL and the model name.",
-            )
-    return bytes(body)

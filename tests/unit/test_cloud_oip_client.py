@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edgewise.cloud.clients import CLIENTS
+from edgewise.cloud.clients.connections import Network
 from edgewise.cloud.clients.oip import OipClient
 from edgewise.contracts import CloudClient, CloudReply, DataPolicy, Reference, Request
 from edgewise.errors import CloudResponseError, CloudTimeoutError, CloudUnreachableError, ConfigError
@@ -295,7 +296,8 @@ def test_a_key_that_no_header_takes_is_refused_and_not_shown(key):
     assert not key or key not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["connect_timeout_s", "keep_alive_s"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_a_connect_time_out_must_be_above_zero(value):
-    with pytest.raises(ConfigError):
-        OipClient("http://cloud", connect_timeout_s=value)
+def test_times_of_the_network_must_be_above_zero(name, value):
+    with pytest.raises(ConfigError, match=name):
+        Network(**{name: value})
