@@ -159,6 +159,24 @@ class ProfileSection(_Section, frozen=True):
     mode: Mode | None = None
 
 
+class WebhookSection(_Section, frozen=True):
+    """Where settled answers are sent to; requests name no address.
+
+    Attributes:
+        url: Its address.
+        secret_env: Environment variable that holds its secret, "whsec_…".
+        tenants: Whose answers it gets.
+        timeout_s: Longest a delivery may take.
+        give_up_after_s: Age beyond which an answer that cannot be delivered is given up.
+    """
+
+    url: str
+    secret_env: str
+    tenants: tuple[str, ...] = ("public",)
+    timeout_s: float = 10.0
+    give_up_after_s: float = 86_400.0
+
+
 class RegionSection(_Section, frozen=True):
     """Where the cloud answers from.
 
@@ -209,6 +227,7 @@ class Config(_Section, frozen=True):
     state: StateSection = StateSection()
     cost: CostSection = CostSection()
     profiles: dict[str, ProfileSection] = {}
+    webhooks: dict[str, WebhookSection] = {}
 
 
 def load_config(path: Path) -> Config:
@@ -305,6 +324,8 @@ def _check_ranges(config: Config) -> None:
         "policy.price_per_call": config.policy.price_per_call,
         "audit.recertify_items": config.audit.recertify_items,
         "audit.verdict_deadline_s": config.audit.verdict_deadline_s,
+        **{f"webhooks.{name}.timeout_s": hook.timeout_s for name, hook in config.webhooks.items()},
+        **{f"webhooks.{name}.give_up_after_s": hook.give_up_after_s for name, hook in config.webhooks.items()},
     }
     not_negative = {
         "edge.budget_ms": config.edge.budget_ms,

@@ -50,14 +50,21 @@ REQUEST_QUANTILES = Metric(
 REQUEST_ERRORS = Metric("edgewise_request_errors_total", "Requests answered with an error, by its code.", ("code",))
 IN_FLIGHT = Metric("edgewise_requests_in_flight", "Requests being answered now.")
 CLOUD_CALLS = Metric(
-    "edgewise_cloud_calls_total", "Calls to the cloud by outcome: ok, failed, late or refused.", ("outcome",)
+    "edgewise_cloud_calls_total", "Requests to the cloud by outcome: ok, slow, failed, late or refused.", ("outcome",)
 )
+CLOUD_HEDGES = Metric(
+    "edgewise_cloud_hedges_total", "Second calls beside slow ones by outcome: won, lost, failed or denied.", ("outcome",)
+)
+CLOUD_RETRIES = Metric("edgewise_cloud_retries_total", "Calls that were made again after a failure that may pass.")
 AUDITS = Metric("edgewise_audits_total", "Audited requests by outcome: kept, violated or missing.", ("outcome",))
 PROVISIONAL = Metric(
-    "edgewise_provisional_total", "Provisional answers by their fate: sent, corrected, abandoned or saved.", ("event",)
+    "edgewise_provisional_total",
+    "Provisional answers by their fate: sent, corrected, abandoned, expired, dropped or saved.",
+    ("event",),
 )
 PROVISIONAL_OPEN = Metric("edgewise_provisional_open", "Provisional answers whose final answer is still owed.")
 BREAKER_OPEN = Metric("edgewise_breaker_open", "1 while no request waits for the cloud.")
+BREAKER_OPENINGS = Metric("edgewise_breaker_openings_total", "How often the cloud was found failing or slow.")
 CERTIFICATE_VALID = Metric(
     "edgewise_certificate_valid", "1 while a certificate is in force, 0 where none is or it was voided."
 )
