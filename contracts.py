@@ -6,10 +6,10 @@ Values are frozen `msgspec` structs. Times carry their unit in the name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
-from uuid import uuid4
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
 def new_id() -> str:
     """A fresh random id for a request whose caller brought none."""
-    return uuid4().hex
+    return os.urandom(16).hex()
 
 
 class Mode(StrEnum):
@@ -91,13 +91,15 @@ class Reason(StrEnum):
     AUDIT_ALARM = "audit_alarm"
     """Audits showed that the promise is not kept: everything is escalated until it is certified again."""
     CACHE_HIT = "cache_hit"
+    EXPIRED = "expired"
+    """The final answer is owed no more: it stayed away too long, or newer requests needed the room."""
     NO_ROUTER = "no_router"
     """Answered by a service that has only one model behind it."""
     FAIL_OVER = "fail_over"
     """The reference did not answer, and another backend stood in for it: final, and not the reference's word."""
 
 
-FINAL_PROVISIONALS = frozenset({Reason.CLOUD_REFUSED, Reason.SAVED})
+FINAL_PROVISIONALS = frozenset({Reason.CLOUD_REFUSED, Reason.SAVED, Reason.EXPIRED})
 """Reasons of provisional answers that no update follows."""
 
 
@@ -589,6 +591,22 @@ class SharedCache(Protocol):
         ...
 
 
+class Debt(msgspec.Struct, frozen=True):
+    """A request owed a final answer, without its content.
+
+    Attributes:
+        tenant: Whose it is.
+        id: The request.
+        session: Requests of one session keep their order, or None.
+        created_s: When it was owed, seconds since the epoch.
+    """
+
+    tenant: str
+    id: str
+    session: str | None
+    created_s: float
+
+
 class Outbox(Protocol):
     """Requests owed a final answer, durable once `put` returned."""
 
@@ -596,12 +614,28 @@ class Outbox(Protocol):
         """Owe an answer; False, and nothing changes, where one is owed under the same (tenant, id) already.
 
         Raises:
-            OutboxFullError: Its limit is reached.
+            OutboxFullError: One of its limits is reached.
         """
         ...
 
     def pending(self, limit: int) -> list[Request]:
         """The oldest owed requests."""
+        ...
+
+    def debts(self) -> list[Debt]:
+        """Everything that is owed, oldest first, without the content."""
+        ...
+
+    def request(self, tenant: str, request_id: str) -> Request | None:
+        """One owed request, or None."""
+        ...
+
+    def in_the_way(self, request: Request) -> list[Debt]:
+        """The oldest owed requests that have to go before this one fits; none where it fits.
+
+        Raises:
+            OutboxFullError: It would not fit into an empty outbox.
+        """
         ...
 
     def __len__(self) -> int:

@@ -1,14 +1,20 @@
-"""How much one process takes on at once: requests, polls, and bytes of bodies in memory.
+"""How much one process takes on: requests at once and a second, polls, streams, and bytes of bodies in memory.
 
-Owns counters and the reply to one too many; who takes a place, and for how long, is the door's business.
+Owns counters and the reply to one too many; who takes a place, and for how long, is the door's business. Time is
+passed in.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import asyncio
+import math
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
 
 from edgewise.wire.faults import Fault
+
+T = TypeVar("T")
 
 _REMEDY = "Try again after the seconds in retry-after."
 
@@ -35,19 +41,20 @@ class Places:
         if self.taken >= self._limit:
             raise Fault(429, "too_many_requests", f"{self.taken} {self._holders} already.", remedy=_REMEDY)
 
-    @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
-        """Hold a place.
+    def __enter__(self) -> None:
+        """Take a place.
 
         Raises:
             Fault: None is free.
         """
         self.check()
         self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the place back."""
+        self.taken -= 1
 
 
 class Room:
@@ -61,22 +68,125 @@ class Room:
         self._limit = limit
         self.taken = 0
 
-    @contextlib.contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """Give a function that takes a number of bytes; they are given back when the block ends.
+    def take(self, size: int) -> None:
+        """Take `size` bytes; whoever takes them gives them back.
 
-        The function raises a `Fault` when there is no room for so many.
+        Raises:
+            Fault: There is no room for so many.
         """
-        held = 0
+        if self.taken + size > self._limit:
+            raise Fault(429, "too_many_requests", "Too many bodies are being read already.", remedy=_REMEDY)
+        self.taken += size
 
-        def hold(size: int) -> None:
-            nonlocal held
-            if self.taken + size > self._limit:
-                raise Fault(429, "too_many_requests", "Too many bodies are being read already.", remedy=_REMEDY)
-            self.taken += size
-            held += size
+    def give(self, size: int) -> None:
+        """Give `size` bytes back."""
+        self.taken -= size
 
+
+class Rates:
+    """Requests a second by tenant: a token bucket each (the generic cell rate algorithm, ITU-T I.371, 1993).
+
+    A tenant's bucket is one number, the time at which it will be full again.
+
+    Args:
+        per_s: Requests a second that a tenant may send for ever; above 0.
+        burst: Requests that it may send at once, after a silence; 1 or more.
+    """
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._interval_s = 1 / per_s
+        self._reach_s = self._interval_s * burst
+        self._full_s: dict[str, float] = {}
+
+    def take(self, tenant: str, now_s: float) -> None:
+        """Count a request of a tenant at `now_s`, in monotonic seconds.
+
+        Raises:
+            Fault: It has sent too many; `retry-after` tells when one more will be taken. This one does not count.
+        """
+        full_s = max(self._full_s.get(tenant, now_s), now_s) + self._interval_s
+        early_s = full_s - self._reach_s - now_s
+        if early_s > _ROUNDING_S:
+            wait_s = math.ceil(early_s)
+            raise Fault(
+                429,
+                "rate_limited",
+                f"More than {1 / self._interval_s:g} requests a second.",
+                remedy=_REMEDY,
+                headers={"retry-after": str(wait_s)},
+            )
+        self._full_s[tenant] = full_s
+
+
+_ROUNDING_S = 1e-9  # sums of intervals are not exact
+
+
+class Drain:
+    """The end of service: from its beginning nothing waits for what may come later."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._waiting: set[asyncio.Task[Any]] = set()
+
+    def begin(self) -> None:
+        """Service ends: every `race` is lost. Call it in the thread of the event loop."""
+        self.has_begun = True
+        for task in self._waiting:
+            task.cancel()
+
+    async def race(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Await `work`; None, and `work` is cancelled, where service ends first."""
+        if self.has_begun:
+            work.close()
+            return None
+        task = asyncio.get_running_loop().create_task(work)
+        self._waiting.add(task)
         try:
-            yield hold
+            return await task
+        except asyncio.CancelledError:
+            task.cancel()
+            if self.has_begun and not _is_cancelled():
+                return None
+            raise
         finally:
-            self.taken -= held
+            self._waiting.discard(task)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels the running task itself, not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class Gate:
+    """What everything that answers requests shares: the places, the room, the rates and the end.
+
+    Args:
+        max_concurrency: The most requests answered at once.
+        max_buffered_bytes: Bytes of all bodies together.
+        rates: Requests a second by tenant; None sets no limit.
+    """
+
+    def __init__(self, max_concurrency: int, max_buffered_bytes: int, rates: Rates | None) -> None:
+        self.slots = Places(max_concurrency, "requests are being answered")
+        self.room = Room(max_buffered_bytes)
+        self.drain = Drain()
+        self._rates = rates
+
+    def rate(self, tenant: str, now_s: float) -> None:
+        """Count one request of a tenant at `now_s`, in monotonic seconds, that takes no slot.
+
+        Raises:
+            Fault: The tenant sends too many.
+        """
+        if self._rates is not None:
+            self._rates.take(tenant, now_s)
+
+    def admit(self, tenant: str, now_s: float) -> None:
+        """Let one request of a tenant in at `now_s`, in monotonic seconds; its slot is taken later, with `slots`.
+
+        Raises:
+            Fault: The tenant sends too many, or no slot is free.
+        """
+        self.rate(tenant, now_s)
+        self.slots.check()

@@ -85,20 +85,6 @@ class Catalog:
             )
         return served
 
-    def at(self, path: str) -> Served | None:
-        """The model whose infer endpoint `path` is, or None where it is no infer endpoint.
-
-        Raises:
-            Fault: It is one of a model or version that is not served.
-        """
-        if not (path.startswith(_MODELS) and path.endswith(_INFER)):
-            return None
-        name, slash, rest = path[len(_MODELS) : -len(_INFER)].partition("/")
-        if not slash:
-            return self.named(name) if name else None
-        kind, _, version = rest.partition("/")
-        return self.named(name, version) if kind == "versions" and version and "/" not in version else None
-
     def not_ready(self) -> str | None:
         """None when every model answers, else the first reason why not."""
         models = self.models()
@@ -106,3 +92,14 @@ class Catalog:
             return "no model is served yet."
         reasons = (served.ready() for served in models.values())
         return next((reason for reason in reasons if reason is not None), None)
+
+
+def infer_path(path: str) -> tuple[str, str | None] | None:
+    """Model and version, or None for any, whose infer endpoint `path` is; None where it is no infer endpoint."""
+    if not (path.startswith(_MODELS) and path.endswith(_INFER)):
+        return None
+    name, slash, rest = path[len(_MODELS) : -len(_INFER)].partition("/")
+    if not slash:
+        return (name, None) if name else None
+    kind, _, version = rest.partition("/")
+    return (name, version) if name and kind == "versions" and version and "/" not in version else None

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
 
-from edgewise import telemetry
-from edgewise.contracts import Answer, AnswerService, AnswerStore, Request, Served, answer, new_id
+from edgewise import telemetry, tracing
+from edgewise.contracts import AnswerStore, Request, Served, new_id
 from edgewise.telemetry import Metrics
 from edgewise.wire import native, oip
-from edgewise.wire.admission import Places, Room
-from edgewise.wire.catalog import Catalog, Models
+from edgewise.wire.accesslog import TENANT, observe
+from edgewise.wire.admission import Gate, Places, Rates
+from edgewise.wire.asking import Asking
+from edgewise.wire.catalog import Catalog, Models, infer_path
+from edgewise.wire.facts import answer_headers
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import (
-    AsgiApp,
     ClientGoneError,
     Headers,
     Receive,
@@ -35,22 +36,25 @@ from edgewise.wire.http import (
     read_body,
     reply,
     trace_headers,
-    unless_client_leaves,
 )
-from edgewise.wire.keys import ApiKeys
-from edgewise.wire.pages import TENANT, Pages, answer_headers
+from edgewise.wire.keys import ApiKeys, Hosts
+from edgewise.wire.pages import Pages
 from edgewise.wire.parsing import DEFAULT_MAX_BUDGET_MS
 
+GATE = "edgewise.gate"
+"""Where the door leaves its `Gate` in the scope of a WebSocket."""
+
 _ALIVE = b'{"status":"alive"}'
+_PREDICT = "/v1/predict"
+_ANSWERS = "/v1/answers/"
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key; `/v2/models/…/ready` is the other kind."""
-
 
 PostHandler: TypeAlias = Callable[[bytes, str, Headers, Receive, Send], Awaitable[None]]
 """Answers a hot route: body, tenant, headers, receive, send."""
 
-EventsHandler: TypeAlias = Callable[[Served, Request, Headers, Receive, Send], Awaitable[None]]
-"""Answers one request as a stream of events: model, request, headers, receive, send."""
+EventsHandler: TypeAlias = Callable[[Served, Request, Headers, Gate, Receive, Send], Awaitable[None]]
+"""Answers one request as a stream of events: model, request, headers, gate, receive, send."""
 
 StreamHandler: TypeAlias = Callable[[Scope, Receive, Send, str], Awaitable[None]]
 """Serves a WebSocket: scope, receive, send, tenant."""
@@ -68,9 +72,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         max_concurrency: The most requests answered at once; one more is told to come back. A request counts once
             its body is here, so that those who send slowly keep nobody else out.
         max_polls: The most polls that wait for an answer at once; one more is told to come back.
-        max_streams: The most streams open at once; one more is told to come back.
+        max_streams: The most WebSockets and event streams open at once; one more is told to come back.
         max_budget_ms: The largest budget, in milliseconds.
         max_wait_ms: The longest poll for an answer, in milliseconds.
+        rate_per_s: Requests a second that one tenant may send for ever; None sets no limit. A poll counts as one.
+        burst: Requests that one tenant may send at once after a silence.
+        hosts: Names by which clients may call this server, in the header `host`; None takes any. Other names are
+            refused: by DNS rebinding a web page makes its own name that of a server on its reader's machine.
     """
 
     max_body_bytes: int = 8 * 1024 * 1024
@@ -82,6 +90,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_streams: int = 1024
     max_budget_ms: float = DEFAULT_MAX_BUDGET_MS
     max_wait_ms: float = 60_000.0
+    rate_per_s: float | None = None
+    burst: int = 50
+    hosts: tuple[str, ...] | None = None
 
 
 def front_door(
@@ -97,7 +108,8 @@ def front_door(
     stream: StreamHandler | None = None,
     events: EventsHandler | None = None,
     posts: Mapping[str, PostHandler] | Iterable[tuple[str, PostHandler]] = (),
-) -> AsgiApp:
+    access_log: bool = False,
+) -> FrontDoor:
     """Build the application.
 
     Args:
@@ -109,12 +121,17 @@ def front_door(
         lifespan: Entered when the server starts and left when it stops.
         new_id: Makes the id of a request that brings none.
         report: Gives what the service promises now, for the front page; None where it promises nothing.
-        stream: Serves a WebSocket whose tenant is known; None closes them all. It gets the scope, `receive` before
-            "websocket.connect" was read, `send` and the tenant.
-        events: Answers `POST /v1/predict` where the client accepts "text/event-stream"; None answers it in JSON.
-            It gets the model, the request, the headers, `receive` after the whole body was read, and `send`.
-        posts: Further hot routes, by path; each gets the body, the tenant, the headers, `receive` and `send`, and
-            answers within the same limits as `/v1/predict`. What it raises becomes an error in the shape of its path.
+        stream: Serves a WebSocket whose tenant is known, one of at most `max_streams`; None closes them all. It gets
+            the scope, `receive` before "websocket.connect" was read, `send` and the tenant. `scope[GATE]` is the
+            `Gate` at which each request inside the stream asks: `gate.admit(tenant, now)`, then `with gate.slots:`
+            around its answer; `gate.drain` tells that service ends.
+        events: Answers `POST /v1/predict` where the client accepts "text/event-stream", one of at most `max_streams`;
+            None answers it in JSON. It gets the model, the request, the headers, the gate (no slot is held), `receive`
+            after the whole body was read, and `send`.
+        posts: Further hot routes, by path; each gets the body, the tenant, the headers (with `arrived_s`), `receive`
+            after the whole body was read, and `send`, and answers within the same limits as `/v1/predict`. What any
+            handler raises becomes an error in the shape of its path.
+        access_log: Whether to write a line a request; see `accesslog`.
 
     Raises:
         ConfigError: A model's name cannot stand in a URL.
@@ -131,6 +148,7 @@ def front_door(
         stream=stream,
         events=events,
         posts=dict(posts),
+        access_log=access_log,
     )
 
 
@@ -151,6 +169,7 @@ class FrontDoor:
         stream: StreamHandler | None,
         events: EventsHandler | None,
         posts: Mapping[str, PostHandler],
+        access_log: bool,
     ) -> None:
         self._catalog = catalog
         self._metrics = metrics
@@ -160,14 +179,16 @@ class FrontDoor:
         self._new_id = new_id
         self._stream = stream
         self._events = events
-        self._slots = Places(limits.max_concurrency, "requests are being answered")
+        self._writes = access_log
+        self._hosts = None if limits.hosts is None else Hosts(limits.hosts)
+        rates = None if limits.rate_per_s is None else Rates(limits.rate_per_s, limits.burst)
+        room_bytes = max(limits.max_buffered_bytes, limits.max_body_bytes)
+        self._gate = Gate(limits.max_concurrency, room_bytes, rates)
         self._streams = Places(limits.max_streams, "streams are open")
-        self._room = Room(max(limits.max_buffered_bytes, limits.max_body_bytes))
-        self._requests = metrics.counter(*telemetry.REQUESTS)
-        self._seconds = metrics.histogram(*telemetry.REQUEST_SECONDS)
+        self._asking = Asking(metrics)
         self._errors = metrics.counter(*telemetry.REQUEST_ERRORS)
         self._in_flight_gauge = metrics.gauge(*telemetry.IN_FLIGHT)
-        self._hot: dict[str, PostHandler] = {"/v1/predict": self._predict, **posts}
+        self._hot: dict[str, PostHandler] = {_PREDICT: self._predict, **posts}
         self._pages = Pages(
             catalog,
             answers=answers,
@@ -176,16 +197,72 @@ class FrontDoor:
             polls=Places(limits.max_polls, "clients wait for an answer"),
             on_fault=self._count_fault,
             report=report,
+            drain=self._gate.drain,
         ).app()
+
+    def drain(self) -> None:
+        """Service ends: `/readyz` says so, and nothing waits for later answers. Call it in the event loop's thread."""
+        self._gate.drain.begin()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request, or the application's life."""
         if scope["type"] == "http":
-            await self._serve_http(scope, receive, send)
+            if self._writes or tracing.on():
+                await observe(self._serve_http, scope, receive, send, write=self._writes)
+            else:
+                await self._serve_http(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
             await self._serve_stream(scope, receive, send)
+
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope)
+        try:
+            hot = self._hot.get(scope["path"]) or self._infer_at(scope["path"])
+            if hot is None:
+                await self._serve_rest(scope, receive, send, headers)
+            else:
+                await self._serve_hot(hot, scope, receive, send, headers)
+        except ClientGoneError as gone:
+            self._count_fault(gone)
+        except asyncio.CancelledError:
+            fault = Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
+            await self._send_fault(fault, scope["path"], headers, send)
+            raise
+        except Exception as error:  # whatever a service raises, the client gets a body and never a traceback
+            await self._send_fault(fault_of(error), scope["path"], headers, send)
+
+    async def _serve_hot(self, hot: PostHandler, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        tenant = scope[TENANT] = self._tenant(headers)
+        if scope["method"] != "POST":
+            raise Fault(405, "method_not_allowed", "The method does not fit the path.", headers={"allow": "POST"})
+        gate, limits = self._gate, self._limits
+        gate.admit(tenant, headers.arrived_s)  # nobody sends a body in vain
+        body = await read_body(
+            scope,
+            receive,
+            headers,
+            max_bytes=limits.max_body_bytes,
+            timeout_s=limits.body_timeout_s,
+            room=gate.room,
+        )
+        try:
+            await hot(body, tenant, headers, receive, send)
+        finally:
+            gate.room.give(len(body))
+
+    async def _serve_rest(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        path = scope["path"]
+        if path == "/healthz" and scope["method"] in ("GET", "HEAD"):
+            await reply(send, 200, _ALIVE)
+            return
+        scope[TENANT] = "" if _is_open(path) else self._tenant(headers)
+        if path.startswith(_ANSWERS):
+            self._gate.rate(scope[TENANT], headers.arrived_s)
+        # Starlette raises again what its own handler has answered and `fault_of` has logged.
+        with contextlib.suppress(Exception):
+            await self._pages(scope, receive, send)
 
     async def _serve_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a WebSocket in, or close it before it opens: the server tells the client 403."""
@@ -193,64 +270,56 @@ class FrontDoor:
             await send({"type": "websocket.close", "code": 1000})
             return
         try:
-            tenant = self._keys.tenant(dict(scope["headers"]))
-            with self._streams.take():
+            tenant = self._tenant(Headers(scope))
+            scope[GATE] = self._gate
+            with self._streams:
                 await self._stream(scope, receive, send, tenant)
         except Fault as fault:
             self._count_fault(fault)
             await send({"type": "websocket.close", "code": 1008, "reason": fault.message})
 
-    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        headers = dict(scope["headers"])
-        try:
-            if path == "/healthz" and scope["method"] in ("GET", "HEAD"):
-                await reply(send, 200, _ALIVE)
-                return
-            tenant = "" if _is_open(path) else self._keys.tenant(headers)
-            hot = self._hot.get(path) or self._infer_at(path)
-            if hot is None:
-                await self._serve_page(scope, receive, send, tenant)
-            else:
-                _check_post(scope["method"])
-                self._slots.check()  # nobody sends a body in vain
-                with self._room.share() as hold:
-                    body = await self._read(receive, headers, hold)
-                    with self._slots.take():
-                        await hot(body, tenant, headers, receive, send)
-        except ClientGoneError as gone:
-            self._count_fault(gone)
-        except asyncio.CancelledError:
-            fault = Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
-            await self._send_fault(fault, path, headers, send)
-            raise
-        except Exception as error:  # whatever a service raises, the client gets a body and never a traceback
-            await self._send_fault(fault_of(error), path, headers, send)
+    def _tenant(self, headers: Headers) -> str:
+        """Whose request it is.
 
-    async def _read(self, receive: Receive, headers: Headers, hold: Callable[[int], None]) -> bytes:
-        limits = self._limits
-        return await read_body(
-            receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s, hold=hold
-        )
+        Raises:
+            Fault: It is nobody's, or was not meant for this server.
+        """
+        if self._hosts is not None:
+            self._hosts.check(headers)
+        return self._keys.tenant(headers)
 
     def _infer_at(self, path: str) -> PostHandler | None:
-        served = self._catalog.at(path)
-        return None if served is None else partial(self._infer, served)
+        name = infer_path(path)
+        return None if name is None else partial(self._infer, *name)
 
     async def _predict(self, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send) -> None:
         request, model = native.decode_request(
-            body, tenant=tenant, new_id=self._new_id, max_budget_ms=self._limits.max_budget_ms
+            body,
+            tenant=tenant,
+            new_id=self._new_id,
+            max_budget_ms=self._limits.max_budget_ms,
+            arrived_s=headers.arrived_s,
         )
         served = self._catalog.default() if model is None else self._catalog.named(model, field="model")
         if self._events is not None and b"text/event-stream" in headers.get(b"accept", b""):
-            await self._events(served, request, headers, receive, send)
+            with self._streams:
+                await self._events(served, request, headers, self._gate, receive, send)
             return
-        (found,) = await unless_client_leaves(receive, self._answer_all(served.service, [request]))
-        await reply(send, 200, native.encode_answer(found), headers=[*answer_headers(found), *trace_headers(headers)])
+        with self._gate.slots:
+            found = await self._asking.one(served.service, request, receive)
+        await reply(send, 200, native.encode_answer(found), headers=(*answer_headers(found), *trace_headers(headers)))
 
     async def _infer(
-        self, served: Served, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send
+        self,
+        name: str,
+        version: str | None,
+        body: bytes,
+        tenant: str,
+        headers: Headers,
+        receive: Receive,
+        send: Send,
     ) -> None:
+        served = self._catalog.named(name, version)
         if b"inference-header-content-length" in headers:
             raise Fault(
                 400,
@@ -267,45 +336,22 @@ class FrontDoor:
             max_items=self._limits.max_items,
             max_budget_ms=self._limits.max_budget_ms,
         )
-        found = await unless_client_leaves(receive, self._answer_all(served.service, call.requests))
-        facts = answer_headers(found[0]) if len(found) == 1 else []
+        with self._gate.slots:
+            found = await self._asking.all(served.service, call.requests, receive)
+        facts = answer_headers(found[0]) if len(found) == 1 else ()
         encoded = oip.encode_infer_response(served.info, call, found)
         await reply(send, 200, encoded, headers=[*facts, *trace_headers(headers)])
 
-    async def _answer_all(self, service: AnswerService, requests: Sequence[Request]) -> list[Answer]:
-        """Answer all items at once; the first that fails cancels the others."""
-        if len(requests) == 1:
-            return [await self._answer(service, requests[0])]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._answer(service, request)) for request in requests]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _answer(self, service: AnswerService, request: Request) -> Answer:
-        started = time.perf_counter()
-        found = await answer(service, request)
-        self._seconds.observe(time.perf_counter() - started, found.source.value)
-        self._requests.inc(found.source.value, found.decision.reason.value, found.status.value)
-        return found
-
-    async def _serve_page(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> None:
-        scope[TENANT] = tenant
-        # Starlette raises again what its own handler has answered and `fault_of` has logged.
-        with contextlib.suppress(Exception):
-            await self._pages(scope, receive, send)
-
     async def _send_fault(self, fault: Fault, path: str, headers: Headers, send: Send) -> None:
         self._count_fault(fault)
-        extra = [header(name, value) for name, value in fault.headers.items()]
+        extra = [header(name.encode(), value) for name, value in fault.headers.items()]
         await reply(send, fault.status, fault.body(path), headers=[*extra, *trace_headers(headers)])
 
     def _count_fault(self, fault: Fault) -> None:
         self._errors.inc(fault.code)
 
     def _render_metrics(self) -> bytes:
-        self._in_flight_gauge.set(self._slots.taken)
+        self._in_flight_gauge.set(self._gate.slots.taken)
         return self._metrics.render()
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -322,11 +368,6 @@ class FrontDoor:
             await send({"type": f"lifespan.{stage}.failed", "message": str(error)})
             raise
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def _check_post(method: str) -> None:
-    if method != "POST":
-        raise Fault(405, "method_not_allowed", "The method does not fit the path.", headers={"allow": "POST"})
 
 
 def _is_open(path: str) -> bool:

@@ -7,20 +7,45 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any, TypeAlias, TypeVar
 
+from edgewise.wire.admission import Room
 from edgewise.wire.faults import Fault
 
 T = TypeVar("T")
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Send: TypeAlias = Callable[[Message], Awaitable[Any]]
 AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Header: TypeAlias = tuple[bytes, bytes]
-Headers: TypeAlias = dict[bytes, bytes]
-"""A request's headers; of several of one name the last."""
+
+WHOLE_BODY = "edgewise.whole_body"
+"""Where our server leaves a small body in the ASGI scope, and where `reply` puts the body in its first message; see
+`protocol`."""
+
+ARRIVED_S = "edgewise.arrived_s"
+"""Where our server leaves the time in the ASGI scope at which the head was complete, in monotonic seconds."""
+
+
+class Headers(dict[bytes, bytes]):
+    """A request's headers by lower-case name; of several of one name the last.
+
+    Args:
+        scope: The request's.
+
+    Attributes:
+        arrived_s: When the head was here, in monotonic seconds.
+    """
+
+    __slots__ = ("arrived_s",)
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope["headers"])
+        self.arrived_s: float = scope.get(ARRIVED_S) or time.monotonic()
+
 
 JSON = b"application/json"
 
@@ -38,35 +63,34 @@ class ClientGoneError(Fault):
 
 
 async def read_body(
-    receive: Receive,
-    headers: Headers,
-    *,
-    max_bytes: int,
-    timeout_s: float,
-    hold: Callable[[int], None],
+    scope: Scope, receive: Receive, headers: Headers, *, max_bytes: int, timeout_s: float, room: Room
 ) -> bytes:
     """Read a whole body, stopping as soon as it is too large, whether or not its length was announced.
 
     Args:
+        scope: The request's; has the body where the server had all of it before the application was called.
         receive: Gives the next message.
         headers: The request's.
         max_bytes: The largest body.
         timeout_s: Seconds until all of it must be here.
-        hold: Told of each piece's size before the piece is kept; raises where there is no room for it.
+        room: Where the body is kept; its length has to be given back there once the body is done with.
 
     Raises:
         Fault: It is larger than `max_bytes`, late, one too many, or encoded in a way that is not read here.
         ClientGoneError: The client left in the middle.
     """
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding.lower() != b"identity":
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Fault(415, "unsupported_encoding", "The body is compressed.", remedy="Send it without content-encoding.")
     announced = headers.get(b"content-length", b"0")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise _too_large(max_bytes)
+    if announced.isdigit():
+        _check_size(int(announced), max_bytes)
+    whole: bytes | None = scope.get(WHOLE_BODY)
+    if whole is not None and len(whole) <= max_bytes:
+        room.take(len(whole))
+        return whole
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_pieces(receive, max_bytes, hold)
+            return await _read_pieces(receive, max_bytes, room)
     except TimeoutError:
         raise Fault(
             408,
@@ -77,27 +101,37 @@ async def read_body(
         ) from None
 
 
-async def _read_pieces(receive: Receive, max_bytes: int, hold: Callable[[int], None]) -> bytes:
+async def _read_pieces(receive: Receive, max_bytes: int, room: Room) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        hold(len(chunk))
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    try:
+        more = True
+        while more:
+            chunk, more = _piece(await receive())
+            _check_size(size + len(chunk), max_bytes)
+            room.take(len(chunk))
+            size += len(chunk)
+            chunks.append(chunk)
+    except BaseException:
+        room.give(size)
+        raise
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _too_large(max_bytes: int) -> Fault:
-    return Fault(
-        413, "payload_too_large", f"The body is larger than {max_bytes} bytes.", remedy="Send fewer or smaller items."
-    )
+def _piece(message: Message) -> tuple[bytes, bool]:
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise Fault(
+            413,
+            "payload_too_large",
+            f"The body is larger than {max_bytes} bytes.",
+            remedy="Send fewer or smaller items.",
+        )
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -133,17 +167,20 @@ async def reply(
     send: Send, status: int, body: bytes, *, content_type: bytes = JSON, headers: Iterable[Header] = ()
 ) -> None:
     """Send one whole response."""
-    start = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body})
+    lines = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+    start = {"type": "http.response.start", "status": status, "headers": lines, WHOLE_BODY: body}
+    if await send(start) is not True:
+        await send({"type": "http.response.body", "body": body})
 
 
-def header(name: str, value: str) -> Header:
+def header(name: bytes, value: str) -> Header:
     """A header whose value holds nothing but printable ASCII; what cannot be sent becomes "?"."""
-    return name.encode("ascii"), _NOT_PRINTABLE.sub(b"?", value.encode("utf-8", "replace"))
+    if value.isascii() and value.isprintable():
+        return name, value.encode("ascii")
+    return name, _NOT_PRINTABLE.sub(b"?", value.encode("utf-8", "replace"))
 
 
 def trace_headers(headers: Headers) -> tuple[Header, ...]:
     """The request's `traceparent`, for the reply, if it is a valid one."""
-    value = headers.get(b"traceparent", b"")
-    return ((b"traceparent", value),) if _TRACEPARENT.fullmatch(value) else ()
+    value = headers.get(b"traceparent")
+    return ((b"traceparent", value),) if value is not None and _TRACEPARENT.fullmatch(value) else ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from edgewise.wire.faults import Fault
 
@@ -56,6 +56,41 @@ class ApiKeys:
                 headers={"www-authenticate": "Bearer"},
             )
         return found
+
+
+class Hosts:
+    """The names by which clients may call a server, as the header `host` has them.
+
+    Args:
+        names: The names, without port; of IPv6 addresses without brackets too.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(name.lower().strip("[]").encode() for name in names)
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Find out whether a request was meant for this server; one without the header is not a browser's.
+
+        Raises:
+            Fault: It was meant for another name.
+        """
+        host = headers.get(b"host")
+        if host is None or _without_port(host) in self._names:
+            return
+        raise Fault(
+            421,
+            "unknown_host",
+            "The request was meant for another host than this one.",
+            field="host",
+            remedy="Call the server by a name of its own, or add the name to server.hosts.",
+        )
+
+
+def _without_port(host: bytes) -> bytes:
+    host = host.lower()
+    if host.startswith(b"["):
+        return host[1:].partition(b"]")[0]
+    return host.partition(b":")[0]
 
 
 def _check_no_page(headers: Mapping[bytes, bytes]) -> None:

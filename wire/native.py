@@ -140,6 +140,7 @@ def decode_request(
     tenant: str,
     new_id: Callable[[], str],
     max_budget_ms: float = DEFAULT_MAX_BUDGET_MS,
+    arrived_s: float | None = None,
 ) -> tuple[Request, str | None]:
     """Read the body of `POST /v1/predict`: the request, and the model it names.
 
@@ -148,6 +149,7 @@ def decode_request(
         tenant: Whose it is.
         new_id: Makes an id where the client gave none.
         max_budget_ms: The largest budget taken, in milliseconds.
+        arrived_s: When its head was here, in monotonic seconds.
 
     Raises:
         RequestError: It is not a request; names the field.
@@ -166,6 +168,7 @@ def decode_request(
         else checked_choice(sent.data_policy, DataPolicy, "data_policy"),
         session=None if sent.session is None else checked_id(sent.session, "session"),
         attributes=_checked_attributes(sent.attributes),
+        arrived_s=arrived_s,
     )
     return request, sent.model
 

@@ -16,16 +16,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgewise import __version__
-from edgewise.contracts import Answer, AnswerStore, Served
+from edgewise.contracts import AnswerStore, Served
 from edgewise.telemetry import CONTENT_TYPE
 from edgewise.wire import native, oip
-from edgewise.wire.admission import Places
+from edgewise.wire.accesslog import TENANT
+from edgewise.wire.admission import Drain, Places
 from edgewise.wire.catalog import Catalog
+from edgewise.wire.facts import answer_headers
 from edgewise.wire.faults import Fault, fault_of
-from edgewise.wire.http import header, unless_client_leaves
-
-TENANT = "edgewise.tenant"
-"""Where the door leaves the tenant in the ASGI scope."""
+from edgewise.wire.http import unless_client_leaves
 
 _encoder = msgspec.json.Encoder()
 
@@ -41,6 +40,7 @@ class Pages:
         polls: Places for polls that wait.
         on_fault: Told of each fault before it is sent.
         report: Gives what the service promises now, or None.
+        drain: Tells that service ends.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Pages:
         polls: Places,
         on_fault: Callable[[Fault], None],
         report: Callable[[], Mapping[str, Any]] | None = None,
+        drain: Drain | None = None,
     ) -> None:
         self._catalog = catalog
         self._answers = answers
@@ -61,6 +62,7 @@ class Pages:
         self._polls = polls
         self._on_fault = on_fault
         self._report = report
+        self._drain = drain or Drain()
 
     def app(self) -> Starlette:
         """The application."""
@@ -110,10 +112,9 @@ class Pages:
                 remedy="Ask with the API key that sent the request; answers are kept for a limited time only.",
             )
         if wait_ms > 0:
-            with self._polls.take():
-                newer = await unless_client_leaves(
-                    request.receive, self._answers.wait_final(tenant, request_id, timeout_s=wait_ms / 1000)
-                )
+            with self._polls:
+                work = self._answers.wait_final(tenant, request_id, timeout_s=wait_ms / 1000)
+                newer = await unless_client_leaves(request.receive, self._drain.race(work))
             answer = newer or answer
         headers = {name.decode(): value.decode() for name, value in answer_headers(answer)}
         return Response(native.encode_answer(answer), media_type="application/json", headers=headers)
@@ -148,7 +149,7 @@ class Pages:
         return _json({"name": served.info.name, "ready": True})
 
     def _check_ready(self) -> None:
-        _check_ready(self._catalog.not_ready())
+        _check_ready("it is shutting down." if self._drain.has_begun else self._catalog.not_ready())
 
     async def _live(self, request: HttpRequest) -> Response:
         return _json({"live": True})
@@ -170,16 +171,6 @@ class Pages:
         self._on_fault(fault)
         body = fault.body(request.url.path)
         return Response(body, status_code=fault.status, media_type="application/json", headers=fault.headers)
-
-
-def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
-    """The facts of a single answer that every protocol carries as headers."""
-    return [
-        header("x-edgewise-source", answer.source.value),
-        header("x-edgewise-reason", answer.decision.reason.value),
-        header("x-edgewise-status", answer.status.value),
-        header("x-edgewise-model-digest", answer.model_digest),
-    ]
 
 
 def _check_ready(reason: str | None) -> None:

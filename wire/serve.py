@@ -155,6 +155,15 @@ class _Server(uvicorn.Server):
         if self._life.error is not None:
             raise self._life.error
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: close the connections whose deadline is over."""
+        now_s = asyncio.get_running_loop().time()
+        for connection in tuple(self.server_state.connections):
+            check = getattr(connection, "check_deadline", None)
+            if check is not None:
+                check(now_s)
+        return await super().on_tick(counter)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, take connections, and say so."""
         await super().startup(sockets)

@@ -89,6 +89,7 @@ async def test_predict_answers(house: House) -> None:
     assert native.decode_answer(response.content) == fakes.make_answer("7")
     assert response.headers["content-type"] == "application/json"
     assert {name: value for name, value in response.headers.items() if name.startswith("x-edgewise")} == {
+        "x-edgewise-id": "7",
         "x-edgewise-source": "edge",
         "x-edgewise-reason": "confident",
         "x-edgewise-status": "final",
@@ -539,7 +540,7 @@ async def test_one_request_too_many_is_told_to_come_back() -> None:
 
 @given(st.text(st.characters()))
 def test_a_header_is_one_line_of_printable_ascii(value: str) -> None:
-    name, sent = header("x-edgewise-model-digest", value)
+    name, sent = header(b"x-edgewise-model-digest", value)
     assert name == b"x-edgewise-model-digest"
     assert all(0x20 <= byte <= 0x7E for byte in sent)
 
