@@ -5,6 +5,8 @@ PIP := $(VENV)/bin/python -m pip install -qq
 # The environment is rebuilt when what it is made from changes, not when a folder is older than a file.
 # Threads that spin while others compute slow everything down on a machine with few cores.
 export OMP_WAIT_POLICY := PASSIVE
+# A file's tests share what its fixtures made, so they stay in one process.
+PARALLEL := -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .PHONY: setup demo check lint types unit test torture bench-quantize bench-router clean
@@ -33,10 +35,10 @@ types: setup
 	$(VENV)/bin/mypy
 
 unit: setup
-	$(VENV)/bin/python -m pytest tests/unit tests/contract -m "not slow and not torture" -q
+	$(VENV)/bin/python -m pytest $(PARALLEL) tests/unit tests/contract -m "not slow and not torture" -q
 
 test: lint types
-	$(VENV)/bin/python -m pytest -m "not torture" --cov --cov-report=term:skip-covered --durations=10
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not torture" -q --cov --cov-report=term:skip-covered --durations=10
 
 torture: setup
 	$(VENV)/bin/python -m pytest -m torture -q
