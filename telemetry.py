@@ -83,7 +83,14 @@ WEBHOOKS = Metric(
     "Deliveries to webhooks by fate: delivered, retried, gone, expired or unknown.",
     ("outcome",),
 )
+WORKER_DEATHS = Metric("edgewise_worker_deaths_total", "Worker processes that died, by model.", ("model",))
 SPENT_TODAY = Metric("edgewise_policy_spent_today", "Calls or money that the budgeted policy spent today, UTC.")
+
+BATCH_SIZE = Metric("edgewise_batch_size", "Requests that the cloud service computed together.", ("model",))
+BATCH_SIZE_BUCKETS: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+QUEUE_SECONDS = Metric("edgewise_queue_seconds", "Seconds until a request's batch began to be computed.", ("model",))
+
+BUDGET_MISSED = Metric("edgewise_budget_missed_total", "Answers that came later than their budget.", ("profile",))
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
 _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)

@@ -1,7 +1,9 @@
 """Answers that are owed: a provisional answer was given, the cloud's will follow under the same id.
 
 Owns the outbox and the answer store from the flow's side. An answer is owed durably before its provisional is sent, and
-forgotten only after the final one is stored, so it is delivered at least once whatever dies in between.
+forgotten only after the final one is stored and its webhooks are owed it, so it is delivered at least once whatever
+dies in between. What cannot be delivered for too long, or has to make room for newer requests, is settled too: its
+provisional answer says that it is the last word. The order in which is asked, and how many at a time, are `backlog`'s.
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 import msgspec
 
 from edgewise.contracts import (
+    FINAL_PROVISIONALS,
     Action,
     Answer,
     AnswerStore,
     Clock,
     CloudReply,
+    Debt,
     Decision,
     Outbox,
     Reason,
@@ -28,24 +31,23 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.errors import CloudError, CloudRefusedError, RequestError, StoreError
+from edgewise.errors import (
+    CloudError,
+    CloudRefusedError,
+    CloudUnreachableError,
+    OutboxFullError,
+    RequestError,
+    StoreError,
+)
 from edgewise.router.background import Background
+from edgewise.router.backlog import Backlog, Key, Ramp, key_of
 from edgewise.router.escalation import Escalation
 from edgewise.router.instruments import Instruments
 
 _log = logging.getLogger("edgewise.router")
-_BATCH = 64
-_LONGEST_PAUSE_S = 600.0
-
-
-class _Retry(NamedTuple):
-    """How often an owed request has failed, and when, in monotonic seconds, it is asked for again."""
-
-    attempts: int
-    due: float
-
-
-_FRESH = _Retry(0, 0.0)
+_AT_ONCE = 32
+_LOOK_S = 60.0
+"""The longest pause between two looks at what became too old."""
 
 
 class Deliveries:
@@ -60,6 +62,11 @@ class Deliveries:
         clock: Time.
         retry_s: Half the seconds until the second attempt at an item that failed; doubled at every further one.
         on_final: Told of each late final answer, and of who gave it, once it is stored.
+        hooks: Told of the tenant and each settled answer, after it is stored and before its debt is forgotten; also a
+            second time, where something dies in between.
+        max_age_s: Seconds after which an answer is owed no more.
+        drop_oldest: Whether the oldest make room where the outbox is full; else one more request is refused.
+        at_once: Owed answers that are asked for at the same time, at most.
     """
 
     def __init__(
@@ -73,6 +80,10 @@ class Deliveries:
         clock: Clock,
         retry_s: float,
         on_final: Callable[[Request, Answer, Reference], None],
+        hooks: Callable[[str, Answer], None] | None = None,
+        max_age_s: float = 7 * 24 * 3600.0,
+        drop_oldest: bool = False,
+        at_once: int = _AT_ONCE,
     ) -> None:
         self._cloud = cloud
         self._outbox = outbox
@@ -80,12 +91,18 @@ class Deliveries:
         self._background = background
         self._instruments = instruments
         self._clock = clock
-        self._retry_s = retry_s
         self._on_final = on_final
-        self._under_way: set[tuple[str, str]] = set()
-        self._retries: dict[tuple[str, str], _Retry] = {}
+        self._hooks = hooks
+        self._max_age_s = max_age_s
+        self._drop_oldest = drop_oldest
+        self._backlog = Backlog(retry_s)
+        self._ramp = Ramp(at_once)
+        self._asking: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._caretaker: asyncio.Task[None] | None = None
+        self._tried_out = False
+        for debt in outbox.debts() if outbox is not None else ():
+            self._backlog.add(debt)
         self._show_open()
 
     @property
@@ -94,135 +111,262 @@ class Deliveries:
         return self._outbox is not None
 
     def owe(
-        self, request: Request, provisional: Answer, call: asyncio.Task[CloudReply] | None
+        self, request: Request, provisional: Answer, call: asyncio.Future[CloudReply] | None
     ) -> asyncio.Task[Answer | None] | None:
         """Owe the final answer; returns the task that may still bring it where the request's own call goes on.
 
         Raises:
             RequestError: An earlier request's answer is kept under the same id.
             OutboxFullError: No more can be owed.
+            StoreError: The store cannot be written; nothing is owed then.
         """
         self.tend()
         if self._answers is not None and self._answers.get(request.tenant, request.id) is not None:
             raise _id_taken(request)
-        if self._outbox is not None and not self._outbox.put(request):
-            raise _id_taken(request)
-        if self._answers is not None:
-            self._answers.put(request.tenant, provisional)
+        goes_on = call is not None and not _failed(call)
+        self._put(request, provisional, busy=goes_on)
         self._instruments.provisional.inc("sent")
         self._show_open()
-        if call is None or _failed(call):
+        if call is None or not goes_on:
             self.tend()
             return None
-        self._under_way.add((request.tenant, request.id))
         return self._background.start(self._late(request, provisional, call))
+
+    def keep(self, request: Request, answer: Answer) -> None:
+        """Keep a provisional answer that no update follows, for pick-up.
+
+        Raises:
+            RequestError: An earlier request's answer is kept under the same id.
+        """
+        if self._answers is None:
+            return
+        if self._answers.get(request.tenant, request.id) is not None:
+            raise _id_taken(request)
+        self._answers.put(request.tenant, answer)
 
     def tend(self) -> None:
         """Wake the caretaker, or start it where there is something to take care of and it is not at work already."""
         self._wake.set()
         idle = self._caretaker is None or self._caretaker.done()
-        if idle and not self._background.closed and (self._cloud.is_open or self._something_waits):
+        if idle and not self._background.closed and (self._cloud.is_open or self._backlog.waiting):
             self._caretaker = self._background.start(self._take_care())
 
-    @property
-    def _something_waits(self) -> bool:
-        return self._outbox is not None and len(self._outbox) > len(self._under_way)
+    # What is owed from now on
 
-    async def _late(self, request: Request, provisional: Answer, call: asyncio.Task[CloudReply]) -> Answer | None:
+    def _put(self, request: Request, provisional: Answer, *, busy: bool) -> None:
+        """Owe the answer and keep the provisional one: both, or none of them."""
+        if self._outbox is not None and not self._fit(self._outbox, request):
+            raise _id_taken(request)
         try:
-            return await self._settle(request, call, provisional)
+            if self._answers is not None:
+                self._answers.put(request.tenant, provisional)
+        except StoreError:
+            # The caller hears that it failed, so that its id must not stay taken.
+            if self._outbox is not None:
+                self._outbox.done(request.tenant, request.id)
+            raise
+        if self._outbox is not None:
+            self._backlog.add(Debt(request.tenant, request.id, request.session, self._clock.time()), busy=busy)
+
+    def _fit(self, outbox: Outbox, request: Request) -> bool:
+        """Put a request into the outbox, where that is full in the place of what is too old or may be dropped."""
+        try:
+            return outbox.put(request)
+        except OutboxFullError:
+            if not self._lapse_old() and not self._drop_oldest:
+                raise
+        if self._drop_oldest:
+            for debt in outbox.in_the_way(request):
+                self._lapse(debt, "dropped")
+        return outbox.put(request)
+
+    async def _late(self, request: Request, provisional: Answer, call: asyncio.Future[CloudReply]) -> Answer | None:
+        try:
+            return await self._settle(request, _reply_of(call), provisional)
         finally:
-            self._under_way.discard((request.tenant, request.id))
+            self._backlog.idle((request.tenant, request.id))
             self.tend()
+
+    # What is owed so far
 
     async def _take_care(self) -> None:
         """Probe a cloud behind an open breaker, then bring the answers that are owed, until neither is left."""
-        while self._cloud.is_open or self._something_waits:
+        while self._cloud.is_open or self._backlog.waiting or self._asking:
             self._wake.clear()
+            self._lapse_old()
             if self._cloud.is_open:
                 await asyncio.sleep(self._cloud.seconds_to_probe())
-                await self._cloud.probe()
-            elif owed := self._due():
-                await self._bring(owed)
-            else:
+                await self._probe()
+            elif not self._start_some():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._seconds_to_retry())
+                    await asyncio.wait_for(self._wake.wait(), self._seconds_to_look())
 
-    async def _bring(self, owed: list[Request]) -> None:
-        """Ask for each; one that fails does not keep the others waiting, and is asked for less and less often."""
-        for request in owed:
-            if self._cloud.is_open:
-                return
-            if await self._settle(request, self._cloud.ask(request), None) is None:
-                attempts = self._retries.get((request.tenant, request.id), _FRESH).attempts + 1
-                pause = min(self._retry_s * 2**attempts, _LONGEST_PAUSE_S)
-                self._retries[request.tenant, request.id] = _Retry(attempts, self._clock.monotonic() + pause)
+    async def _probe(self) -> None:
+        """Try the cloud out with an owed request: nothing else proves that it predicts again.
 
-    async def _settle(self, request: Request, call: Awaitable[CloudReply], provisional: Answer | None) -> Answer | None:
+        Every other time it is only asked who it is: it may be the request that cannot be answered.
+        """
+        debt = None if self._tried_out else self._backlog.take(self._clock.monotonic())
+        self._tried_out = debt is not None
+        if debt is None:
+            await self._cloud.probe()
+        else:
+            await self._bring(debt, self._cloud.try_out)
+
+    def _start_some(self) -> bool:
+        """Ask for as many as the ramp allows; whether any was left to ask for."""
+        started = False
+        while len(self._asking) < self._ramp.limit:
+            debt = self._backlog.take(self._clock.monotonic())
+            if debt is None:
+                break
+            started = True
+            task = self._background.start(self._bring(debt, self._cloud.ask))
+            self._asking.add(task)
+            task.add_done_callback(self._brought)
+        return started
+
+    def _brought(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        self._wake.set()
+
+    async def _bring(self, debt: Debt, ask: Callable[[Request], Awaitable[CloudReply]]) -> None:
+        """Ask for one; one that fails does not keep others waiting, and is asked for less and less often."""
+        key = key_of(debt)
+        try:
+            settled = await self._asked(debt, ask)
+        except BaseException:
+            self._backlog.idle(key)
+            raise
+        now = self._clock.monotonic()
+        if settled:
+            self._ramp.succeeded()
+            return
+        self._ramp.failed()
+        if self._cloud.is_open:
+            self._backlog.put_back(key, now)
+        else:
+            self._backlog.failed(key, now)
+
+    async def _asked(self, debt: Debt, ask: Callable[[Request], Awaitable[CloudReply]]) -> bool:
+        """Whether one that is owed is settled now."""
+        try:
+            earlier = self._answers.get(debt.tenant, debt.id) if self._answers is not None else None
+            if earlier is not None and _is_settled(earlier):
+                # Whoever stored it died before the debt was forgotten.
+                self._forget(key_of(debt), earlier)
+                return True
+            request = self._outbox.request(debt.tenant, debt.id) if self._outbox is not None else None
+        except StoreError as error:
+            _log.error("Request %s is still owed its final answer: %s", debt.id, error)
+            return False
+        if request is None:
+            self._backlog.settled(key_of(debt))
+            return True
+        return await self._settle(request, ask(request), earlier or _unknown(debt)) is not None
+
+    async def _settle(self, request: Request, call: Awaitable[CloudReply], provisional: Answer) -> Answer | None:
         """Store what the call brings: the final answer, or that there will be none; None where it stays owed."""
         try:
-            reply = await call
-            return self._deliver(request, reply, provisional or self._provisional(request))
+            return self._deliver(request, await call, provisional)
         except CloudRefusedError as error:
-            return self._abandon(request, error, provisional or self._provisional(request))
+            return self._abandon(request, error, provisional)
         except (CloudError, StoreError) as error:
             _log.warning("Request %s is still owed its final answer: %s", request.id, error)
             return None
 
-    def _abandon(self, request: Request, error: CloudRefusedError, provisional: Answer) -> Answer:
-        """The cloud will never answer this one: say so in the stored answer, and forget the debt."""
-        _log.error("Request %s keeps its provisional answer: %s", request.id, error)
-        decision = msgspec.structs.replace(provisional.decision, reason=Reason.CLOUD_REFUSED)
-        self._instruments.provisional.inc("abandoned")
-        return self._store(request, msgspec.structs.replace(provisional, decision=decision))
-
     def _deliver(self, request: Request, reply: CloudReply, provisional: Answer) -> Answer:
-        final = self._store(request, final_answer(provisional, reply))
+        final = self._store((request.tenant, request.id), final_answer(provisional, reply))
         self._instruments.provisional.inc("corrected")
         self._on_final(request, final, reply.reference)
         return final
 
-    def _store(self, request: Request, answer: Answer) -> Answer:
+    def _abandon(self, request: Request, error: CloudRefusedError, provisional: Answer) -> Answer | None:
+        """The cloud will never answer this one: say so in the stored answer, and forget the debt."""
+        try:
+            settled = self._store((request.tenant, request.id), _last_word(provisional, Reason.CLOUD_REFUSED))
+        except StoreError as trouble:
+            _log.warning("Request %s is still owed its last word: %s", request.id, trouble)
+            return None
+        _log.error("Request %s keeps its provisional answer: %s", request.id, error)
+        self._instruments.provisional.inc("abandoned")
+        return settled
+
+    def _lapse_old(self) -> bool:
+        """Settle what is owed for too long; whether there was any."""
+        old = self._backlog.owed_before(self._clock.time() - self._max_age_s)
+        try:
+            for debt in old:
+                self._lapse(debt, "expired")
+        except StoreError as error:
+            _log.error("What is owed for too long cannot be settled: %s", error)
+        return bool(old)
+
+    def _lapse(self, debt: Debt, event: str) -> None:
+        """Owe one no more: its provisional answer is the last word."""
+        earlier = self._answers.get(debt.tenant, debt.id) if self._answers is not None else None
+        self._store(key_of(debt), _last_word(earlier or _unknown(debt), Reason.EXPIRED))
+        self._instruments.provisional.inc(event)
+        _log.warning("Request %s keeps its provisional answer: the cloud's is owed no more (%s).", debt.id, event)
+
+    def _store(self, key: Key, answer: Answer) -> Answer:
         """Keep the answer, then forget the debt."""
         if self._answers is not None:
-            self._answers.put(request.tenant, answer)
-        if self._outbox is not None:
-            self._outbox.done(request.tenant, request.id)
-        self._retries.pop((request.tenant, request.id), None)
-        self._show_open()
+            self._answers.put(key[0], answer)
+        self._forget(key, answer)
         return answer
+
+    def _forget(self, key: Key, answer: Answer) -> None:
+        """Owe the settled answer to webhooks, and then nothing more."""
+        if self._hooks is not None:
+            self._hooks(key[0], answer)
+        if self._outbox is not None:
+            self._outbox.done(*key)
+        self._backlog.settled(key)
+        self._show_open()
 
     def _show_open(self) -> None:
         if self._outbox is not None:
             self._instruments.provisional_open.set(float(len(self._outbox)))
 
-    def _due(self) -> list[Request]:
-        """Owed requests, oldest first, that nothing is under way for and that do not pause after a failure."""
-        if self._outbox is None:
-            return []
-        now = self._clock.monotonic()
-        pausing = {key for key, retry in self._retries.items() if retry.due > now}
-        pending = self._outbox.pending(_BATCH + len(self._under_way) + len(pausing))
-        return [request for request in pending if (request.tenant, request.id) not in self._under_way | pausing]
-
-    def _seconds_to_retry(self) -> float:
-        now = self._clock.monotonic()
-        return max(0.0, min((retry.due for retry in self._retries.values()), default=now + self._retry_s) - now)
-
-    def _provisional(self, request: Request) -> Answer:
-        stored = self._answers.get(request.tenant, request.id) if self._answers is not None else None
-        return stored or Answer(
-            id=request.id,
-            output="",
-            status=Status.PROVISIONAL,
-            source=Source.EDGE,
-            decision=Decision(action=Action.ESCALATE, reason=Reason.CLOUD_FAILED, policy="outbox"),
-            timings_ms={"total": 0.0},
-            model_digest="",
-        )
+    def _seconds_to_look(self) -> float:
+        pausing_s = self._backlog.seconds_to_next(self._clock.monotonic())
+        return _LOOK_S if pausing_s is None else min(pausing_s, _LOOK_S)
 
 
-def _failed(call: asyncio.Task[CloudReply]) -> bool:
+async def _reply_of(call: asyncio.Future[CloudReply]) -> CloudReply:
+    """What a call brings that others may wait for too: whoever stops waiting here does not end it."""
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if call.cancelled() and task is not None and not task.cancelling():
+            raise CloudUnreachableError("The call was given up.") from error
+        raise
+
+
+def _is_settled(answer: Answer) -> bool:
+    return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
+
+
+def _last_word(provisional: Answer, reason: Reason) -> Answer:
+    return msgspec.structs.replace(provisional, decision=msgspec.structs.replace(provisional.decision, reason=reason))
+
+
+def _unknown(debt: Debt) -> Answer:
+    """What stands for a provisional answer that is not kept."""
+    return Answer(
+        id=debt.id,
+        output="",
+        status=Status.PROVISIONAL,
+        source=Source.EDGE,
+        decision=Decision(action=Action.ESCALATE, reason=Reason.CLOUD_FAILED, policy="outbox"),
+        timings_ms={"total": 0.0},
+        model_digest="",
+    )
+
+
+def _failed(call: asyncio.Future[CloudReply]) -> bool:
     return call.done() and (call.cancelled() or call.exception() is not None)
 
 
@@ -235,11 +379,13 @@ def _id_taken(request: Request) -> RequestError:
 
 
 def final_answer(provisional: Answer, reply: CloudReply) -> Answer:
-    """The cloud's answer in the place of a provisional one; the decision that led there stays."""
+    """The cloud's answer in the place of a provisional one; the decision that led there stays, but for a fail-over."""
+    decision = provisional.decision
     return msgspec.structs.replace(
         provisional,
         output=reply.output,
         status=Status.FINAL,
         source=Source.CLOUD,
+        decision=msgspec.structs.replace(decision, reason=Reason.FAIL_OVER) if reply.fail_over else decision,
         model_digest=reply.reference.version,
     )

@@ -1,21 +1,71 @@
-"""Asking the cloud: time-out, breaker and the check that it still is the certified reference.
+"""Asking the cloud: time-out, breaker, a second call beside a slow one, another after one that failed.
 
-Owns every call that leaves the process and nothing of what becomes of its answer.
+Owns every call that leaves the process and nothing of what becomes of its answer. When a second call is worth it is
+said in `hedging` and `retry`, when nothing may be asked in `breaker`.
+
+What the breaker hears is one outcome a request, not a call: a failure that a retry mended, or a slow call that a second
+one overtook, cost nobody an answer. What takes longer than the bound on slow calls is a failure at that moment,
+whatever comes of it later: a caller's budget is spent long before a time-out says that the cloud hangs. A call that its
+own caller cut short says nothing, and a reply by fail-over is a success: requests do get answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from edgewise import tracing
 from edgewise.contracts import Clock, CloudClient, CloudReply, Reference, Request
 from edgewise.errors import CloudError, CloudRefusedError, CloudResponseError, CloudTimeoutError, InputError
 from edgewise.router.breaker import Breaker
+from edgewise.router.hedging import Hedging
 from edgewise.router.instruments import Instruments
+from edgewise.router.latency import LatencyWindow
+from edgewise.router.retry import Retry
 
 _log = logging.getLogger("edgewise.router")
 _PROBE_TIMEOUT_S = 5.0
+_SLOW_S = 1.0
+_SLOW_FACTOR = 3.0
+_FEWEST = 20
+"""Replies below which nothing is said of what is usual."""
+
+
+class _Outcome:
+    """What the breaker hears of one request, once: the first word counts.
+
+    Args:
+        succeeded: Told where it was answered in good time.
+        failed: Told where it failed, or is not answered `slow_s` after now.
+        slow_s: Seconds.
+    """
+
+    def __init__(self, succeeded: Callable[[], None], failed: Callable[[], None], slow_s: float) -> None:
+        self._succeeded = succeeded
+        self._failed = failed
+        self._told = False
+        self._timer = asyncio.get_running_loop().call_later(slow_s, self.failed)
+
+    @property
+    def is_told(self) -> bool:
+        return self._told
+
+    def succeeded(self) -> None:
+        self._tell(self._succeeded)
+
+    def failed(self) -> None:
+        self._tell(self._failed)
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _tell(self, word: Callable[[], None]) -> None:
+        if not self._told:
+            self._told = True
+            word()
 
 
 class Escalation:
@@ -27,8 +77,13 @@ class Escalation:
         clock: Time.
         instruments: Where calls are counted.
         timeout_s: Longest a call may take.
-        on_reference: Told which model and version answered, at every reply and probe.
+        on_reference: Told which model and version answered, at every reply of its own and every probe.
         on_open: Told when the breaker is open after a failure: somebody has to probe.
+        slow_s: Seconds after which a call counts as failed; None takes three times what half of the calls take, and one
+            second at least.
+        attempts: Calls for one request at most, where they cannot connect or the cloud is asked too much.
+        hedge_share: Second calls beside slow ones, by calls, at most; 0 sends none.
+        uniform: Numbers in [0, 1), for pauses between attempts.
     """
 
     def __init__(
@@ -41,6 +96,10 @@ class Escalation:
         timeout_s: float,
         on_reference: Callable[[Reference], None],
         on_open: Callable[[], None],
+        slow_s: float | None = None,
+        attempts: int = 3,
+        hedge_share: float = 0.02,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._cloud = cloud
         self._breaker = breaker
@@ -48,6 +107,11 @@ class Escalation:
         self._instruments = instruments
         self._on_reference = on_reference
         self._on_open = on_open
+        self._latencies = LatencyWindow()
+        self._hedging = Hedging(self._latencies, hedge_share)
+        self._retry = Retry(attempts, uniform)
+        self._stated_slow_s = slow_s
+        self._stands_in = False
         self.timeout_s = timeout_s
 
     @property
@@ -55,48 +119,70 @@ class Escalation:
         """Whether the breaker is open: nothing may wait for the cloud."""
         return self._breaker.is_open
 
+    @property
+    def usual_s(self) -> float | None:
+        """What half of the latest calls took, in seconds; None before there are enough to say."""
+        return self._latencies.quantile(0.5) if len(self._latencies) >= _FEWEST else None
+
+    @property
+    def slow_s(self) -> float:
+        """Seconds after which a call counts as failed now."""
+        if self._stated_slow_s is not None:
+            return min(self._stated_slow_s, self.timeout_s)
+        # Half of the calls, not most: a cloud that gets slow must not be taken for one that always was.
+        usual_s = self._latencies.quantile(0.5) or 0.0
+        return min(max(_SLOW_S, _SLOW_FACTOR * usual_s), self.timeout_s)
+
     def seconds_to_probe(self) -> float:
         """Seconds until an open breaker wants its next probe."""
         return self._breaker.seconds_to_probe(self._clock.monotonic())
 
-    async def ask(self, request: Request) -> CloudReply:
+    async def ask(self, request: Request, *, deadline: float | None = None) -> CloudReply:
         """The cloud's answer.
+
+        Args:
+            request: What to ask.
+            deadline: When the answer is of no use any more, in monotonic seconds; None takes the time-out alone.
 
         Raises:
             CloudRefusedError: It is well and will refuse this very request every time; the breaker does not count that.
             CloudError: It failed or took longer than the time-out.
         """
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                reply = await self._cloud.predict(request, timeout_s=self.timeout_s)
-        except TimeoutError as error:
-            self._failed("late")
-            raise CloudTimeoutError(f"The cloud did not answer within {self.timeout_s:g} s.") from error
-        except (CloudRefusedError, InputError) as error:
-            self._breaker.succeeded()
-            self._show_breaker()
-            self._instruments.cloud_calls.inc("refused")
-            raise CloudRefusedError(error.problem, error.remedy) from error
-        except CloudError as error:
-            self._failed("late" if isinstance(error, CloudTimeoutError) else "failed")
-            raise
-        except Exception as error:  # whatever a client of somebody else's raises must not end what waits for it
-            self._failed("failed")
-            raise CloudResponseError(f"The cloud client failed: {type(error).__name__}.") from error
-        self._succeeded(reply.reference)
-        self._instruments.cloud_calls.inc("ok")
-        return reply
+        left_s = self.timeout_s if deadline is None else min(self.timeout_s, deadline - self._clock.monotonic())
+        if left_s <= 0:
+            raise CloudTimeoutError("There is no time left to ask the cloud.")
+        outcome = _Outcome(self._note_success, self._note_failure, self.slow_s)
+        return await self._asked(request, left_s, outcome)
+
+    async def try_out(self, request: Request) -> CloudReply:
+        """The answer to a request that nobody waits for, as the half-open probe of an open breaker.
+
+        Nothing proves as well that predictions are answered again.
+
+        Raises:
+            CloudRefusedError: It is well and will refuse this very request every time.
+            CloudError: It failed, or took longer than a probe may.
+        """
+        left_s = min(self.timeout_s, max(_PROBE_TIMEOUT_S, self.slow_s))
+        outcome = _Outcome(self._note_probe_success, self._note_probe_failure, self.slow_s)
+        return await self._asked(request, left_s, outcome)
 
     async def probe(self) -> bool:
         """Ask which model answers, off the request path; returns whether it answered."""
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 reference = await self._cloud.describe(timeout_s=_PROBE_TIMEOUT_S)
-        except (CloudError, TimeoutError) as error:
-            self._note_failure()
-            _log.warning("The cloud cannot be reached: %s", str(error) or f"no answer within {_PROBE_TIMEOUT_S:g} s")
+        except Exception as error:  # whatever a client of somebody else's raises must not end the watch
+            # Where another backend stands in, requests are answered although this one is away.
+            if self.is_open or not self._stands_in:
+                self._note_probe_failure()
+            late = isinstance(error, TimeoutError) and not str(error)
+            _log.warning(
+                "The cloud cannot be reached: %s", f"no answer within {_PROBE_TIMEOUT_S:g} s" if late else error
+            )
             return False
-        self._succeeded(reference)
+        self._note_probe_success()
+        self._on_reference(reference)
         return True
 
     async def watch(self, probed: asyncio.Event, *, every_s: float, retry_s: float) -> None:
@@ -116,20 +202,144 @@ class Escalation:
         """Close the connections."""
         await self._cloud.aclose()
 
-    def _succeeded(self, reference: Reference) -> None:
-        self._breaker.succeeded()
-        self._show_breaker()
-        self._on_reference(reference)
+    async def _asked(self, request: Request, left_s: float, outcome: _Outcome) -> CloudReply:
+        until = self._clock.monotonic() + left_s
+        with self._judging(outcome, left_s):
+            async with asyncio.timeout(left_s):
+                reply = await self._until_answered(request, until)
+        self._retry.answered()
+        self._instruments.cloud_calls.inc("slow" if outcome.is_told else "ok")
+        outcome.succeeded()
+        self._stands_in = reply.fail_over
+        if not reply.fail_over:
+            self._on_reference(reply.reference)
+        return reply
 
-    def _failed(self, outcome: str) -> None:
-        self._instruments.cloud_calls.inc(outcome)
-        self._note_failure()
+    @contextmanager
+    def _judging(self, outcome: _Outcome, left_s: float) -> Iterator[None]:
+        """Tell the breaker and the counters what went wrong in the block, as an error of the cloud's."""
+        try:
+            yield
+        except (TimeoutError, CloudTimeoutError) as error:
+            self._instruments.cloud_calls.inc("late")
+            if left_s >= self.slow_s:
+                outcome.failed()
+            if isinstance(error, CloudTimeoutError):
+                raise
+            raise CloudTimeoutError(f"The cloud did not answer within {left_s:g} s.") from error
+        except (CloudRefusedError, InputError) as error:
+            self._instruments.cloud_calls.inc("refused")
+            outcome.succeeded()
+            raise CloudRefusedError(error.problem, error.remedy) from error
+        except CloudError:
+            self._instruments.cloud_calls.inc("failed")
+            outcome.failed()
+            raise
+        except Exception as error:  # whatever a client of somebody else's raises must not end what waits for it
+            self._instruments.cloud_calls.inc("failed")
+            outcome.failed()
+            raise CloudResponseError(f"The cloud client failed: {type(error).__name__}.") from error
+        finally:
+            outcome.end()
+
+    async def _until_answered(self, request: Request, until: float) -> CloudReply:
+        """The answer of the first attempt that has one; behind an open breaker there is only one attempt."""
+        made = 0
+        while True:
+            made += 1
+            try:
+                return await self._hedged(request, until, made)
+            except CloudError as error:
+                left_s = until - self._clock.monotonic()
+                pause_s = None if self.is_open else self._retry.pause(error, made, left_s)
+                if pause_s is None:
+                    raise
+                _log.info("Request %s is asked again in %.3f s: %s", request.id, pause_s, error)
+                await asyncio.sleep(pause_s)
+                if self.is_open:
+                    raise
+                self._instruments.cloud_retries.inc()
+
+    async def _hedged(self, request: Request, until: float, attempt: int) -> CloudReply:
+        """The answer of one call, or of a second one where the first takes longer than nearly all others."""
+        after_s = None if self.is_open else self._hedging.begin()
+        if after_s is None:
+            return await self._call(request, until, attempt)
+        began = self._clock.monotonic()
+        first = asyncio.ensure_future(self._call(request, until, attempt))
+        calls = [first]
+        try:
+            await asyncio.wait(calls, timeout=after_s)
+            if not first.done() and not self.is_open:
+                if self._hedging.allowed():
+                    calls.append(asyncio.ensure_future(self._call(request, until, attempt, hedge=True)))
+                    return await self._first_answer(calls, began)
+                self._instruments.cloud_hedges.inc("denied")
+            return await first
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _first_answer(self, calls: list[asyncio.Task[CloudReply]], began: float) -> CloudReply:
+        """The answer that comes first; a call that fails leaves it to the other."""
+        first, second = calls
+        waiting = set(calls)
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if first in done and _answers(first):
+                self._instruments.cloud_hedges.inc("lost")
+                return first.result()
+            if second in done and _answers(second):
+                self._instruments.cloud_hedges.inc("won")
+                self._latencies.observe(self._clock.monotonic() - began)
+                return second.result()
+        self._instruments.cloud_hedges.inc("failed")
+        return first.result()
+
+    async def _call(self, request: Request, until: float, attempt: int, *, hedge: bool = False) -> CloudReply:
+        """One call."""
+        began = self._clock.monotonic()
+        about = {"edgewise.attempt": attempt, "edgewise.hedge": hedge}
+        with tracing.span("cloud.call", kind="client", attributes=about) as span:
+            reply = await self._cloud.predict(request, timeout_s=until - began)
+            span.set("edgewise.backend", reply.reference.name)
+            span.set("edgewise.fail_over", reply.fail_over)
+        self._latencies.observe(self._clock.monotonic() - began)
+        return reply
+
+    def _note_success(self) -> None:
+        self._breaker.succeeded(self._clock.monotonic())
+        self._show_breaker()
 
     def _note_failure(self) -> None:
-        self._breaker.failed(self._clock.monotonic())
+        self._fail(self._breaker.failed)
+
+    def _note_probe_success(self) -> None:
+        was_open = self.is_open
+        self._breaker.probe_succeeded(self._clock.monotonic())
         self._show_breaker()
-        if self._breaker.is_open:
+        if was_open:
+            _log.warning("The cloud answers again: requests wait for it.")
+
+    def _note_probe_failure(self) -> None:
+        self._fail(self._breaker.probe_failed)
+
+    def _fail(self, note: Callable[[float], None]) -> None:
+        was_open = self.is_open
+        note(self._clock.monotonic())
+        self._show_breaker()
+        if self.is_open and not was_open:
+            self._instruments.breaker_openings.inc()
+            _log.warning("The cloud fails or is slow too often: no request waits for it until it answers again.")
+        if self.is_open:
             self._on_open()
 
     def _show_breaker(self) -> None:
-        self._instruments.breaker_open.set(float(self._breaker.is_open))
+        self._instruments.breaker_open.set(float(self.is_open))
+
+
+def _answers(call: asyncio.Task[CloudReply]) -> bool:
+    """Whether a call that is done brought a reply, or a refusal, which is one too."""
+    error = call.exception()
+    return error is None or isinstance(error, CloudRefusedError | InputError)

@@ -19,16 +19,20 @@ class Instruments:
 
     def __init__(self, metrics: Metrics) -> None:
         self.cloud_calls = metrics.counter(*telemetry.CLOUD_CALLS)
+        self.cloud_hedges = metrics.counter(*telemetry.CLOUD_HEDGES)
+        self.cloud_retries = metrics.counter(*telemetry.CLOUD_RETRIES)
         self.audits = metrics.counter(*telemetry.AUDITS)
         self.audit_stage = metrics.gauge(*telemetry.AUDIT_STAGE)
         self.audit_evidence = metrics.gauge(*telemetry.AUDIT_EVIDENCE)
         self.provisional = metrics.counter(*telemetry.PROVISIONAL)
         self.provisional_open = metrics.gauge(*telemetry.PROVISIONAL_OPEN)
         self.breaker_open = metrics.gauge(*telemetry.BREAKER_OPEN)
+        self.breaker_openings = metrics.counter(*telemetry.BREAKER_OPENINGS)
         self.certificate_valid = metrics.gauge(*telemetry.CERTIFICATE_VALID)
         self.scores = metrics.counter(*telemetry.SCORES)
         self.score_drift = metrics.gauge(*telemetry.SCORE_DRIFT)
         self.spent_today = metrics.gauge(*telemetry.SPENT_TODAY)
+        self.budget_missed = metrics.counter(*telemetry.BUDGET_MISSED)
 
     def show_audits(self, found: GuardReport) -> None:
         """Show what the audits found so far."""

@@ -1,4 +1,4 @@
-"""Everything durable or shared: the outbox, answers for later pick-up, the audit log, spending, and the exact cache.
+"""Everything durable or shared: outbox, answers and what webhooks are owed of them, audit log, spending, exact cache.
 
 Owns bytes on disk and in memory; what is owed, cached or audited is decided elsewhere.
 """

@@ -62,6 +62,20 @@ def _is_settled(answer: Answer) -> bool:
     return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
 
 
+def _write(connection: sqlite3.Connection, key: Key, final: bool, now: float, data: bytes) -> tuple[int, int]:
+    """Store an answer unless a final one is there; gives the rows and bytes that there are more by now."""
+    found = connection.execute("SELECT final, length(answer) FROM answers WHERE tenant = ? AND id = ?", key).fetchone()
+    if found is not None and found[0]:
+        return 0, 0
+    connection.execute(
+        "INSERT INTO answers (tenant, id, final, stored, answer) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (tenant, id) DO UPDATE SET"
+        " final = excluded.final, stored = excluded.stored, answer = excluded.answer",
+        (*key, final, now, data),
+    )
+    return (1, len(data)) if found is None else (0, len(data) - found[1])
+
+
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -74,16 +88,20 @@ class SqliteAnswers:
         database: The file.
         clock: The time.
         max_answers: The most answers kept; the oldest are forgotten first.
+        max_bytes: The most bytes of answers kept, but for one that is larger.
         max_age_s: Seconds an answer is kept.
     """
 
-    def __init__(self, database: Database, clock: Clock, max_answers: int, max_age_s: float) -> None:
+    def __init__(self, database: Database, clock: Clock, *, max_answers: int, max_bytes: int, max_age_s: float) -> None:
         self._database = database
         self._clock = clock
         self._max_answers = max_answers
+        self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         # Counted here because counting rows on every put would read the whole table; nobody else writes the file.
-        self._count: int = database.query("SELECT count(*) FROM answers")[0][0]
+        self._count: int
+        self._bytes: int
+        ((self._count, self._bytes),) = database.query("SELECT count(*), coalesce(sum(length(answer)), 0) FROM answers")
         self._lock = threading.Lock()
         self._waiters = Waiters()
 
@@ -93,41 +111,39 @@ class SqliteAnswers:
         Raises:
             StoreError: The file cannot be written.
         """
-        final = answer.status is Status.FINAL
-        now = self._clock.time()
-        key = (tenant, answer.id)
+        data, now, key = encode_answer(answer), self._clock.time(), (tenant, answer.id)
         with self._lock:
             with self._database.transaction() as connection:
-                new = connection.execute("SELECT 1 FROM answers WHERE tenant = ? AND id = ?", key).fetchone() is None
-                connection.execute(
-                    "INSERT INTO answers (tenant, id, final, stored, answer) VALUES (?, ?, ?, ?, ?)"
-                    " ON CONFLICT (tenant, id) DO UPDATE SET"
-                    " final = excluded.final, stored = excluded.stored, answer = excluded.answer"
-                    " WHERE answers.final = 0",
-                    (*key, final, now, encode_answer(answer)),
-                )
-                count = self._count + new
-                removed = self._prune(connection, count, now, key)
-            self._count = count - removed
-        if removed:
+                rows, size = _write(connection, key, answer.status is Status.FINAL, now, data)
+                count, size = self._count + rows, self._bytes + size
+                gone, freed = self._prune(connection, count, size, now, key)
+            self._count, self._bytes = count - gone, size - freed
+        if gone:
             self._database.reclaim()
         if _is_settled(answer):
             self._waiters.wake(key)
 
-    def _prune(self, connection: sqlite3.Connection, count: int, now: float, kept: Key) -> int:
-        removed = connection.execute(
-            "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE stored < ? LIMIT ?)",
+    def _prune(self, connection: sqlite3.Connection, count: int, size: int, now: float, kept: Key) -> tuple[int, int]:
+        """Forget what is too old, and the oldest until the limits hold; gives rows and bytes."""
+        aged = connection.execute(
+            "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE stored < ? LIMIT ?)"
+            " RETURNING length(answer)",
             (now - self._max_age_s, _PRUNED_AT_ONCE),
-        ).rowcount
-        excess = min(count - removed - self._max_answers, _PRUNED_AT_ONCE)
-        if excess > 0:
-            # The clock may have been set back, so the answer just stored need not be the newest by its date.
-            removed += connection.execute(
-                "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers"
-                " WHERE NOT (tenant = ? AND id = ?) ORDER BY stored LIMIT ?)",
-                (*kept, excess),
-            ).rowcount
-        return removed
+        ).fetchall()
+        gone, freed = len(aged), sum(length for (length,) in aged)
+        if count - gone <= self._max_answers and size - freed <= self._max_bytes:
+            return gone, freed
+        # The clock may have been set back, so the answer just stored need not be the newest by its date.
+        oldest = connection.execute(
+            "SELECT rowid, length(answer) FROM answers WHERE NOT (tenant = ? AND id = ?) ORDER BY stored LIMIT ?",
+            (*kept, _PRUNED_AT_ONCE),
+        ).fetchall()
+        for row, length in oldest:
+            if count - gone <= self._max_answers and size - freed <= self._max_bytes:
+                break
+            connection.execute("DELETE FROM answers WHERE rowid = ?", (row,))
+            gone, freed = gone + 1, freed + length
+        return gone, freed
 
     def get(self, tenant: str, request_id: str) -> Answer | None:
         """The newest answer, or None.

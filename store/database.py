@@ -1,6 +1,6 @@
 """One SQLite file: opening it safely, its schema, and running statements so that what was acknowledged is durable.
 
-Owns the connection and the schema's version. Which rows mean what is the business of `outbox`, `answers` and `audits`.
+Owns the connection and the schema's version. What rows mean is the business of `outbox`, `answers`, `hooks`, `audits`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import StoreError
+from edgewise.store.records import decode_request
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _APPLICATION_ID = 0x65646777  # "edgw": tells our file from somebody else's
 _MAGIC = b"SQLite format 3\0"
@@ -24,9 +25,10 @@ _HEADER_BYTES = 100
 _LOCK_WAIT_S = 2.0
 """How long to wait for another process to let go of the file: a predecessor may still be draining."""
 
-_MAX_JOURNAL_BYTES = 16 * 1024 * 1024
+_MAX_JOURNAL_BYTES = 4 * 1024 * 1024
 
 _PAGES_RECLAIMED_AT_ONCE = 64
+"""Also how many must be free before any is given back: a page that the next row needs is not worth a write."""
 
 _SCHEMA = """
 CREATE TABLE outbox (
@@ -35,6 +37,7 @@ CREATE TABLE outbox (
     id TEXT NOT NULL,
     created REAL NOT NULL,
     request BLOB NOT NULL,
+    session TEXT,
     UNIQUE (tenant, id)
 );
 CREATE TABLE answers (
@@ -81,6 +84,21 @@ CREATE TABLE spending (
 );
 """
 
+_SINCE_VERSION_4 = """
+CREATE TABLE hooks (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    target TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    created REAL NOT NULL,
+    due REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    answer BLOB NOT NULL,
+    UNIQUE (target, tenant, id)
+);
+CREATE INDEX hooks_by_due ON hooks (due);
+"""
+
 _FROM_VERSION_1 = """
 DROP INDEX audits_by_certificate;
 CREATE TABLE audit_totals (
@@ -104,12 +122,26 @@ ALTER TABLE audit_totals RENAME COLUMN certificate_id TO epoch;
 """
 """Version 2 knew no state of an audit, so that an alarm ended with the process. A certificate was one epoch."""
 
+_FROM_VERSION_3 = """
+ALTER TABLE outbox ADD COLUMN session TEXT;
+UPDATE outbox SET session = session_of(request);
+"""
+"""Version 3 knew the session of an owed request only from its content."""
+
+_TO_3 = _FROM_VERSION_2 + _SINCE_VERSION_3
+_TO_4 = _FROM_VERSION_3 + _SINCE_VERSION_4
 _UPGRADES = {
-    0: _SCHEMA + _SINCE_VERSION_3,
-    1: _FROM_VERSION_1 + _FROM_VERSION_2 + _SINCE_VERSION_3,
-    2: _FROM_VERSION_2 + _SINCE_VERSION_3,
+    0: _SCHEMA + _SINCE_VERSION_3 + _SINCE_VERSION_4,
+    1: _FROM_VERSION_1 + _TO_3 + _TO_4,
+    2: _TO_3 + _TO_4,
+    3: _TO_4,
 }
 """What brings a file of each older version, 0 being a new one, to the present one; each runs as one transaction."""
+
+
+def connect(name: str) -> sqlite3.Connection:
+    """A connection for any thread that begins and ends no transaction by itself."""
+    return sqlite3.connect(name, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
 
 
 class Database:
@@ -129,9 +161,7 @@ class Database:
             self._make_folder(Path(self._name).parent)
             self._check_header(Path(self._name))
         with self._translated():
-            self._connection = sqlite3.connect(
-                self._name, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
-            )
+            self._connection = connect(self._name)
         try:
             with self._translated():
                 self._open()
@@ -167,12 +197,14 @@ class Database:
                 raise
 
     def reclaim(self) -> None:
-        """Give some room of deleted rows back to the file system.
+        """Give some room of deleted rows back to the file system, where there is enough of it.
 
         Raises:
             StoreError: The file cannot be written.
         """
         with self._lock, self._translated():
+            if self._connection.execute("PRAGMA freelist_count").fetchone()[0] < _PAGES_RECLAIMED_AT_ONCE:
+                return
             self._connection.execute(f"PRAGMA incremental_vacuum({_PAGES_RECLAIMED_AT_ONCE})").fetchall()
 
     def close(self) -> None:
@@ -229,6 +261,7 @@ class Database:
         run(f"PRAGMA journal_size_limit = {_MAX_JOURNAL_BYTES}")
 
     def _apply(self, statements: str) -> None:
+        self._connection.create_function("session_of", 1, _session_of)
         with self.transaction() as connection:
             for statement in statements.split(";"):
                 connection.execute(statement)
@@ -242,6 +275,14 @@ class Database:
         except sqlite3.Error as error:
             problem, remedy = _explain(error)
             raise StoreError(f"{self._name}: {problem} ({error}).", remedy) from error
+
+
+def _session_of(stored: bytes) -> str | None:
+    """The session of a stored request; None also where it cannot be read, which its delivery will tell of."""
+    try:
+        return decode_request(stored).session
+    except StoreError:
+        return None
 
 
 _DAMAGED = "Restore it from a backup, or move it away to start empty."

@@ -1,4 +1,4 @@
-"""The durable store: one SQLite file with the outbox, the answers, the audit log and the spending."""
+"""The durable store: one SQLite file with outbox, answers, webhooks' queue, audit log and spending."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edgewise.contracts import Clock
 from edgewise.store.answers import SqliteAnswers
 from edgewise.store.audits import SqliteAudits
 from edgewise.store.database import Database
+from edgewise.store.hooks import SqliteHooks
 from edgewise.store.outbox import SqliteOutbox
 from edgewise.store.spending import SqliteSpending
 
@@ -22,6 +23,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         max_pending: Requests owed a final answer; one more is refused.
         max_answers: Answers; the oldest are forgotten first.
+        max_hooks: Deliveries owed to webhooks; the oldest are forgotten first.
+        max_bytes: Bytes of owed requests, of answers, and of answers owed to webhooks: each of the three.
         max_answer_age_s: Seconds an answer is kept.
         max_audits: Audit draws; older ones are forgotten once they are settled and weighed, and stay counted. At least
             as many as a recertification takes.
@@ -32,6 +35,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_pending: int = 10_000
     max_answers: int = 100_000
+    max_hooks: int = 100_000
+    max_bytes: int = 256 << 20
     max_answer_age_s: float = 7 * 24 * 3600.0
     max_audits: int = 100_000
 
@@ -53,6 +58,7 @@ class SqliteStore:
     Attributes:
         outbox: Requests owed a final answer.
         answers: Answers for later pick-up.
+        hooks: Settled answers owed to webhooks.
         audits: Draws and verdicts.
         spending: What was spent on cloud calls.
 
@@ -64,8 +70,15 @@ class SqliteStore:
         limits = limits or StoreLimits()
         self._database = Database(path)
         try:
-            self.outbox = SqliteOutbox(self._database, clock, limits.max_pending)
-            self.answers = SqliteAnswers(self._database, clock, limits.max_answers, limits.max_answer_age_s)
+            self.outbox = SqliteOutbox(self._database, clock, limits.max_pending, limits.max_bytes)
+            self.answers = SqliteAnswers(
+                self._database,
+                clock,
+                max_answers=limits.max_answers,
+                max_bytes=limits.max_bytes,
+                max_age_s=limits.max_answer_age_s,
+            )
+            self.hooks = SqliteHooks(self._database, clock, limits.max_hooks, limits.max_bytes)
             self.audits = SqliteAudits(self._database, clock, limits.max_audits)
             self.spending = SqliteSpending(self._database)
         except BaseException:

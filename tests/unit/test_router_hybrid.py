@@ -14,6 +14,7 @@ from edgewise.contracts import (
     AuditTotals,
     CloudReply,
     DataPolicy,
+    Debt,
     Done,
     Mode,
     Prediction,
@@ -116,6 +117,12 @@ class DictStore:
 
     def pending(self, limit):
         return list(self.owed.values())[:limit]
+
+    def debts(self):
+        return [Debt(request.tenant, request.id, request.session, 0.0) for request in self.owed.values()]
+
+    def request(self, tenant, request_id):
+        return self.owed.get((tenant, request_id))
 
     def done(self, tenant, request_id):
         del self.owed[tenant, request_id]

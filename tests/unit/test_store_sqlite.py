@@ -189,7 +189,7 @@ def test_an_older_file_keeps_all_that_it_holds(tmp_path: Path, since: str) -> No
             assert store.audits.advance("c", counting) == b"4"
             assert [request.id for request in store.outbox.pending(9)] == ["1"]
             assert store.spending.spent("2026-11-01") == 0
-            assert store._database.query("PRAGMA user_version") == [(3,)]
+            assert store._database.query("PRAGMA user_version") == [(4,)]
 
 
 def test_positions_are_never_given_twice(tmp_path: Path) -> None:
@@ -299,9 +299,9 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 4")
+    connection.execute("PRAGMA user_version = 5")
     connection.close()
-    with pytest.raises(StoreError, match=r"schema version 4.*reads up to 3.*Upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 5.*reads up to 4.*Upgrade"):
         SqliteStore(path)
 
 
