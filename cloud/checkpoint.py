@@ -13,18 +13,25 @@ from typing import Any
 
 import msgspec
 
+from edgewise.edge.pooling import Pooling, read_pooling
 from edgewise.errors import CheckpointError
 from edgewise.files import sha256_file
 
 TEXT_TASK = "text-classification"
 IMAGE_TASK = "image-classification"
+EMBEDDING_TASK = "feature-extraction"
 
 _TASK_OF_HEAD = {
     "ForSequenceClassification": TEXT_TASK,
     "ForImageClassification": IMAGE_TASK,
     # Distilled models (DeiT, LeViT): the mean of two heads.
     "ForImageClassificationWithTeacher": IMAGE_TASK,
+    # A bare encoder.
+    "Model": EMBEDDING_TASK,
 }
+
+# They end in "Model" and give something else than one vector a token.
+_NO_ENCODERS = ("LMHeadModel", "DoubleHeadsModel", "EncoderDecoderModel", "CLIPModel")
 
 # Transformers' own order of preference: the first of these that exists is what it loads.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -40,14 +47,15 @@ _NOT_CONTENT_SUFFIXES = (".md", ".h5", ".msgpack", ".ot", ".onnx", ".png", ".log
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A classifier's checkpoint folder, looked at but not loaded.
+    """A checkpoint folder, looked at but not loaded.
 
     Attributes:
         path: The folder, absolute.
-        task: "text-classification" or "image-classification".
-        labels: In the order of the logits.
+        task: "text-classification", "image-classification" or "feature-extraction".
+        labels: In the order of the logits; empty for an encoder.
         safetensors: Whether its weights are in safetensors; otherwise they are a torch file of tensors only.
         version: "sha256:" and the digest of every file that can change an answer.
+        pooling: Of an encoder, how the vectors of a text's tokens become one.
     """
 
     path: Path
@@ -55,21 +63,29 @@ class Checkpoint:
     labels: tuple[str, ...]
     safetensors: bool
     version: str
+    pooling: Pooling | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Look at a checkpoint folder.
 
         Raises:
-            CheckpointError: It is no checkpoint, has no weights, or is not a single-label classifier.
+            CheckpointError: It is no checkpoint, has no weights, or is neither a single-label classifier nor an
+                encoder whose pooling is supported.
         """
         path = folder.resolve()
         config = _read_config(path)
         task = _task(path, config)
-        _refuse_other_problems(path, config)
         weights = _weights(path)
-        labels = _labels(path, config)
-        return cls(path, task, labels, "safetensors" in weights.name, "sha256:" + _digest(path, weights))
+        digest = _digest(path, weights)
+        safetensors = "safetensors" in weights.name
+        if task == EMBEDDING_TASK:
+            pooling = read_pooling(path)
+            # What pooling it is stands in a folder of its own.
+            version = hashlib.sha256(f"{digest}\0{pooling.mode}\0{pooling.normalize}".encode()).hexdigest()
+            return cls(path, task, (), safetensors, f"sha256:{version}", pooling)
+        _refuse_other_problems(path, config)
+        return cls(path, task, _labels(path, config), safetensors, f"sha256:{digest}")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -88,17 +104,20 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _task(path: Path, config: dict[str, Any]) -> str:
-    architectures = config.get("architectures") or []
-    for head, task in _TASK_OF_HEAD.items():
-        if any(isinstance(name, str) and name.endswith(head) for name in architectures):
-            return task
-    named = ", ".join(map(str, architectures)) or "none"
-    raise CheckpointError(
-        f"{path} has the architecture {named}, which is not supported.",
-        "Supported are "
-        + " and ".join(f"*{head}" for head in _TASK_OF_HEAD)
-        + "; fine-tune a classification head first.",
-    )
+    named = [name for name in config.get("architectures") or [] if isinstance(name, str)]
+    task = next((task for head, task in _TASK_OF_HEAD.items() for name in named if name.endswith(head)), None)
+    if task == EMBEDDING_TASK and (config.get("is_encoder_decoder") or any(n.endswith(_NO_ENCODERS) for n in named)):
+        task = None
+    # An encoder may have been saved with the head that it was trained with.
+    if task is None and (path / "modules.json").is_file():
+        task = EMBEDDING_TASK
+    if task is None:
+        heads = ", ".join(f"*{head}" for head in _TASK_OF_HEAD)
+        raise CheckpointError(
+            f"{path} has the architecture {', '.join(named) or 'none'}, which is not supported.",
+            f"Supported are {heads}; fine-tune a classification head first.",
+        )
+    return task
 
 
 def _refuse_other_problems(path: Path, config: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""From an item to the tensors a torch model takes: tokens or pixels, read one by one, stacked in batches.
+"""From items to the arrays a checkpoint's model takes: tokens or pixels, read, then stacked in batches.
 
-Owns reading and padding. Knows nothing of models beyond the limits it is given, and imports torch only when it stacks.
+Owns reading and padding. Knows nothing of models beyond the limits it is given, nor of the runtime that computes them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Reader(Protocol):
         """What it reads: "text" or "image"."""
         ...
 
-    def read(self, item: Input) -> Any:
-        """Read one item.
+    def read(self, items: Sequence[Input]) -> list[Any]:
+        """Read items, in order.
 
         Raises:
-            InputError: It is of another kind, or broken.
+            InputError: One is of another kind, or broken.
         """
         ...
 
@@ -37,8 +37,8 @@ class Reader(Protocol):
         """Positions of read items to compute together, at most `max_group` at a time; each stands in one group."""
         ...
 
-    def stack(self, read: Sequence[Any]) -> dict[str, Any]:
-        """Stack read items into the model's named tensors, shape (items, …)."""
+    def stack(self, read: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """Stack read items into the model's named arrays, shape (items, …)."""
         ...
 
 
@@ -57,38 +57,41 @@ class TextReader:
     inputs: frozenset[str]
     kind: str = "text"
 
-    def read(self, item: Input) -> dict[str, list[int]]:
-        """Tokenize one text; longer ones are cut at `max_length`.
+    def read(self, items: Sequence[Input]) -> list[dict[str, list[int]]]:
+        """Tokenize texts, together; longer ones are cut at `max_length`.
 
         Raises:
-            InputError: It is not a text, or has no tokens.
+            InputError: One is not a text, or has no tokens.
         """
-        if not isinstance(item, str):
-            raise InputError(f"This model reads texts, and got {_kind(item)}.", "Send a text.")
+        if odd := [item for item in items if not isinstance(item, str)]:
+            raise InputError(f"This model reads texts, and got {_kind(odd[0])}.", "Send a text.")
         try:
             encoded = self.tokenizer(
-                item, truncation=self.max_length is not None, max_length=self.max_length, return_attention_mask=True
+                list(items),
+                truncation=self.max_length is not None,
+                max_length=self.max_length,
+                return_attention_mask=True,
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"The text cannot be tokenized: {error}.", "Send valid Unicode.") from error
-        if not encoded["input_ids"]:
+        if not all(encoded["input_ids"]):
             raise InputError("The text has no tokens.", "Send a text that is not empty.")
-        return {name: numbers for name, numbers in encoded.items() if name in self.inputs}
+        columns = {name: rows for name, rows in encoded.items() if name in self.inputs}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def groups(self, read: Sequence[dict[str, list[int]]], max_group: int) -> list[list[int]]:
         """Texts of like length, so that padding wastes little."""
         return group_by_length([len(text["input_ids"]) for text in read], max_group=max_group)
 
-    def stack(self, read: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def stack(self, read: Sequence[dict[str, list[int]]]) -> dict[str, NDArray[Any]]:
         """Pad to the longest text of the batch; shape (texts, tokens), int64."""
-        import torch
-
         longest = max(len(text["input_ids"]) for text in read)
         padding = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": self.tokenizer.pad_token_type_id}
-        return {
-            name: torch.tensor([row[name] + [padding.get(name, 0)] * (longest - len(row[name])) for row in read])
-            for name in read[0]
-        }
+        stacked = {name: np.full((len(read), longest), padding.get(name, 0), dtype=np.int64) for name in read[0]}
+        for name, rows in stacked.items():
+            for row, text in zip(rows, read, strict=True):
+                row[: len(text[name])] = text[name]
+        return stacked
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,18 @@ class ImageReader:
     image_size: tuple[int, int] | None = None
     kind: str = "image"
 
-    def read(self, item: Input) -> NDArray[np.float32]:
-        """Decode, resize, crop and normalize one image.
+    def read(self, items: Sequence[Input]) -> list[NDArray[np.float32]]:
+        """Decode, resize, crop and normalize images.
 
         Returns:
-            Shape (channels, height, width), float32.
+            For each, shape (channels, height, width), float32.
 
         Raises:
-            InputError: It is not an image, or a broken one.
+            InputError: One is not an image, or a broken one.
         """
+        return [self._read(item) for item in items]
+
+    def _read(self, item: Input) -> NDArray[np.float32]:
         pixels = self._resized(self._decoded(item))
         # At the right size there is nothing to resize; asked to, the processor would round fractions or refuse them.
         options = {"do_resize": False} if pixels.shape[:2] == self._fixed_size() else {}
@@ -135,11 +141,9 @@ class ImageReader:
         """Images of one size; some processors keep an image's proportions."""
         return group_by_shape([image.shape for image in read], max_group=max_group)
 
-    def stack(self, read: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
+    def stack(self, read: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
         """Stack images of one size; shape (images, channels, height, width), float32."""
-        import torch
-
-        return {"pixel_values": torch.from_numpy(np.stack(read))}
+        return {"pixel_values": np.stack(read)}
 
     def _fixed_size(self) -> tuple[int, int] | None:
         """Height and width that every image is resized to; None where it is cropped, or left in its proportions."""

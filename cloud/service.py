@@ -12,12 +12,13 @@ import contextlib
 import logging
 import math
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import zip_longest
 
-from edgewise.cloud.batching import Pending, Result, enough, take_batch
+from edgewise import telemetry, tracing
+from edgewise.cloud.batching import Pending, Result, enough, in_a_hurry, length_of, share, take_batch
+from edgewise.cloud.costs import Costs
 from edgewise.cloud.workers import Workers, frames, worker_gone
 from edgewise.contracts import (
     Action,
@@ -41,6 +42,7 @@ from edgewise.errors import (
     EdgewiseError,
     RequestError,
 )
+from edgewise.telemetry import Metrics
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +57,21 @@ class EngineService:
         clock: Time.
         max_batch: Most requests computed together.
         max_wait_ms: Longest an idle service waits for as many requests as came together the last time.
+        metrics: Where sizes of batches and times in the queue are counted.
 
     Raises:
         ConfigError: `max_batch` is below 1, or `max_wait_ms` below 0.
     """
 
-    def __init__(self, workers: Workers, *, clock: Clock, max_batch: int = 16, max_wait_ms: float = 2.0) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        *,
+        clock: Clock,
+        max_batch: int = 16,
+        max_wait_ms: float = 2.0,
+        metrics: Metrics | None = None,
+    ) -> None:
         if max_batch < 1 or not 0 <= max_wait_ms < math.inf:
             raise ConfigError(
                 f"max_batch is {max_batch} and max_wait_ms is {max_wait_ms}.",
@@ -70,11 +81,15 @@ class EngineService:
         self._clock = clock
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1e3
-        self._queue: deque[Pending] = deque()
+        self._costs = Costs()
+        self._queue: list[Pending] = []
         self._computing: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._stopping = False
+        metrics = metrics or Metrics()
+        self._sizes = metrics.histogram(*telemetry.BATCH_SIZE, buckets=telemetry.BATCH_SIZE_BUCKETS)
+        self._queue_seconds = metrics.histogram(*telemetry.QUEUE_SECONDS)
 
     @property
     def info(self) -> ServiceInfo:
@@ -124,11 +139,12 @@ class EngineService:
             CloudTimeoutError: Its budget was spent.
             CloudError: The engine failed, or the service is not running.
         """
-        yield Answered(await self._answer(request))
+        yield Answered(await self.respond(request))
         yield Done(request.id)
 
-    async def _answer(self, request: Request) -> Answer:
-        arrived_s = self._clock.monotonic()
+    async def respond(self, request: Request) -> Answer:
+        """Answer one request; raises what `events` does."""
+        arrived_s = self._clock.monotonic() if request.arrived_s is None else request.arrived_s
         self._check(request)
         result = await self._result(request, arrived_s)
         return Answer(
@@ -160,16 +176,20 @@ class EngineService:
 
     async def _result(self, request: Request, arrived_s: float) -> Result:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        budget_s = math.inf if request.budget_ms is None else request.budget_ms / 1e3
-        item = Pending(request, arrived_s, arrived_s + budget_s, future)
+        deadline_s = math.inf if request.budget_ms is None else arrived_s + request.budget_ms / 1e3
+        item = Pending(
+            request, arrived_s, deadline_s, length_of(request.inputs), loop.create_future(), loop.create_future()
+        )
         self._queue.append(item)
         self._wake.set()
         # The caller hears at its deadline, not when the engine is free again.
-        alarm = None if budget_s == math.inf else loop.call_later(budget_s, _expire, item)
+        left_s = deadline_s - self._clock.monotonic()
+        alarm = None if left_s == math.inf else loop.call_later(max(left_s, 0.0), _fail, item, _spent)
         try:
-            return await future
+            return await (_traced(item) if tracing.on() else item.result)
         finally:
+            # Who is gone leaves the queue by it.
+            item.result.cancel()
             if alarm is not None:
                 alarm.cancel()
 
@@ -177,62 +197,91 @@ class EngineService:
         last_batch = 0
         try:
             while await self._can_start(last_batch):
-                batch, spent = take_batch(self._queue, self._clock.monotonic(), self._max_batch)
-                for item in spent:
-                    _fail(item, _spent(item))
-                if batch:
-                    self._start(batch)
-                    last_batch = len(batch)
+                last_batch = self._start_batch() or last_batch
         finally:
             # Nobody may wait for ever for a worker that is gone.
             for item in self._queue:
-                _fail(item, worker_gone())
+                _fail(item, lambda _: worker_gone())
             self._queue.clear()
             for task in self._computing if sys.exception() else ():
                 task.cancel()
             await asyncio.gather(*self._computing, return_exceptions=True)
 
+    def _start_batch(self) -> int:
+        """Start the next batch, if anybody can still be answered; returns its size."""
+        most = share(len(self._queue), self._workers.slots - len(self._computing), self._max_batch)
+        batch, spent, self._queue = take_batch(self._queue, self._clock.monotonic(), most, self._costs)
+        for item in spent:
+            _fail(item, _spent)
+        if batch:
+            task = asyncio.create_task(self._compute(batch), name="edgewise-batch")
+            self._computing.add(task)
+            task.add_done_callback(self._ended)
+        return len(batch)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._computing.discard(task)
+        self._wake.set()
+
     async def _can_start(self, last_batch: int) -> bool:
         """Wait until a batch should start; False once the service stops and nothing is queued."""
         if not self._queue:
             await self._until(lambda: bool(self._queue) or self._stopping)
-            await self._linger(last_batch)
+            if not self._computing:
+                await self._linger(last_batch)
         await self._until(lambda: len(self._computing) < self._workers.slots)
         return bool(self._queue) or not self._stopping
+
+    async def _linger(self, last_batch: int) -> None:
+        """Wait for company, where it may come and nobody is in a hurry."""
+
+        def may_start() -> bool:
+            waiting = len(self._queue)
+            return (
+                self._stopping
+                or enough(waiting, last_batch, self._max_batch)
+                or in_a_hurry(self._queue, self._clock.monotonic(), self._max_wait_s, self._costs)
+            )
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._max_wait_s):
+                await self._until(may_start)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._wake.clear()
             await self._wake.wait()
 
-    async def _linger(self, last_batch: int) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._max_wait_s):
-                await self._until(lambda: self._stopping or enough(len(self._queue), last_batch, self._max_batch))
-
-    def _start(self, batch: list[Pending]) -> None:
-        task = asyncio.create_task(self._compute(batch), name="edgewise-batch")
-        self._computing.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._computing.discard(task)
-        self._wake.set()
-
     async def _compute(self, batch: list[Pending]) -> None:
         started_s = self._clock.monotonic()
+        self._sizes.observe(len(batch), self.info.name)
+        for item in batch:
+            self._queue_seconds.observe(started_s - item.arrived_s, self.info.name)
+            item.started.set_result(None)
         outcomes: Sequence[Prediction | EdgewiseError] = ()
         try:
             outcomes = await self._workers.compute([item.request.inputs for item in batch])
         except Exception as error:
             _log.error("The workers failed on a batch of %d: %s", len(batch), frames(error))
         finally:
-            engine_ms = (self._clock.monotonic() - started_s) * 1e3
+            ended_s = self._clock.monotonic()
             for item, outcome in zip_longest(batch, outcomes):
-                if isinstance(outcome, Prediction):
-                    _deliver(item, Result(outcome, (started_s - item.arrived_s) * 1e3, engine_ms))
-                else:
-                    _fail(item, outcome or worker_gone())
+                _settle(item, outcome or worker_gone(), started_s, ended_s, len(batch))
+        if all(isinstance(outcome, Prediction) for outcome in outcomes):
+            longest = max(item.length for item in batch)
+            self._costs = self._costs.observed(len(batch), longest, ended_s - started_s, ended_s)
+
+
+async def _traced(item: Pending) -> Result:
+    """The result of an item, with spans of its waiting and of its computing in its caller's trace."""
+    with tracing.span("cloud.queue"):
+        await asyncio.wait({item.started, item.result}, return_when=asyncio.FIRST_COMPLETED)
+        if item.result.done():
+            return item.result.result()
+    with tracing.span("engine.predict") as span:
+        result = await item.result
+        span.set("edgewise.batch_size", result.batch)
+        return result
 
 
 async def _drained(worker: asyncio.Task[None]) -> None:
@@ -248,20 +297,19 @@ async def _drained(worker: asyncio.Task[None]) -> None:
 
 def _spent(item: Pending) -> CloudTimeoutError:
     return CloudTimeoutError(
-        f"The budget of {item.request.budget_ms:g} ms was spent before request {item.request.id} was answered.",
+        f"The budget of {item.request.budget_ms:g} ms was spent, or the rest too short, for request {item.request.id}.",
         "Allow it more time, or send fewer requests at once.",
     )
 
 
-def _expire(item: Pending) -> None:
-    _fail(item, _spent(item))
+def _settle(item: Pending, outcome: Prediction | EdgewiseError, started_s: float, ended_s: float, batch: int) -> None:
+    if not isinstance(outcome, Prediction):
+        _fail(item, lambda _: outcome)
+    elif not item.result.done():
+        queued_ms, engine_ms = (started_s - item.arrived_s) * 1e3, (ended_s - started_s) * 1e3
+        item.result.set_result(Result(outcome, queued_ms, engine_ms, batch))
 
 
-def _deliver(item: Pending, result: Result) -> None:
+def _fail(item: Pending, error: Callable[[Pending], EdgewiseError]) -> None:
     if not item.result.done():
-        item.result.set_result(result)
-
-
-def _fail(item: Pending, error: Exception) -> None:
-    if not item.result.done():
-        item.result.set_exception(error)
+        item.result.set_exception(error(item))

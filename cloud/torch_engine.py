@@ -1,9 +1,7 @@
-"""A checkpoint through torch: the reference that certificates speak of.
+"""A checkpoint through torch and transformers: loading it, and its forward pass.
 
-Owns loading a checkpoint and computing its logits. The decoding is fixed, because a certificate names one version *and*
-one decoding: float32 weights whatever the file holds, evaluation mode, texts cut at the tokenizer's length and padded
-on the right under an attention mask, the label of the largest logit. What else is in a batch moves a logit by float
-noise only (about 1e-6), so an item's label does not depend on its neighbours unless two labels tie within that noise.
+Owns what only transformers can do: the model, and the tokenizer or image processor that came with it. What an answer is
+stands in `checkpoint_engine`.
 
 Never reaches a network, never prints, never runs code that came with a checkpoint.
 """
@@ -12,116 +10,113 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgewise.cloud.checkpoint import TEXT_TASK, Checkpoint
+from edgewise.cloud.checkpoint import EMBEDDING_TASK, IMAGE_TASK, TEXT_TASK, Checkpoint
+from edgewise.cloud.checkpoint_engine import CheckpointEngine, sample
 from edgewise.cloud.grouping import MAX_GROUP
 from edgewise.cloud.readers import ImageReader, Reader, TextReader
-from edgewise.contracts import FloatArray, Input, Prediction, ServiceInfo
+from edgewise.contracts import FloatArray, Prediction
+from edgewise.edge.pooling import max_length_of
 from edgewise.errors import CheckpointError, InputError, MissingExtraError
 
 _NO_LIMIT = 1_000_000
 """Tokenizers without a length of their own carry a number far above this one."""
 
+_FAMILY = {
+    TEXT_TASK: "AutoModelForSequenceClassification",
+    IMAGE_TASK: "AutoModelForImageClassification",
+    EMBEDDING_TASK: "AutoModel",
+}
 
-class TorchEngine:
-    """A Hugging Face classifier, in this process. One call at a time: torch spreads it over its threads.
+# A head for pre-training that some encoders carry: no answer depends on it, and many a checkpoint lacks it.
+_UNUSED_HEAD = "pooler."
 
-    Args:
-        model: A transformers model in evaluation mode.
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A checkpoint, loaded.
+
+    Attributes:
+        found: The checkpoint.
+        model: The transformers model, float32, in evaluation mode.
         reader: Reads its items.
-        info: What it answers to.
         max_group: Most items of one forward pass; 1 where the model knows no padding.
     """
 
-    def __init__(self, model: Any, reader: Reader, info: ServiceInfo, *, max_group: int = MAX_GROUP) -> None:
-        self._model = model
-        self._reader = reader
-        self._info = info
-        self._max_group = max_group
+    found: Checkpoint
+    model: Any
+    reader: Reader
+    max_group: int
 
     @classmethod
-    def load(cls, checkpoint: Path, *, threads: int | None = None, name: str | None = None) -> TorchEngine:
-        """Load a checkpoint folder and answer one item with it, so that what cannot serve fails here.
-
-        Args:
-            checkpoint: A folder written by `save_pretrained`.
-            threads: Threads of torch, in the whole process; None leaves them as they are.
-            name: Model name; None takes the folder's.
+    def load(cls, found: Checkpoint) -> TorchModel:
+        """Load a checkpoint and answer one item with it, so that what cannot serve fails here.
 
         Raises:
-            CheckpointError: The folder is incomplete, broken, or of an unsupported architecture.
+            CheckpointError: It is incomplete, broken, or of an unsupported architecture.
             MissingExtraError: torch or transformers is not installed.
         """
-        found = Checkpoint.open(checkpoint)
         _require_torch()
+        with _quiet_loading():
+            model = _load_model(found)
+            reader = _image_reader(found, model) if found.task == IMAGE_TASK else _text_reader(found, model)
+        loaded = cls(found, model, reader, _max_group(model, reader))
+        loaded._warm_up()
+        return loaded
+
+    @property
+    def output(self) -> str:
+        """Name of the output that holds its answers."""
+        return "last_hidden_state" if self.found.task == EMBEDDING_TASK else "logits"
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the arrays it is given, in the order of its tokenizer."""
+        return list(self.reader.stack(self.reader.read([sample(self.found)])))
+
+    def forward(self, feeds: Mapping[str, NDArray[Any]]) -> FloatArray:
+        """Compute a batch; see `Forward`. One call at a time: torch spreads it over its threads."""
+        import torch
+
+        with torch.inference_mode():
+            answers = self.model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        return np.asarray(getattr(answers, self.output).numpy())
+
+    def engine(self, *, threads: int | None = None, name: str | None = None) -> CheckpointEngine:
+        """An engine over it.
+
+        Args:
+            threads: Threads of torch, in the whole process; None leaves them as they are.
+            name: Model name; None takes the folder's.
+        """
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        with _quiet_loading():
-            model = _load_model(found)
-            reader = _text_reader(found, model) if found.task == TEXT_TASK else _image_reader(found, model)
-        info = ServiceInfo(
-            name=name or found.path.name,
-            version=found.version,
-            task=found.task,
-            labels=found.labels,
-            input=reader.kind,
-            role="cloud",
-        )
-        engine = cls(model, reader, info, max_group=_max_group(model, reader))
-        engine._warm_up(found)
-        return engine
+        return CheckpointEngine(self.forward, self.reader, self.found, name=name, max_group=self.max_group)
 
-    @property
-    def info(self) -> ServiceInfo:
-        """Name, version, task and labels."""
-        return self._info
+    def _warm_up(self) -> None:
+        with _refusing(self.found.path, "does not compute"):
+            (prediction,) = self.engine().predict([sample(self.found)])
+            _check_answer(prediction, self.found)
 
-    @property
-    def slots(self) -> int:
-        """One call at a time, which torch spreads over its threads."""
-        return 1
 
-    def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
-        """Predict items, those of like length together.
-
-        Returns:
-            One prediction an item, in order; logits of shape (labels,), float32.
-
-        Raises:
-            InputError: An item of another kind, or a broken one; then nothing is computed.
-        """
-        read = [self._reader.read(item) for item in inputs]
-        predictions: dict[int, Prediction] = {}
-        for group in self._reader.groups(read, self._max_group):
-            logits = self._logits([read[position] for position in group])
-            predictions.update(zip(group, map(self._prediction, logits), strict=True))
-        return [predictions[position] for position in range(len(read))]
-
-    def _logits(self, read: list[Any]) -> FloatArray:
-        import torch
-
-        with torch.inference_mode():
-            logits = self._model(**self._reader.stack(read)).logits
-        return np.asarray(logits.numpy(), dtype=np.float32)
-
-    def _prediction(self, logits: FloatArray) -> Prediction:
-        return Prediction(output=self._info.labels[int(np.argmax(logits))], logits=logits)
-
-    def _warm_up(self, found: Checkpoint) -> None:
-        item: Input = "warm up" if found.task == TEXT_TASK else np.zeros((64, 64), dtype=np.uint8)
-        with _refusing(found.path, "does not compute"):
-            logits = self.predict([item])[0].logits
-            if logits is None or logits.shape != (len(found.labels),):
-                raise ValueError(f"its logits are not one for each of {len(found.labels)} labels")
+def _check_answer(prediction: Prediction, found: Checkpoint) -> None:
+    logits = prediction.logits
+    if found.labels and (logits is None or logits.shape != (len(found.labels),)):
+        raise ValueError(f"its logits are not one for each of {len(found.labels)} labels")
+    vector = prediction.embedding
+    if not found.labels and (vector is None or vector.ndim != 1 or not vector.size):
+        raise ValueError("it gives no vector a token")
 
 
 def _require_torch() -> None:
@@ -131,11 +126,10 @@ def _require_torch() -> None:
 
 def _load_model(found: Checkpoint) -> Any:
     import torch
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    import transformers
 
-    family = AutoModelForSequenceClassification if found.task == TEXT_TASK else AutoModelForImageClassification
     with _refusing(found.path, "cannot be loaded"):
-        model, report = family.from_pretrained(
+        model, report = getattr(transformers, _FAMILY[found.task]).from_pretrained(
             found.path,
             local_files_only=True,
             trust_remote_code=False,
@@ -143,8 +137,10 @@ def _load_model(found: Checkpoint) -> Any:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    if report["missing_keys"]:
-        absent = sorted(report["missing_keys"])
+    absent = sorted(report["missing_keys"])
+    if found.task == EMBEDDING_TASK:
+        absent = [name for name in absent if not name.startswith(_UNUSED_HEAD)]
+    if absent:
         raise CheckpointError(
             f"The weights in {found.path} lack {', '.join(absent[:3])}{' and more' if len(absent) > 3 else ''}.",
             "Fine-tune its head first; without these weights it would answer at random.",
@@ -159,9 +155,12 @@ def _text_reader(found: Checkpoint, model: Any) -> TextReader:
         tokenizer = AutoTokenizer.from_pretrained(found.path, local_files_only=True, trust_remote_code=False)
     # Positions count from the left: padding there would move every token of a shorter text.
     tokenizer.padding_side = "right"
-    limits = [limit for limit in (tokenizer.model_max_length, _positions(model)) if limit and limit < _NO_LIMIT]
+    found_limits = [tokenizer.model_max_length, _positions(model)]
+    if found.pooling is not None:
+        found_limits.append(max_length_of(found.path))
+    limits = [limit for limit in found_limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
     inputs = frozenset(inspect.signature(model.forward).parameters)
-    return TextReader(tokenizer, int(min(limits)) if limits else None, inputs)
+    return TextReader(tokenizer, min(limits, default=None), inputs)
 
 
 def _positions(model: Any) -> int | None:

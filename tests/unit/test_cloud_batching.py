@@ -1,14 +1,15 @@
 """The pure rules of batching: lengths, groups, and who is next."""
 
-import asyncio
+import functools
 import math
-from collections import deque
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.cloud.batching import Pending, enough, take_batch
-from edgewise.cloud.grouping import group_by_length, group_by_shape
+from edgewise.cloud.batching import PATIENCE_S, Pending, enough, in_a_hurry, length_of, share, take_batch
+from edgewise.cloud.costs import Costs
+from edgewise.cloud.grouping import MAX_WASTE, group_by_length, group_by_shape
 from edgewise.contracts import Request
 
 LENGTHS = st.lists(st.integers(1, 512), max_size=80)
@@ -42,25 +43,155 @@ def test_only_one_shape_is_stacked(shapes, max_group):
     assert all(len({shapes[position] for position in group}) == 1 <= len(group) <= max_group for group in groups)
 
 
-def waiting(loop, deadlines, given_up):
-    items = [Pending(Request(id=str(i), inputs=""), 0.0, at, loop.create_future()) for i, at in enumerate(deadlines)]
-    for index in given_up:
-        items[index % len(items)].result.cancel()
-    return items
+NOW = 2.0
+LEARNED = functools.reduce(
+    lambda costs, load: costs.observed(load, 10, 0.1 + 0.001 * load * 10, NOW), (1, 8, 3, 16, 2) * 20, Costs()
+)
+"""An engine that takes 100 ms a batch and 1 ms a unit of padded length."""
 
 
-@given(st.lists(st.sampled_from([1.0, 2.0, 3.0, math.inf]), min_size=1, max_size=40), st.data(), st.integers(1, 16))
-def test_a_batch_is_the_oldest_that_anyone_still_waits_for(deadlines, data, cap):
-    loop = asyncio.new_event_loop()
-    items = waiting(loop, deadlines, data.draw(st.lists(st.integers(0, 39), max_size=10)))
-    queue = deque(items)
-    batch, spent = take_batch(queue, 2.0, cap)
-    loop.close()
-    seen = len(items) - len(queue)
-    alive = [item for item in items[:seen] if not item.result.done()]
-    assert batch == [item for item in alive if item.deadline_s > 2.0]
-    assert spent == [item for item in alive if item.deadline_s <= 2.0]
-    assert len(batch) == cap or (len(batch) < cap and not queue)
+class Never:
+    """A future without a loop."""
+
+    def __init__(self, over=False):
+        self.over = over
+
+    def done(self):
+        return self.over
+
+
+def pending(number, *, arrived_s=NOW, deadline_s=math.inf, length=10, gone=False):
+    return Pending(Request(id=str(number), inputs=""), arrived_s, deadline_s, length, Never(), Never(gone))
+
+
+ITEMS = st.lists(
+    st.builds(
+        dict,
+        arrived_s=st.floats(0, NOW),
+        deadline_s=st.one_of(st.just(math.inf), st.floats(NOW - 1, NOW + 3)),
+        length=st.integers(1, 200),
+        gone=st.booleans(),
+    ),
+    max_size=40,
+)
+COSTS = st.sampled_from([Costs(), LEARNED])
+
+
+@given(ITEMS, st.integers(1, 16), COSTS)
+def test_every_waiting_item_goes_to_exactly_one_place(drawn, cap, costs):
+    items = [pending(number, **one) for number, one in enumerate(drawn)]
+    batch, spent, waiting = take_batch(items, NOW, cap, costs)
+    assert sorted(int(item.request.id) for item in (*batch, *spent, *waiting)) == [
+        number for number, one in enumerate(drawn) if not one["gone"]
+    ]
+    assert len(batch) <= cap
+    assert batch or not waiting
+
+
+@given(ITEMS, st.integers(1, 16), COSTS)
+def test_the_most_urgent_is_always_next(drawn, cap, costs):
+    items = [pending(number, **one) for number, one in enumerate(drawn)]
+    batch, _, waiting = take_batch(items, NOW, cap, costs)
+    assert all(batch[0].due_s <= item.due_s for item in (*batch, *waiting))
+
+
+@given(ITEMS, st.integers(1, 16), COSTS)
+def test_a_batch_wastes_little_and_is_done_in_time_for_all_in_it(drawn, cap, costs):
+    items = [pending(number, **one) for number, one in enumerate(drawn)]
+    batch, spent, _ = take_batch(items, NOW, cap, costs)
+    lengths = [item.length for item in batch]
+    if len(batch) > 1:
+        assert len(batch) * max(lengths) <= sum(lengths) * (1 + MAX_WASTE)
+        assert all(NOW + costs.upper(len(batch), max(lengths)) <= item.deadline_s for item in batch)
+    for item in batch:
+        assert item.deadline_s > NOW
+    for item in spent:
+        assert item.deadline_s <= NOW + costs.lower(1, item.length, NOW)
+
+
+@given(ITEMS, st.integers(1, 16))
+def test_nobody_without_a_budget_is_ever_told_that_it_is_spent(drawn, cap):
+    items = [pending(number, **one) for number, one in enumerate(drawn)]
+    assert all(item.deadline_s < math.inf for item in take_batch(items, NOW, cap, LEARNED).spent)
+
+
+def test_a_batch_closes_early_for_the_tightest_budget():
+    patient = [pending(number) for number in range(8)]
+    assert len(take_batch(patient, NOW, 16, LEARNED).batch) == 8
+    # A lone item takes 110 ms, two take 120 ms, eight 180 ms.
+    tight = pending(8, deadline_s=NOW + 0.15)
+    batch = take_batch([*patient, tight], NOW, 16, LEARNED).batch
+    assert batch[0] is tight
+    assert 1 < len(batch) < 8
+
+
+def test_what_cannot_be_met_any_more_is_told_at_once():
+    late, patient = pending(0, deadline_s=NOW + 0.05), pending(1)
+    assert take_batch([late, patient], NOW, 16, LEARNED) == ([patient], [late], [])
+    # Of an engine that nobody knows yet it can be met.
+    assert take_batch([late, patient], NOW, 1, Costs()) == ([late], [], [patient])
+
+
+def test_what_an_engine_once_took_is_believed_less_and_less():
+    late = [pending(0, deadline_s=NOW + 60.05)]
+    assert take_batch(late, NOW + 60, 16, LEARNED).batch == late
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 100)), min_size=1, max_size=40), st.integers(1, 4))
+def test_nobody_starves(arrivals, cap):
+    """An item is overtaken only by those that came less than `PATIENCE_S` later, under any arrivals."""
+    tick_s, waiting, told, taken = 0.5, [], {}, []
+    first = pending("first", arrived_s=0.0, length=1)
+    for tick in range(len(arrivals) + 400):
+        now_s = tick * tick_s
+        count, length = arrivals[tick] if tick < len(arrivals) else (0, 1)
+        ends = (math.inf, now_s + 0.4)
+        come = [pending(f"{tick}.{i}", arrived_s=now_s, deadline_s=ends[i % 2], length=length) for i in range(count)]
+        batch, spent, waiting = take_batch([*waiting, *come, *([first] if tick == 0 else [])], now_s, cap, Costs())
+        for item in (*batch, *spent):
+            assert told.setdefault(item.request.id, tick) == tick
+        taken += batch
+        if not waiting and tick >= len(arrivals):
+            break
+    assert not waiting
+    before = taken[: taken.index(first)]
+    assert all(item.arrived_s < first.arrived_s + PATIENCE_S for item in before)
+
+
+@given(st.integers(1, 100), st.integers(1, 8), st.integers(1, 32))
+def test_free_slots_share_what_waits(waiting, free, cap):
+    assert 1 <= share(waiting, free, cap) <= cap
+    assert share(waiting, free, cap) * free >= min(waiting, cap)
+
+
+def test_a_wait_is_for_those_who_have_the_time():
+    assert not in_a_hurry([pending(0)], NOW, 0.002, LEARNED)
+    assert not in_a_hurry([pending(0, deadline_s=NOW + 9)], NOW, 0.002, LEARNED)
+    assert in_a_hurry([pending(0), pending(1, deadline_s=NOW + 0.11)], NOW, 0.002, LEARNED)
+
+
+def test_lengths_tell_texts_apart_and_no_images():
+    assert length_of("a" * 100) > length_of("a" * 50) > length_of("")
+    assert length_of("a" * 10_000) == length_of("a" * 20_000)
+    assert length_of(b"png") == length_of(b"another image") == 1
+
+
+@given(
+    st.floats(0, 0.5), st.floats(1e-5, 0.01), st.lists(st.tuples(st.integers(1, 16), st.integers(1, 100)), min_size=1)
+)
+def test_costs_learn_what_an_engine_takes(fixed, slope, shapes):
+    costs = Costs()
+    for items, longest in shapes * 40:
+        costs = costs.observed(items, longest, fixed + slope * items * longest, NOW)
+    if len({items * longest for items, longest in shapes}) > 1:
+        for items, longest in shapes:
+            assert costs.expected(items, longest) == pytest.approx(fixed + slope * items * longest, rel=0.05, abs=1e-3)
+    assert 0 <= costs.lower(4, 50, NOW) <= costs.expected(4, 50) <= costs.upper(4, 50)
+
+
+def test_a_stall_is_not_taken_for_a_slow_engine():
+    stalled = LEARNED.observed(1, 10, 60.0, NOW)
+    assert stalled.expected(1, 10) < 2 * LEARNED.expected(1, 10)
 
 
 @given(st.integers(1, 100), st.integers(0, 100), st.integers(1, 32))

@@ -37,6 +37,16 @@ def test_task_and_labels_are_read_in_the_order_of_the_logits(folder):
         assert Checkpoint.open(folder).task == "image-classification"
 
 
+def test_a_bare_encoder_is_read_with_its_pooling(folder):
+    config(folder, architectures=["BertModel"])
+    found = Checkpoint.open(folder)
+    assert (found.task, found.labels, str(found.pooling)[:12]) == ("feature-extraction", (), "mean pooling")
+    config(folder, architectures=["BertForMaskedLM"])
+    (folder / "modules.json").write_text('[{"type": "x.Transformer"}, {"type": "x.Dense"}]')
+    with pytest.raises(CheckpointError, match="Dense"):
+        Checkpoint.open(folder)
+
+
 def test_the_names_transformers_leaves_out_are_its_two_defaults(folder):
     config(folder, id2label=None)
     assert Checkpoint.open(folder).labels == ("LABEL_0", "LABEL_1")
@@ -87,7 +97,8 @@ def test_torch_weights_are_taken_where_there_are_no_safetensors(folder):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"architectures": ["BertModel"]}, "BertModel"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+        ({"architectures": ["T5Model"], "is_encoder_decoder": True}, "T5Model"),
         ({"architectures": None}, "none"),
         ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification"),
         ({"problem_type": "multi_label_classification"}, "multi_label"),

@@ -1,4 +1,4 @@
-"""TorchEngine on tiny random checkpoints: each is written by transformers itself."""
+"""Checkpoints through torch, on tiny random ones that transformers itself writes."""
 
 import io
 import json
@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewise.cloud.engine import load_engine
+from edgewise.cloud.checkpoint import Checkpoint
+from edgewise.cloud.engine import load_engine as load_any
+from edgewise.cloud.torch_engine import TorchModel
 from edgewise.errors import CheckpointError, InputError
 
 pytestmark = pytest.mark.slow
+
+
+def load_engine(folder, **more):
+    return load_any(folder, engine="torch", **more)
+
 
 LABELS = {0: "corn", 1: "gold", 2: "ship"}
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "corn", "gold", "ship", "price", "rose", "fell", "to", "the"]
@@ -173,10 +180,48 @@ def test_what_is_no_text_is_refused(bert, item):
         load_engine(bert, threads=1).predict(["corn", item])
 
 
-def test_a_model_without_a_head_is_refused(tmp_path):
-    folder = text_checkpoint(tmp_path / "base", head="Model")
-    with pytest.raises(CheckpointError, match="BertModel"):
-        load_engine(folder, threads=1)
+def sentence_encoder(folder: Path, mode: str, normalize: bool, max_tokens: int = 12) -> Path:
+    """A bare encoder in sentence-transformers' folder layout."""
+    text_checkpoint(folder, head="Model")
+    names = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": f"{i}_{name}"} for i, name in enumerate(names)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_tokens}))
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "normalize"), [("mean", True), ("cls", False), ("max", True)])
+def test_an_encoder_pools_as_the_quantizers_reference_does(tmp_path, mode, normalize):
+    from edgewise.edge.pooling import read_pooling
+    from edgewise.quantize.items import Item
+    from edgewise.quantize.reference import Reference
+
+    folder = sentence_encoder(tmp_path / "encoder", mode, normalize)
+    engine = load_engine(folder, threads=1)
+    assert (engine.info.task, engine.info.labels, engine.info.input) == ("feature-extraction", (), "text")
+    reference = Reference.load(str(folder), "feature-extraction", 12, read_pooling(folder))
+    for text, got in zip(TEXTS, engine.predict(TEXTS), strict=True):
+        expected = reference.answer(Item(text=text))
+        np.testing.assert_allclose(got.embedding, expected, rtol=0, atol=1e-5)
+        assert got.output == tuple(got.embedding.tolist())
+        assert got.logits is None
+
+
+def test_an_encoder_that_names_no_pooling_takes_the_mean_at_length_one(tmp_path):
+    engine = load_engine(text_checkpoint(tmp_path / "base", head="Model"), threads=1)
+    (prediction,) = engine.predict(["corn rose"])
+    assert np.linalg.norm(prediction.embedding) == pytest.approx(1, abs=1e-6)
+
+
+def test_an_encoders_pooling_is_part_of_its_version(tmp_path):
+    versions = {
+        Checkpoint.open(sentence_encoder(tmp_path / f"{mode}{normalize}", mode, normalize)).version
+        for mode in ("mean", "cls")
+        for normalize in (True, False)
+    }
+    assert len(versions) == 4
 
 
 def test_a_head_named_but_not_trained_is_refused(tmp_path):
@@ -191,17 +236,15 @@ def test_a_head_named_but_not_trained_is_refused(tmp_path):
 def test_a_folder_that_is_not_there_never_reaches_transformers(tmp_path, monkeypatch, name):
     import transformers
 
-    from edgewise.cloud.torch_engine import TorchEngine
-
     def reached(*_, **__):
         raise AssertionError("transformers looks for a missing folder in a hub, for minutes")
 
     for family in ("AutoModelForSequenceClassification", "AutoModelForImageClassification", "AutoTokenizer"):
         monkeypatch.setattr(getattr(transformers, family), "from_pretrained", reached)
     monkeypatch.chdir(tmp_path)
-    for load in (load_engine, TorchEngine.load):
+    for load in (load_engine, lambda folder: TorchModel.load(Checkpoint.open(folder))):
         with pytest.raises(CheckpointError, match=name):
-            load(Path(name), threads=1)
+            load(Path(name))
 
 
 @pytest.mark.parametrize("damage", ["cut weights", "wrong shape", "no tokenizer", "broken tokenizer", "unknown model"])
@@ -357,7 +400,7 @@ def test_a_checkpoint_and_its_bundle_answer_alike(name, tmp_path):
     )
     pack_onnx(tmp_path / "onnx" / "model.onnx", tmp_path / "bundle", labels=list(LABELS.values()), preprocessor=folder)
     cloud = load_engine(folder, threads=1).predict(photos())
-    edge = load_engine(tmp_path / "bundle", threads=1).predict(photos())
+    edge = load_any(tmp_path / "bundle", threads=1).predict(photos())
     logits = np.stack([one.logits for one in cloud])
     scale = logits.std()
     assert np.ptp(logits, axis=0).max() > 1e-3 * scale > 0, "these pictures must differ for the model"
@@ -372,8 +415,8 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from pathlib import Path
 from edgewise.cloud.engine import load_engine
-for folder in sys.argv[1:]:
-    engine = load_engine(Path(folder), threads=1)
+for folder in sys.argv[2:]:
+    engine = load_engine(Path(folder), threads=1, engine=sys.argv[1] if folder == sys.argv[-1] else "torch")
 import numpy as np
 engine.predict([np.random.default_rng(0).random((8, 8), dtype=np.float32)])
 """
@@ -388,10 +431,11 @@ def test_loading_and_answering_prints_nothing_and_reaches_no_network(bert, tmp_p
     AutoModelForSequenceClassification.from_pretrained(bert).save_pretrained(sharded, max_shard_size="4KB")
     assert (sharded / "model.safetensors.index.json").is_file()
     done = subprocess.run(
-        [sys.executable, "-c", LOADS_QUIETLY_OFFLINE, bert, sharded, vit],
+        [sys.executable, "-c", LOADS_QUIETLY_OFFLINE, "onnx", bert, sharded, vit],
         capture_output=True,
         text=True,
         timeout=120,
-        env={key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))},
+        env={key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+        | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
