@@ -665,26 +665,50 @@ def edge_serve(
 
 @cloud_app.command("serve")
 def cloud_serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face checkpoint or of a bundle.")],
-    name: Annotated[str | None, typer.Option("--name", help="Model name; the folder's unless given.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; every core unless given.")] = None,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL [NAME=PATH…]", help="Folders of Hugging Face checkpoints or of bundles."),
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="The first model's name; its own unless given.")] = None,
+    engine: Annotated[str, typer.Option("--engine", help="What computes: auto, torch, onnx, or ray.")] = "auto",
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=0, help="Worker processes a model; 0 computes in this process.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Threads of a replica; the cores are shared out unless given."),
+    ] = None,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Most requests computed together.")] = 16,
     host: HostOption = None,
     port: Annotated[int, typer.Option("--port", help="Port to bind; 0 takes a free one.")] = 8700,
     api_keys_env: KeysEnv = None,
+    admins: Annotated[str, typer.Option("--admins", help="Tenants that may load and unload models, by commas.")] = "",
+    allow_load: Annotated[
+        bool, typer.Option("--allow-load", help="Without API keys, on loopback: everybody may load and unload.")
+    ] = False,
 ) -> None:
-    """Serve a checkpoint or a bundle as the reference that gateways escalate to.
+    """Serve checkpoints or bundles; the first is the reference that gateways escalate to.
 
-    Example: edgewise cloud serve checkpoint --port 8700
+    Example: edgewise cloud serve checkpoint small=run/bundle --replicas 2 --port 8700
     """
     from edgewise import wiring
 
-    settings = _overridden(Config(), server={"host": host, "port": port, "api_keys_env": api_keys_env})
+    config = _overridden(Config(), server={"host": host, "port": port, "api_keys_env": api_keys_env})
+    settings = wiring.CloudSettings(
+        models=wiring.cloud_models(models, name),
+        engine=engine,
+        replicas=replicas,
+        threads=threads,
+        max_batch=max_batch,
+        admins=frozenset(_names(admins)),
+        allow_load=allow_load,
+    )
 
-    def ready(info: Any, bound_host: str, bound_port: int) -> None:
-        OUT.print(f"Cloud service for {info.name} ready on http://{_address(bound_host, bound_port)}")
+    def ready(infos: Any, bound_host: str, bound_port: int) -> None:
+        served = ", ".join(info.name for info in infos)
+        OUT.print(f"Cloud service for {served} ready on http://{_address(bound_host, bound_port)}")
 
-    wiring.serve_cloud(model, settings, ready, threads=threads, name=name, max_batch=max_batch)
+    wiring.serve_cloud(settings, config, ready)
 
 
 def _overridden(config: Config, **sections: dict[str, Any]) -> Config:

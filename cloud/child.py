@@ -19,7 +19,7 @@ import msgspec
 
 from edgewise.cloud import messages
 from edgewise.cloud.messages import Computed, EngineSpec, Loaded, NotLoaded
-from edgewise.contracts import Prediction, ServiceInfo
+from edgewise.contracts import Prediction
 from edgewise.errors import ConfigError, EdgewiseError
 
 _LOOKS = 4
@@ -57,7 +57,7 @@ class Child:
     Args:
         process: The process.
         streams: The socket to it.
-        info: What it serves.
+        loaded: What it serves.
         limits: How long it may take.
         on_free: Told when it has answered a batch and takes the next one.
     """
@@ -66,11 +66,11 @@ class Child:
         self,
         process: subprocess.Popen[bytes],
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        info: ServiceInfo,
+        loaded: Loaded,
         limits: Limits,
         on_free: Callable[[Child], None],
     ) -> None:
-        self.info = info
+        self.loaded = loaded
         self._process = process
         self._reader, self._writer = streams
         self._limits = limits
@@ -95,12 +95,12 @@ class Child:
         try:
             beat_s = limits.silence_s / _BEATS
             _write(writer, messages.encode(msgspec.structs.replace(spec, beat_s=beat_s)))
-            info = await _loaded(reader, process, limits.start_s)
+            loaded = await _loaded(reader, process, limits.start_s)
         except BaseException:
             writer.close()
             await _reaped(process, at_once=True)
             raise
-        return cls(process, (reader, writer), info, limits, on_free)
+        return cls(process, (reader, writer), loaded, limits, on_free)
 
     @property
     def pid(self) -> int:
@@ -210,7 +210,7 @@ def _spawn(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
     return process, ours
 
 
-async def _loaded(reader: asyncio.StreamReader, process: subprocess.Popen[bytes], start_s: float) -> ServiceInfo:
+async def _loaded(reader: asyncio.StreamReader, process: subprocess.Popen[bytes], start_s: float) -> Loaded:
     try:
         async with asyncio.timeout(start_s):
             reply = messages.decode_reply(await _frame(reader))
@@ -222,7 +222,7 @@ async def _loaded(reader: asyncio.StreamReader, process: subprocess.Popen[bytes]
         raise reply.error()
     if not isinstance(reply, Loaded):
         raise WorkerDiedError("it said something else than that it is ready")
-    return reply.info
+    return reply
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:

@@ -34,21 +34,27 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
         path: Folder of a checkpoint or a bundle.
         name: Model name; None takes the folder's.
         threads: Threads that compute; None takes every core.
-        kind: Which engine: "auto", "torch" or "onnx".
+        engine: What computes a checkpoint: "auto", "torch" or "onnx".
         beat_s: Seconds between two signs of life.
     """
 
     path: str
     name: str | None = None
     threads: int | None = None
-    kind: str = "auto"
+    engine: str = "auto"
     beat_s: float = 1.0
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The worker is warm and computes."""
+    """The worker is warm and computes.
+
+    Attributes:
+        info: What it serves.
+        engine: What computes it, in the words of `EngineSpec`.
+    """
 
     info: ServiceInfo
+    engine: str = "auto"
 
 
 class NotLoaded(msgspec.Struct, frozen=True, tag="not_loaded"):

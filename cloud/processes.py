@@ -12,9 +12,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from edgewise.cloud import messages
 from edgewise.cloud.child import Child, Limits, WorkerDiedError
-from edgewise.cloud.messages import EngineSpec
+from edgewise.cloud.messages import EngineSpec, Loaded
 from edgewise.contracts import Input, Prediction, ServiceInfo
 from edgewise.errors import CloudError, CloudUnreachableError, ConfigError, EdgewiseError, InputError, RequestError
 
@@ -70,7 +72,7 @@ class ProcessWorkers:
         self._replicas = replicas
         self._limits = limits or Limits()
         self._on_death = on_death
-        self._info: ServiceInfo | None = None
+        self._loaded: Loaded | None = None
         self._up: set[Child] = set()
         self._idle: deque[Child] = deque()
         self._wake = asyncio.Event()
@@ -84,9 +86,9 @@ class ProcessWorkers:
         Raises:
             RuntimeError: They have not.
         """
-        if self._info is None:
+        if self._loaded is None:
             raise RuntimeError("These workers have not started.")
-        return self._info
+        return self._loaded.info
 
     @property
     def slots(self) -> int:
@@ -105,20 +107,19 @@ class ProcessWorkers:
     async def start(self) -> None:
         """Start every worker and wait until all are warm.
 
+        The first one goes ahead: where it has the choice between engines it measures them undisturbed, and the others
+        take what it took.
+
         Raises:
             EdgewiseError: The model cannot be loaded.
             RuntimeError: They run already.
         """
         if self._keepers:
             raise RuntimeError("These workers run already.")
+        self._loaded = None
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._replicas):
-                    group.create_task(self._opened())
-        except ExceptionGroup as errors:
-            await self.aclose()
-            raise _not_started(self._spec, errors.exceptions[0]) from errors
-        except asyncio.CancelledError:
+            await self._open_all()
+        except BaseException:
             await self.aclose()
             raise
         self._keepers = [asyncio.create_task(self._keep(child), name="edgewise-keeper") for child in self._up]
@@ -178,6 +179,17 @@ class ProcessWorkers:
             self._idle.append(child)
             self._wake.set()
 
+    async def _open_all(self) -> None:
+        try:
+            await self._opened()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._replicas - 1):
+                    group.create_task(self._opened())
+        except WorkerDiedError as death:
+            raise _not_started(self._spec, death) from death
+        except ExceptionGroup as errors:
+            raise _not_started(self._spec, errors.exceptions[0]) from errors
+
     async def _opened(self) -> Child:
         """A new worker that is up.
 
@@ -185,11 +197,13 @@ class ProcessWorkers:
             WorkerDiedError: It died while it started, or serves something else than the others.
             EdgewiseError: It cannot load the model.
         """
-        child = await Child.open(self._spec, self._limits, self._free)
-        if self._info not in (None, child.info):
+        first = self._loaded
+        spec = self._spec if first is None else msgspec.structs.replace(self._spec, engine=first.engine)
+        child = await Child.open(spec, self._limits, self._free)
+        if first is not None and first.info != child.loaded.info:
             await child.close()
             raise WorkerDiedError("its files have changed since the others loaded them: load the model again")
-        self._info = child.info
+        self._loaded = child.loaded
         self._up.add(child)
         self._free(child)
         return child
@@ -231,6 +245,6 @@ class ProcessWorkers:
 
 
 def _not_started(spec: EngineSpec, error: Exception) -> Exception:
-    if isinstance(error, WorkerDiedError):
-        return CloudError(f"A worker for {spec.path} did not start: {error}.", "See the service's log.")
-    return error
+    if not isinstance(error, WorkerDiedError):
+        return error
+    return CloudError(f"A worker for {spec.path} did not start: {error}.", "See the service's log.")

@@ -50,11 +50,11 @@ def die_with_parent() -> None:
 
 def _load(spec: EngineSpec, line: _Line) -> Engine | None:
     try:
-        engine = load_engine(Path(spec.path), threads=spec.threads, name=spec.name)
+        engine = load_engine(Path(spec.path), threads=spec.threads, name=spec.name, engine=spec.engine, max_slots=1)
     except EdgewiseError as error:
         line.write(messages.encode(NotLoaded(type(error).__name__, error.problem, error.remedy)))
         return None
-    line.write(messages.encode(Loaded(engine.info)))
+    line.write(messages.encode(Loaded(engine.info, getattr(engine, "runtime", spec.engine))))
     return engine
 
 

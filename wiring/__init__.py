@@ -4,7 +4,19 @@ Owns which part goes where. Decides nothing about a request and prints nothing.
 """
 
 from edgewise.wiring.backends import connect, secret
-from edgewise.wiring.cloud import build_cloud, serve_cloud
+from edgewise.wiring.cloud import CloudModel, CloudService, CloudSettings, build_cloud, cloud_models, serve_cloud
 from edgewise.wiring.gateway import Gateway, build_gateway, serve_gateway
 
-__all__ = ["Gateway", "build_cloud", "build_gateway", "connect", "secret", "serve_cloud", "serve_gateway"]
+__all__ = [
+    "CloudModel",
+    "CloudService",
+    "CloudSettings",
+    "Gateway",
+    "build_cloud",
+    "build_gateway",
+    "cloud_models",
+    "connect",
+    "secret",
+    "serve_cloud",
+    "serve_gateway",
+]

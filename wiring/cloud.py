@@ -1,72 +1,302 @@
-"""A cloud service: the front door over an engine."""
+"""A cloud service: the front door over one or more models, each in this process, in worker processes or on Ray."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise import tracing
+from edgewise import telemetry, tracing
 from edgewise.config import Config
-from edgewise.contracts import Served, ServiceInfo, new_id
+from edgewise.contracts import ServiceInfo, new_id
+from edgewise.errors import ConfigError
 from edgewise.telemetry import Metrics
+from edgewise.wire.catalog import check_model_name
 from edgewise.wire.door import front_door
+from edgewise.wire.keys import PUBLIC_TENANT
+from edgewise.wire.repository import repository_routes
 from edgewise.wire.serve import serve
 from edgewise.wiring.server import api_keys, check_address, limits
 
 if TYPE_CHECKING:
     from edgewise.cloud.engine import Engine
+    from edgewise.cloud.messages import EngineSpec
+    from edgewise.cloud.repository import ModelRepository, ModelService, Opener
+    from edgewise.cloud.workers import Workers
+
+RAY = "ray"
+"""The engine that computes on a Ray cluster; the others compute on this machine."""
+
+_NAMED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=(?P<path>.+)", re.ASCII)
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def build_cloud(engine: Engine, config: Config, *, max_batch: int) -> Any:
-    """The ASGI application of a cloud service over an engine.
+@dataclass(frozen=True)
+class CloudModel:
+    """A model to serve: its name in URLs, and its folder."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class CloudSettings:
+    """What a cloud service is made of.
+
+    Attributes:
+        models: The models; the first is the default.
+        engine: "auto", "torch" or "onnx" on this machine, or "ray".
+        replicas: Worker processes a model, or the most replicas a model on Ray; 0 computes in this process. None takes
+            0, and on Ray one a core.
+        threads: Threads of each replica; None shares the cores out.
+        max_batch: Most requests computed together.
+        admins: Tenants that may load and unload models.
+        allow_load: Where there are no API keys, let everybody on this machine do so.
+    """
+
+    models: tuple[CloudModel, ...]
+    engine: str = "auto"
+    replicas: int | None = None
+    threads: int | None = None
+    max_batch: int = 16
+    admins: frozenset[str] = frozenset()
+    allow_load: bool = False
+
+
+def cloud_models(given: Sequence[str], name: str | None = None) -> tuple[CloudModel, ...]:
+    """The models that a command line names, each as PATH or NAME=PATH.
+
+    Args:
+        given: What it names.
+        name: The first one's name, where it is given as a path.
 
     Raises:
-        ConfigError: `max_batch` is below 1.
+        ConfigError: A name cannot stand in a URL or is given twice, or there is no model.
+        BundleError: A bundle that cannot be read.
     """
-    from edgewise.cloud.service import EngineService
-    from edgewise.cloud.workers import ThreadWorkers
+    models = [_cloud_model(text, name if number == 0 else None) for number, text in enumerate(given)]
+    if not models:
+        raise ConfigError("No model is given.", "Name one: edgewise cloud serve MODEL.")
+    twice = {model.name for model in models if [other.name for other in models].count(model.name) > 1}
+    if twice:
+        raise ConfigError(f"Two models are named {min(twice)}.", "Name them apart: NAME=PATH.")
+    return tuple(models)
 
-    service = EngineService(ThreadWorkers(engine), clock=time, max_batch=max_batch)
-    models = {engine.info.name: Served(info=engine.info, service=service, ready=service.ready)}
-    return front_door(
-        lambda: models,
+
+def _cloud_model(text: str, name: str | None) -> CloudModel:
+    named = None if Path(text).exists() else _NAMED.fullmatch(text)
+    if named is not None:
+        if name is not None:
+            raise ConfigError(f"The model {text} is named twice.", "Drop --name, or give its path alone.")
+        return CloudModel(named["name"], Path(named["path"]))
+    path = Path(text)
+    found = name or _own_name(path)
+    check_model_name(found)
+    return CloudModel(found, path)
+
+
+def _own_name(path: Path) -> str:
+    """A bundle's own name, or the folder's; kept for the service's life, also where the folder is a link that moves."""
+    if not (path / "manifest.json").is_file():
+        return path.resolve().name
+    from edgewise.bundle import Bundle
+
+    return Bundle.open(path).manifest.core.name
+
+
+@dataclass(frozen=True)
+class CloudService:
+    """A cloud service ready to be served.
+
+    Attributes:
+        app: The ASGI application.
+        repository: The models behind it; loaded while the application lives.
+    """
+
+    app: Any
+    repository: ModelRepository
+
+    def infos(self) -> tuple[ServiceInfo, ...]:
+        """What is served now, the default first."""
+        return tuple(served.info for served in self.repository.models().values())
+
+
+def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
+    """The ASGI application of a cloud service, and its models.
+
+    Raises:
+        ConfigError: A setting is out of its range or contradicts another.
+        EdgewiseError: A model that is computed in this process cannot be loaded.
+    """
+    from edgewise.cloud.repository import ModelRepository
+
+    keys = api_keys(config.server.api_keys_env)
+    admins = _admins(settings, config, frozenset(keys.values()))
+    metrics = Metrics()
+    repository = ModelRepository({model.name: _opener(model, settings, metrics) for model in settings.models})
+    app = front_door(
+        repository.models,
         answers=None,
-        metrics=Metrics(),
-        api_keys=api_keys(config.server.api_keys_env),
+        metrics=metrics,
+        api_keys=keys,
         limits=limits(config),
-        lifespan=service.lifespan,
+        lifespan=lambda: _running(repository),
         new_id=new_id,
+        posts=repository_routes(repository, admins),
     )
+    return CloudService(app, repository)
 
 
 def serve_cloud(
-    model: Path,
-    config: Config,
-    on_bound: Callable[[ServiceInfo, str, int], None],
-    *,
-    threads: int | None = None,
-    name: str | None = None,
-    max_batch: int = 16,
+    settings: CloudSettings, config: Config, on_bound: Callable[[tuple[ServiceInfo, ...], str, int], None]
 ) -> None:
-    """Load a checkpoint or bundle and serve it until told to stop; `on_bound` hears where, once it answers.
+    """Load the models and serve them until told to stop; `on_bound` hears what and where, once it answers.
 
     Raises:
-        EdgewiseError: The model cannot be loaded, or the address cannot be bound.
+        EdgewiseError: A model cannot be loaded, or the address cannot be bound.
     """
-    from edgewise.cloud.engine import load_engine
-
     check_address(config)
-    engine = load_engine(model, threads=threads, name=name)
+    service = build_cloud(settings, config)
     tracing.start("cloud")
     try:
         serve(
-            build_cloud(engine, config, max_batch=max_batch),
+            service.app,
             host=config.server.host,
             port=config.server.port,
-            on_bound=lambda host, port: on_bound(engine.info, host, port),
+            on_bound=lambda host, port: on_bound(service.infos(), host, port),
             drain_s=config.server.drain_s,
         )
     finally:
         tracing.stop()
+
+
+def _admins(settings: CloudSettings, config: Config, tenants: frozenset[str]) -> frozenset[str]:
+    """Tenants that may load and unload."""
+    if not tenants:
+        if settings.admins:
+            raise ConfigError("--admins names tenants, and no API keys are configured.", "Give --api-keys-env.")
+        if settings.allow_load and config.server.host not in _LOOPBACK:
+            raise ConfigError(
+                f"--allow-load would let everybody who reaches {config.server.host} load models.",
+                "Bind to 127.0.0.1, or configure API keys and --admins.",
+            )
+        return frozenset({PUBLIC_TENANT}) if settings.allow_load else frozenset()
+    if settings.allow_load:
+        raise ConfigError("--allow-load is for services without API keys.", "Name the tenants that may: --admins.")
+    unknown = settings.admins - tenants
+    if unknown:
+        raise ConfigError(f"--admins names {min(unknown)}, which has no API key.", "Name tenants that have one.")
+    return settings.admins
+
+
+def _opener(model: CloudModel, settings: CloudSettings, metrics: Metrics) -> Opener:
+    from edgewise.cloud.engine import check_runtime
+    from edgewise.cloud.messages import EngineSpec
+
+    if settings.replicas is not None and settings.replicas < 0:
+        raise ConfigError(f"replicas is {settings.replicas}.", "Give 0 or more.")
+    if settings.engine != RAY:
+        check_runtime(settings.engine)
+    spec = EngineSpec(
+        path=str(model.path.absolute()),
+        name=model.name,
+        threads=settings.threads,
+        engine="auto" if settings.engine == RAY else settings.engine,
+    )
+    if settings.engine == RAY:
+        return _on_ray(spec, settings)
+    if settings.replicas:
+        return _in_processes(spec, settings, metrics, settings.replicas)
+    return _InThisProcess(spec, settings.max_batch)
+
+
+class _InThisProcess:
+    """Opens a model in this process; the first time it is loaded here and now, where Ctrl-C still ends everything."""
+
+    def __init__(self, spec: EngineSpec, max_batch: int) -> None:
+        self._spec = spec
+        self._max_batch = max_batch
+        self._first: Engine | None = self._loaded()
+
+    async def __call__(self) -> ModelService:
+        from edgewise.cloud.workers import ThreadWorkers
+
+        engine, self._first = self._first, None
+        if engine is None:
+            engine = await asyncio.to_thread(self._loaded)
+        return _service(ThreadWorkers(engine), self._max_batch)
+
+    def _loaded(self) -> Engine:
+        from edgewise.cloud.engine import load_engine
+
+        spec = self._spec
+        return load_engine(Path(spec.path), threads=spec.threads, name=spec.name, engine=spec.engine)
+
+
+def _in_processes(spec: EngineSpec, settings: CloudSettings, metrics: Metrics, replicas: int) -> Opener:
+    import msgspec
+
+    from edgewise.cloud.processes import ProcessWorkers
+
+    deaths = metrics.counter(*telemetry.WORKER_DEATHS)
+    shared = msgspec.structs.replace(spec, threads=spec.threads or max(1, _cores() // replicas))
+
+    async def opened() -> ModelService:
+        workers = ProcessWorkers(shared, replicas=replicas, on_death=lambda: deaths.inc(str(spec.name)))
+        return _service(workers, settings.max_batch)
+
+    return opened
+
+
+def _on_ray(spec: EngineSpec, settings: CloudSettings) -> Opener:
+    from edgewise.cloud.rayserve import RayWorkers
+
+    replicas = _cores() if settings.replicas is None else settings.replicas
+
+    async def opened() -> ModelService:
+        return _service(RayWorkers(spec, max_replicas=replicas), settings.max_batch)
+
+    return opened
+
+
+def _service(workers: Workers, max_batch: int) -> ModelService:
+    from edgewise.cloud.service import EngineService
+
+    return EngineService(workers, clock=time, max_batch=max_batch)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@asynccontextmanager
+async def _running(repository: ModelRepository) -> AsyncIterator[None]:
+    """The models while the application lives; SIGHUP loads them again, where signals reach this thread."""
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(repository.reload(), name="edgewise-reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    hears = hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
+    async with repository.lifespan():
+        if hears:
+            loop.add_signal_handler(signal.SIGHUP, reload)
+        try:
+            yield
+        finally:
+            if hears:
+                loop.remove_signal_handler(signal.SIGHUP)
+            for task in reloads:
+                task.cancel()
+            await asyncio.gather(*reloads, return_exceptions=True)
