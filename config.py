@@ -19,6 +19,8 @@ from edgewise.contracts import Mode
 from edgewise.errors import ConfigError
 
 DEFAULT_NAME = "edgewise.toml"
+_OF_AWS = ("sagemaker", "bedrock")
+"""Kinds of cloud backends whose address is known by their region."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,19 +52,51 @@ class EdgeSection(_Section, frozen=True):
 
 
 class BackendSection(_Section, frozen=True):
-    """One cloud backend.
+    """One cloud backend. A setting that its kind does not take is an error.
 
     Attributes:
-        url: Where it listens.
+        url: Where it listens; of "sagemaker" and "bedrock" an address in place of AWS's own.
         kind: Name of its client.
-        model: Its model; None asks it.
+        model: Its model, or its endpoint's name; None asks it, which only our own service answers.
         api_key_env: Environment variable that holds its key.
+        task: What it does with a text; None lets the client say.
+        instruction: System prompt of a language model.
+        labels: Allowed answers of a language model, or what the numbers of a classifier stand for.
+        max_tokens: Longest answer of a language model.
+        seed: Seed of a language model.
+        constrained: Have vLLM write nothing but a label.
+        input: Name of the model's input tensor.
+        input_shape: Shape of one text in it.
+        output: Name of the model's output tensor.
+        container: What a SageMaker container speaks: "huggingface" or "oip".
+        region: AWS region; None leaves it to the standard chain.
+        control_url: An address in place of AWS's own for what describes models and endpoints.
+        http2: Speak HTTP/2 where it does.
+        ca_file: Certificate authorities (PEM) to trust instead of the public ones.
+        connect_timeout_s: Longest wait for a connection.
+        keep_alive_s: Seconds for which an idle connection is kept.
     """
 
-    url: str
+    url: str | None = None
     kind: str = "oip"
     model: str | None = None
     api_key_env: str | None = None
+    task: str | None = None
+    instruction: str | None = None
+    labels: tuple[str, ...] | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    constrained: bool = False
+    input: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    output: str | None = None
+    container: str | None = None
+    region: str | None = None
+    control_url: str | None = None
+    http2: bool = False
+    ca_file: str | None = None
+    connect_timeout_s: float = 2.0
+    keep_alive_s: float = 4.0
 
 
 class CloudSection(_Section, frozen=True):
@@ -70,6 +104,8 @@ class CloudSection(_Section, frozen=True):
 
     Attributes:
         use: Name of the backend in use; None where there is only one, or none.
+        fail_over: Names of backends to ask where that one fails or keeps silent, in order.
+        fail_over_after_s: Seconds of silence after which the next one is asked.
         backends: Backends by name.
         timeout_s: Longest a call may take.
         failures_to_open: Consecutive failures that open the breaker.
@@ -77,6 +113,8 @@ class CloudSection(_Section, frozen=True):
     """
 
     use: str | None = None
+    fail_over: tuple[str, ...] = ()
+    fail_over_after_s: float = 1.0
     backends: dict[str, BackendSection] = {}
     timeout_s: float = 30.0
     failures_to_open: int = 3
@@ -281,14 +319,33 @@ def backend_in_use(cloud: CloudSection) -> BackendSection | None:
     Raises:
         ConfigError: `use` names none of them, or there are several and no `use`.
     """
-    known = ", ".join(sorted(cloud.backends))
-    if cloud.use is None:
-        if len(cloud.backends) > 1:
-            raise ConfigError(f"There are several cloud backends: {known}.", 'Choose one: cloud.use = "…".')
-        return next(iter(cloud.backends.values()), None)
-    if cloud.use not in cloud.backends:
-        raise ConfigError(f"cloud.use is {cloud.use!r}.", f"Known backends: {known or 'none'}.")
-    return cloud.backends[cloud.use]
+    return next(iter(backends_in_use(cloud).values()), None)
+
+
+def backends_in_use(cloud: CloudSection) -> dict[str, BackendSection]:
+    """The backend in use, and those that stand in for it, by name and in order; empty where there is none.
+
+    Raises:
+        ConfigError: `use` or `fail_over` names none of the backends, or one twice; or it is not clear which is in use.
+    """
+    known = f"Known backends: {', '.join(sorted(cloud.backends)) or 'none'}."
+    use = cloud.use
+    if use is None and not cloud.fail_over and len(cloud.backends) <= 1:
+        return dict(cloud.backends)
+    if use is None:
+        raise ConfigError(f"It is not clear which cloud backend is in use. {known}", 'Choose one: cloud.use = "…".')
+    if use not in cloud.backends:
+        raise ConfigError(f"cloud.use is {use!r}.", known)
+    names = [use]
+    for name in cloud.fail_over:
+        if name not in cloud.backends:
+            raise ConfigError(f"cloud.fail_over names {name!r}.", known)
+        if name == use:
+            raise ConfigError(f"cloud.fail_over names {name!r}, which is in use itself.", "Name other backends.")
+        if name in names:
+            raise ConfigError(f"cloud.fail_over names {name!r} twice.", "Name each backend once.")
+        names.append(name)
+    return {name: cloud.backends[name] for name in names}
 
 
 def _explained(message: str) -> tuple[str, str]:
@@ -316,6 +373,7 @@ def _check_ranges(config: Config) -> None:
         "cloud.timeout_s": config.cloud.timeout_s,
         "cloud.failures_to_open": config.cloud.failures_to_open,
         "cloud.cool_down_s": config.cloud.cool_down_s,
+        "cloud.fail_over_after_s": config.cloud.fail_over_after_s,
         "server.max_body_bytes": config.server.max_body_bytes,
         "server.max_concurrency": config.server.max_concurrency,
         "cache.ttl_s": config.cache.ttl_s,
@@ -348,6 +406,9 @@ def _check_ranges(config: Config) -> None:
     for name, value in probabilities.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"{name} is {value!r}.", "Give a probability between 0 and 1.")
+    for name, backend in config.cloud.backends.items():
+        if not backend.url and backend.kind not in _OF_AWS:
+            raise ConfigError(f"cloud.backends.{name}.url is missing.", "Give the address of the backend.")
     if not 0 <= config.server.port <= 65535:
         raise ConfigError(f"server.port is {config.server.port!r}.", "Give a port between 0 and 65535.")
 

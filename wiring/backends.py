@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from typing import Any
 
-from edgewise.cloud.clients import CLIENTS
-from edgewise.config import BackendSection, Config, backend_in_use
+import msgspec
+
+from edgewise.cloud.clients import CLIENTS, FailOverClient, Network, Tensors
+from edgewise.config import BackendSection, Config, backends_in_use
 from edgewise.contracts import CloudClient, Mode
 from edgewise.errors import ConfigError
+
+_NETWORK = ("connect_timeout_s", "keep_alive_s", "http2", "ca_file")
+_TENSORS = ("input", "input_shape", "output", "labels")
 
 
 def connect(backend: BackendSection) -> CloudClient:
     """A client for a cloud backend; its key is read from the environment here and kept nowhere else.
 
     Raises:
-        ConfigError: The kind is unknown, the URL is none, or the key's variable is not set.
+        ConfigError: The kind is unknown, a setting is not its own or cannot be used, or the key's variable is not set.
+        MissingExtraError: The kind, or HTTP/2, needs an extra that is not installed.
     """
     if backend.kind not in CLIENTS:
         raise ConfigError(
             f"There is no cloud client {backend.kind!r}.", f"Choose one of: {', '.join(sorted(CLIENTS))}."
         )
-    return CLIENTS[backend.kind](backend.url, model=backend.model, api_key=secret(backend.api_key_env))
+    make = CLIENTS[backend.kind]
+    taken = inspect.signature(make).parameters
+    if not backend.url and taken["url"].default is inspect.Parameter.empty:
+        raise ConfigError(f"A cloud backend of kind {backend.kind!r} has no URL.", "Give `url`.")
+    options = _options(backend, set(taken))
+    unknown = [name for name in options if name not in taken]
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in unknown)
+        raise ConfigError(
+            f"A cloud backend of kind {backend.kind!r} takes no {names}.", "Drop it, or choose another kind."
+        )
+    return make(backend.url or None, model=backend.model, api_key=secret(backend.api_key_env), **options)
 
 
 def cloud_of(config: Config) -> CloudClient | None:
     """The cloud that the configuration names, or None where requests need none.
 
     Raises:
-        ConfigError: The mode needs a cloud and none is given, or the backend cannot be connected to.
+        ConfigError: The mode needs a cloud and none is given, or a backend cannot be connected to.
+        MissingExtraError: A backend needs an extra that is not installed.
     """
-    backend = backend_in_use(config.cloud)
-    if backend is None and config.edge.mode is not Mode.EDGE_ONLY:
+    backends = backends_in_use(config.cloud)
+    if not backends and config.edge.mode is not Mode.EDGE_ONLY:
         raise ConfigError(
             f"The mode is {config.edge.mode.value!r} and no cloud is given.", "Give --cloud URL, or --mode edge_only."
         )
-    return None if backend is None else connect(backend)
+    clients = {name: connect(backend) for name, backend in backends.items()}
+    if len(clients) > 1:
+        return FailOverClient(
+            clients,
+            after_s=config.cloud.fail_over_after_s,
+            failures_to_open=config.cloud.failures_to_open,
+            cool_down_s=config.cloud.cool_down_s,
+        )
+    return next(iter(clients.values()), None)
 
 
 def secret(variable: str | None) -> str | None:
@@ -49,3 +77,20 @@ def secret(variable: str | None) -> str | None:
     if not value:
         raise ConfigError(f"The environment variable {variable} is not set.", "Set it to the key, or drop the setting.")
     return value
+
+
+def _options(backend: BackendSection, taken: set[str]) -> dict[str, Any]:
+    """What the settings say besides address, model and key; a client is told only what was set."""
+    said = {
+        field.name: getattr(backend, field.name)
+        for field in msgspec.structs.fields(backend)
+        if field.name not in ("url", "kind", "model", "api_key_env") and getattr(backend, field.name) != field.default
+    }
+    network = {name: said.pop(name) for name in _NETWORK if name in said}
+    if network:
+        said["network"] = Network(**network)
+    if "tensors" in taken:
+        tensors = {name: said.pop(name) for name in _TENSORS if name in said}
+        if tensors:
+            said["tensors"] = Tensors(**tensors)
+    return said

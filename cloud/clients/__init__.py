@@ -9,10 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from edgewise.cloud.clients.bedrock import BedrockClient
+from edgewise.cloud.clients.connections import Network
+from edgewise.cloud.clients.failover import FailOverClient
 from edgewise.cloud.clients.oip import OipClient
+from edgewise.cloud.clients.openai import OpenAIClient
+from edgewise.cloud.clients.sagemaker import SageMakerClient
+from edgewise.cloud.clients.tensors import Tensors
 from edgewise.contracts import CloudClient
 
-CLIENTS: Final[dict[str, Callable[..., CloudClient]]] = {"oip": OipClient}
+CLIENTS: Final[dict[str, Callable[..., CloudClient]]] = {
+    "oip": OipClient,
+    "openai": OpenAIClient,
+    "sagemaker": SageMakerClient,
+    "bedrock": BedrockClient,
+}
 """Factories by kind."""
 
-__all__ = ["CLIENTS", "OipClient"]
+__all__ = [
+    "CLIENTS",
+    "BedrockClient",
+    "FailOverClient",
+    "Network",
+    "OipClient",
+    "OpenAIClient",
+    "SageMakerClient",
+    "Tensors",
+]
