@@ -27,6 +27,12 @@ def tiny_generator() -> ModuleType:
     return _neighbour("tiny_generator")
 
 
+@pytest.fixture(scope="session")
+def tiny_checkpoints() -> ModuleType:
+    """The module tests/unit/tiny_checkpoints.py: folders that transformers writes."""
+    return _neighbour("tiny_checkpoints")
+
+
 def _neighbour(name: str) -> ModuleType:
     path = Path(__file__).parent / "unit" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"edgewise_{name}", path)

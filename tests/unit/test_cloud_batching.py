@@ -1,6 +1,7 @@
 """The pure rules of batching: lengths, groups, and who is next."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -139,8 +140,8 @@ def test_what_an_engine_once_took_is_believed_less_and_less():
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 100)), min_size=1, max_size=40), st.integers(1, 4))
 def test_nobody_starves(arrivals, cap):
-    """An item is overtaken only by those that came less than `PATIENCE_S` later, under any arrivals."""
-    tick_s, waiting, told, taken = 0.5, [], {}, []
+    """No batch is made for one that came `PATIENCE_S` after somebody who still waits, under any arrivals."""
+    tick_s, waiting, told, batches = 0.5, [], {}, []
     first = pending("first", arrived_s=0.0, length=1)
     for tick in range(len(arrivals) + 400):
         now_s = tick * tick_s
@@ -150,12 +151,12 @@ def test_nobody_starves(arrivals, cap):
         batch, spent, waiting = take_batch([*waiting, *come, *([first] if tick == 0 else [])], now_s, cap, Costs())
         for item in (*batch, *spent):
             assert told.setdefault(item.request.id, tick) == tick
-        taken += batch
+        batches += [batch] if batch else []
         if not waiting and tick >= len(arrivals):
             break
     assert not waiting
-    before = taken[: taken.index(first)]
-    assert all(item.arrived_s < first.arrived_s + PATIENCE_S for item in before)
+    before = itertools.takewhile(lambda batch: first not in batch, batches)
+    assert all(batch[0].arrived_s < first.arrived_s + PATIENCE_S for batch in before)
 
 
 @given(st.integers(1, 100), st.integers(1, 8), st.integers(1, 32))

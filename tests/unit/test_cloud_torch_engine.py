@@ -23,8 +23,6 @@ def load_engine(folder, **more):
     return load_any(folder, engine="torch", **more)
 
 
-LABELS = {0: "corn", 1: "gold", 2: "ship"}
-WORDS = [*"abcdefghijklmnopqrstuvwxyz", "corn", "gold", "ship", "price", "rose", "fell", "to", "the"]
 TEXTS = [
     "corn",
     "the price of gold rose",
@@ -36,54 +34,9 @@ TEXTS = [
 ]
 
 
-def _tokenizer(folder: Path, max_length: int = 32) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocab = {word: index for index, word in enumerate(special + WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=max_length,
-    ).save_pretrained(folder)
-
-
-def _config(family: str, **more):
-    import transformers
-
-    sizes = {"vocab_size": 64, "pad_token_id": 0, "id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-    wide = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    if family == "DistilBert":
-        wide = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
-    return getattr(transformers, f"{family}Config")(
-        **sizes, **wide, max_position_embeddings=40, initializer_range=0.5, **more
-    )
-
-
-def text_checkpoint(folder: Path, family: str = "Bert", head: str = "ForSequenceClassification", **more) -> Path:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    safe = more.pop("safe_serialization", True)
-    model = getattr(transformers, family + head)(_config(family, **more))
-    model.save_pretrained(folder, safe_serialization=safe)
-    _tokenizer(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
-    return text_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-bert")
+def bert(tmp_path_factory, tiny_checkpoints) -> Path:
+    return tiny_checkpoints.text_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-bert")
 
 
 @pytest.fixture
@@ -91,26 +44,9 @@ def copy(bert, tmp_path) -> Path:
     return Path(shutil.copytree(bert, tmp_path / "copy"))
 
 
-def vit_checkpoint(folder: Path, channels: int) -> Path:
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
-    )  # fmt: skip
-    config.num_channels, config.initializer_range = channels, 0.5
-    config.id2label, config.label2id = LABELS, {v: k for k, v in LABELS.items()}
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(
-        size={"height": 8, "width": 8}, image_mean=[0.5] * channels, image_std=[0.5] * channels
-    ).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("family", ["Bert", "DistilBert", "Roberta"])
-def test_a_batch_answers_as_its_items_do_alone(family, tmp_path):
-    engine = load_engine(text_checkpoint(tmp_path / family, family), threads=1)
+def test_a_batch_answers_as_its_items_do_alone(family, tmp_path, tiny_checkpoints):
+    engine = load_engine(tiny_checkpoints.text_checkpoint(tmp_path / family, family), threads=1)
     together = engine.predict(TEXTS)
     alone = [engine.predict([text])[0] for text in TEXTS]
     assert [p.output for p in together] == [p.output for p in alone]
@@ -120,7 +56,7 @@ def test_a_batch_answers_as_its_items_do_alone(family, tmp_path):
     assert len({p.logits.tobytes() for p in alone}) == len(TEXTS)
 
 
-def test_logits_are_those_of_the_model_itself(bert):
+def test_logits_are_those_of_the_model_itself(bert, tiny_checkpoints):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -130,7 +66,7 @@ def test_logits_are_those_of_the_model_itself(bert):
         expected = model(**encoded).logits[0].numpy()
     got = load_engine(bert, threads=1).predict([TEXTS[1]])[0]
     np.testing.assert_allclose(got.logits, expected, rtol=0, atol=1e-6)
-    assert got.output == LABELS[int(expected.argmax())]
+    assert got.output == tiny_checkpoints.LABELS[int(expected.argmax())]
 
 
 def test_half_precision_weights_are_computed_in_float32(bert, tmp_path):
@@ -144,10 +80,10 @@ def test_half_precision_weights_are_computed_in_float32(bert, tmp_path):
     assert not np.array_equal(logits, rounded)
 
 
-def test_a_text_beyond_the_positions_is_cut(tmp_path):
+def test_a_text_beyond_the_positions_is_cut(tmp_path, tiny_checkpoints):
     # RoBERTa's positions start behind its padding index: 40 embeddings reach 39 tokens.
-    folder = text_checkpoint(tmp_path / "roberta", "Roberta")
-    _tokenizer(folder, max_length=10**9)
+    folder = tiny_checkpoints.text_checkpoint(tmp_path / "roberta", "Roberta")
+    tiny_checkpoints.tokenizer(folder, max_length=10**9)
     engine = load_engine(folder, threads=1)
     long, longer = engine.predict(["corn " * 100, "corn " * 37])
     assert np.allclose(long.logits, longer.logits, atol=1e-5)
@@ -167,8 +103,8 @@ def test_a_task_that_is_not_the_models_is_refused(bert):
         load_engine(bert, threads=1, task="image-classification")
 
 
-def test_torch_weights_files_are_read_too(bert, tmp_path):
-    folder = text_checkpoint(tmp_path / "torchbin", safe_serialization=False)
+def test_torch_weights_files_are_read_too(bert, tmp_path, tiny_checkpoints):
+    folder = tiny_checkpoints.text_checkpoint(tmp_path / "torchbin", safe_serialization=False)
     assert (folder / "pytorch_model.bin").is_file()
     expected = load_engine(bert, threads=1).predict(["gold"])[0].logits
     np.testing.assert_allclose(load_engine(folder, threads=1).predict(["gold"])[0].logits, expected, atol=1e-6)
@@ -180,25 +116,13 @@ def test_what_is_no_text_is_refused(bert, item):
         load_engine(bert, threads=1).predict(["corn", item])
 
 
-def sentence_encoder(folder: Path, mode: str, normalize: bool, max_tokens: int = 12) -> Path:
-    """A bare encoder in sentence-transformers' folder layout."""
-    text_checkpoint(folder, head="Model")
-    names = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
-    modules = [{"type": f"sentence_transformers.models.{name}", "path": f"{i}_{name}"} for i, name in enumerate(names)]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_tokens}))
-    return folder
-
-
 @pytest.mark.parametrize(("mode", "normalize"), [("mean", True), ("cls", False), ("max", True)])
-def test_an_encoder_pools_as_the_quantizers_reference_does(tmp_path, mode, normalize):
+def test_an_encoder_pools_as_the_quantizers_reference_does(tmp_path, mode, normalize, tiny_checkpoints):
     from edgewise.edge.pooling import read_pooling
     from edgewise.quantize.items import Item
     from edgewise.quantize.reference import Reference
 
-    folder = sentence_encoder(tmp_path / "encoder", mode, normalize)
+    folder = tiny_checkpoints.sentence_encoder(tmp_path / "encoder", mode, normalize)
     engine = load_engine(folder, threads=1)
     assert (engine.info.task, engine.info.labels, engine.info.input) == ("feature-extraction", (), "text")
     reference = Reference.load(str(folder), "feature-extraction", 12, read_pooling(folder))
@@ -209,23 +133,23 @@ def test_an_encoder_pools_as_the_quantizers_reference_does(tmp_path, mode, norma
         assert got.logits is None
 
 
-def test_an_encoder_that_names_no_pooling_takes_the_mean_at_length_one(tmp_path):
-    engine = load_engine(text_checkpoint(tmp_path / "base", head="Model"), threads=1)
+def test_an_encoder_that_names_no_pooling_takes_the_mean_at_length_one(tmp_path, tiny_checkpoints):
+    engine = load_engine(tiny_checkpoints.text_checkpoint(tmp_path / "base", head="Model"), threads=1)
     (prediction,) = engine.predict(["corn rose"])
     assert np.linalg.norm(prediction.embedding) == pytest.approx(1, abs=1e-6)
 
 
-def test_an_encoders_pooling_is_part_of_its_version(tmp_path):
+def test_an_encoders_pooling_is_part_of_its_version(tmp_path, tiny_checkpoints):
     versions = {
-        Checkpoint.open(sentence_encoder(tmp_path / f"{mode}{normalize}", mode, normalize)).version
+        Checkpoint.open(tiny_checkpoints.sentence_encoder(tmp_path / f"{mode}{normalize}", mode, normalize)).version
         for mode in ("mean", "cls")
         for normalize in (True, False)
     }
     assert len(versions) == 4
 
 
-def test_a_head_named_but_not_trained_is_refused(tmp_path):
-    folder = text_checkpoint(tmp_path / "base", head="Model")
+def test_a_head_named_but_not_trained_is_refused(tmp_path, tiny_checkpoints):
+    folder = tiny_checkpoints.text_checkpoint(tmp_path / "base", head="Model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
     with pytest.raises(CheckpointError, match="classifier"):
@@ -267,10 +191,10 @@ def test_a_damaged_folder_is_refused_with_its_path(copy, damage):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_any_kind_and_size_answer_alone_as_together(channels, tmp_path):
+def test_images_of_any_kind_and_size_answer_alone_as_together(channels, tmp_path, tiny_checkpoints):
     from PIL import Image
 
-    engine = load_engine(vit_checkpoint(tmp_path / "tiny-vit", channels), threads=1)
+    engine = load_engine(tiny_checkpoints.vit_checkpoint(tmp_path / "tiny-vit", channels), threads=1)
     assert (engine.info.task, engine.info.input) == ("image-classification", "image")
     random = np.random.default_rng(0)
     grey = random.integers(0, 256, (8, 8), dtype=np.uint8)
@@ -294,10 +218,10 @@ def test_images_of_any_kind_and_size_answer_alone_as_together(channels, tmp_path
     assert 0 < np.abs(together[0].logits - together[2].logits).max() < 0.1
 
 
-def test_an_images_pixels_and_its_file_answer_alike(tmp_path):
+def test_an_images_pixels_and_its_file_answer_alike(tmp_path, tiny_checkpoints):
     from PIL import Image
 
-    engine = load_engine(vit_checkpoint(tmp_path / "vit", 3), threads=1)
+    engine = load_engine(tiny_checkpoints.vit_checkpoint(tmp_path / "vit", 3), threads=1)
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
@@ -308,8 +232,8 @@ def test_an_images_pixels_and_its_file_answer_alike(tmp_path):
 @pytest.mark.parametrize(
     "item", ["text", b"no image", np.zeros((8, 8, 2), np.uint8), np.zeros(8, np.uint8), np.full((8, 8), np.nan)]
 )
-def test_what_is_no_image_is_refused(tmp_path, item):
-    engine = load_engine(vit_checkpoint(tmp_path / "vit", 3), threads=1)
+def test_what_is_no_image_is_refused(tmp_path, item, tiny_checkpoints):
+    engine = load_engine(tiny_checkpoints.vit_checkpoint(tmp_path / "vit", 3), threads=1)
     with pytest.raises(InputError):
         engine.predict([item])
 
@@ -343,13 +267,13 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def family_checkpoint(folder: Path, name: str) -> Path:
+def family_checkpoint(folder: Path, name: str, tiny_checkpoints) -> Path:
     import torch
     import transformers
 
     torch.manual_seed(0)
     family, config, processor, settings = FAMILIES[name]
-    labels = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    labels = {"id2label": tiny_checkpoints.LABELS, "label2id": {v: k for k, v in tiny_checkpoints.LABELS.items()}}
     model = getattr(transformers, f"{family}ForImageClassification")(
         getattr(transformers, f"{family}Config")(**config, **labels)
     )
@@ -387,18 +311,23 @@ def photos() -> list:
 
 @pytest.mark.filterwarnings("ignore")  # the tracer warns of each branch in a model's code
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_checkpoint_and_its_bundle_answer_alike(name, tmp_path):
+def test_a_checkpoint_and_its_bundle_answer_alike(name, tmp_path, tiny_checkpoints):
     from optimum.exporters.onnx import onnx_export_from_model
     from transformers import AutoModelForImageClassification
 
     from edgewise.quantize.pack import pack_onnx
 
-    folder = family_checkpoint(tmp_path / name, name)
+    folder = family_checkpoint(tmp_path / name, name, tiny_checkpoints)
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     onnx_export_from_model(
         model, tmp_path / "onnx", task="image-classification", do_validation=False, no_post_process=True
     )
-    pack_onnx(tmp_path / "onnx" / "model.onnx", tmp_path / "bundle", labels=list(LABELS.values()), preprocessor=folder)
+    pack_onnx(
+        tmp_path / "onnx" / "model.onnx",
+        tmp_path / "bundle",
+        labels=list(tiny_checkpoints.LABELS.values()),
+        preprocessor=folder,
+    )
     cloud = load_engine(folder, threads=1).predict(photos())
     edge = load_any(tmp_path / "bundle", threads=1).predict(photos())
     logits = np.stack([one.logits for one in cloud])
@@ -422,8 +351,8 @@ engine.predict([np.random.default_rng(0).random((8, 8), dtype=np.float32)])
 """
 
 
-def test_loading_and_answering_prints_nothing_and_reaches_no_network(bert, tmp_path):
-    vit = vit_checkpoint(tmp_path / "vit", 3)
+def test_loading_and_answering_prints_nothing_and_reaches_no_network(bert, tmp_path, tiny_checkpoints):
+    vit = tiny_checkpoints.vit_checkpoint(tmp_path / "vit", 3)
     sharded = tmp_path / "sharded"
     from transformers import AutoModelForSequenceClassification
 
