@@ -276,8 +276,8 @@ async def _traced(item: Pending) -> Result:
     """The result of an item, with spans of its waiting and of its computing in its caller's trace."""
     with tracing.span("cloud.queue"):
         await asyncio.wait({item.started, item.result}, return_when=asyncio.FIRST_COMPLETED)
-        if item.result.done():
-            return item.result.result()
+        if not item.started.done():
+            return await item.result
     with tracing.span("engine.predict") as span:
         result = await item.result
         span.set("edgewise.batch_size", result.batch)

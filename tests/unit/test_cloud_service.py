@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from edgewise import tracing
 from edgewise.cloud.service import EngineService
 from edgewise.cloud.workers import ThreadWorkers, predict_each
 from edgewise.contracts import (
@@ -31,6 +32,7 @@ from edgewise.errors import (
     InputError,
     RequestError,
 )
+from edgewise.telemetry import Metrics
 
 INFO = ServiceInfo(
     name="toy", version="sha256:1", task="text-classification", labels=("a", "b"), input="text", role="cloud"
@@ -323,6 +325,231 @@ def test_a_bad_item_costs_few_calls(engine):
     outcomes = predict_each(engine, texts)
     assert [isinstance(outcome, RequestError) for outcome in outcomes] == [text == "bad" for text in texts]
     assert len(engine.batches) == 9
+
+
+class Slots:
+    """Workers of several slots, which compute when they are told to."""
+
+    def __init__(self, slots=2):
+        self.info, self.slots = INFO, slots
+        self.batches, self.gates, self.running = [], [], 0
+        self.closed, self.error = False, None
+        self.came = asyncio.Semaphore(0)
+
+    def ready(self):
+        return None
+
+    async def start(self):
+        if self.error:
+            raise self.error
+
+    async def aclose(self):
+        assert self.running == 0
+        self.closed = True
+
+    async def compute(self, inputs):
+        self.batches.append(list(inputs))
+        self.gates.append(asyncio.Event())
+        self.came.release()
+        self.running += 1
+        assert self.running <= self.slots
+        try:
+            await self.gates[-1].wait()
+        finally:
+            self.running -= 1
+        if "die" in inputs:
+            return [CloudError("The worker died.") for _ in inputs]
+        if "break" in inputs:
+            raise ZeroDivisionError(inputs)
+        return [Prediction(output=text.upper()) for text in inputs]
+
+    def go(self):
+        for gate in self.gates:
+            gate.set()
+
+
+async def settled(workers, batches):
+    while len(workers.batches) < batches:
+        await asyncio.wait_for(workers.came.acquire(), 20)
+
+
+async def test_as_many_batches_as_there_are_slots_compute_at_once():
+    workers = Slots()
+    service = EngineService(workers, clock=time, max_wait_ms=0)
+    async with service.lifespan():
+        first = await queued(service, [request("a")])
+        await settled(workers, 1)
+        second = await queued(service, [request("b")])
+        await settled(workers, 2)
+        rest = await queued(service, [request(text) for text in "cdef"])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert workers.batches == [["a"], ["b"]]
+        workers.gates[0].set()
+        await settled(workers, 3)
+        assert workers.batches[2] == ["c", "d", "e", "f"]
+        workers.go()
+        answers = await asyncio.gather(*first, *second, *rest)
+    assert "".join(answer.output for answer in answers) == "ABCDEF"
+    assert workers.closed
+
+
+async def test_free_slots_share_what_has_queued():
+    workers = Slots()
+    service = EngineService(workers, clock=time, max_wait_ms=0)
+    async with service.lifespan():
+        tasks = await queued(service, [request(text) for text in "abcd"])
+        await settled(workers, 2)
+        assert [len(batch) for batch in workers.batches] == [2, 2]
+        workers.go()
+        await asyncio.gather(*tasks)
+
+
+async def test_like_lengths_are_computed_together():
+    workers = Slots(slots=1)
+    service = EngineService(workers, clock=time, max_wait_ms=0)
+    long, short = "long " * 50, "short"
+    async with service.lifespan():
+        first = await queued(service, [request("first")])
+        await settled(workers, 1)
+        texts = [long, short, long + "1", short + "2", long + "3"]
+        rest = await queued(service, [request(text) for text in texts])
+        for batch in range(3):
+            await settled(workers, batch + 1)
+            workers.go()
+        await asyncio.gather(*first, *rest)
+    assert workers.batches[1:] == [[long, long + "1", long + "3"], [short, short + "2"]]
+
+
+@pytest.mark.parametrize(("text", "problem"), [("die", "worker died"), ("break", "worker ended")])
+async def test_workers_that_fail_fail_their_batch_alone(text, problem, caplog):
+    workers = Slots(slots=1)
+    service = EngineService(workers, clock=time, max_wait_ms=0)
+    async with service.lifespan():
+        (failing,) = await queued(service, [request(text)])
+        await settled(workers, 1)
+        (other,) = await queued(service, [request("other")])
+        workers.go()
+        with pytest.raises(CloudError, match=problem):
+            await failing
+        await settled(workers, 2)
+        workers.go()
+        assert (await other).output == "OTHER"
+        assert service.ready() is None
+    assert "id-break" not in caplog.text
+
+
+async def test_workers_that_cannot_start_are_told_of():
+    workers = Slots()
+    workers.error = CloudError("no room")
+    service = EngineService(workers, clock=time)
+    with pytest.raises(CloudError, match="no room"):
+        async with service.lifespan():
+            pass
+    assert "not running" in service.ready()
+
+
+async def test_a_budget_runs_from_the_arrival_at_the_process():
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+        time = monotonic
+
+    workers = Slots()
+    service = EngineService(workers, clock=Clock(), max_wait_ms=0)
+    async with service.lifespan():
+        with pytest.raises(CloudTimeoutError, match="50 ms"):
+            await answer(service, request("late", budget_ms=50, arrived_s=99.9))
+        (task,) = await queued(service, [request("in time", budget_ms=60_000, arrived_s=99.9)])
+        await settled(workers, 1)
+        workers.go()
+        timings = (await task).timings_ms
+    assert timings["total"] == pytest.approx(100)
+    assert timings["queue"] == pytest.approx(100)
+    assert workers.batches == [["in time"]]
+
+
+async def test_batches_and_queueing_are_counted():
+    metrics, workers = Metrics(), Slots(slots=1)
+    service = EngineService(workers, clock=time, metrics=metrics, max_wait_ms=0)
+    async with service.lifespan():
+        tasks = await queued(service, [request(text) for text in "abc"])
+        await settled(workers, 1)
+        workers.go()
+        await asyncio.gather(*tasks)
+    text = metrics.render().decode()
+    assert 'edgewise_batch_size_bucket{model="toy",le="2"} 0' in text
+    assert 'edgewise_batch_size_bucket{model="toy",le="4"} 1' in text
+    assert 'edgewise_queue_seconds_count{model="toy"} 3' in text
+
+
+@pytest.fixture
+def spans():
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    tracing.start("cloud", exporter)
+    yield exporter
+    tracing.stop()
+
+
+async def test_each_caller_has_its_waiting_and_computing_in_its_own_trace(spans):
+    workers = Slots(slots=1)
+    service = EngineService(workers, clock=time, max_wait_ms=0)
+
+    async def traced(text):
+        with tracing.span("request", attributes={"text": text}):
+            return await answer(service, request(text))
+
+    async with service.lifespan():
+        tasks = [asyncio.create_task(traced(text)) for text in "ab"]
+        late = asyncio.create_task(answer(service, request("late", budget_ms=0.001)))
+        leaver = asyncio.create_task(answer(service, request("leaver")))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        await settled(workers, 1)
+        workers.go()
+        await asyncio.gather(*tasks)
+        with pytest.raises(CloudTimeoutError):
+            await late
+    assert workers.batches == [["a", "b"]]
+    ended = spans.get_finished_spans()
+    parents = {span.context.span_id: span.attributes["text"] for span in ended if span.name == "request"}
+    for name in ("cloud.queue", "engine.predict"):
+        found = [span for span in ended if span.name == name and span.parent is not None]
+        assert sorted(parents[span.parent.span_id] for span in found) == ["a", "b"]
+    (sizes,) = {span.attributes["edgewise.batch_size"] for span in ended if span.name == "engine.predict"}
+    assert sizes == 2
+
+
+async def test_an_engine_is_called_from_as_many_threads_as_it_allows(engine):
+    engine.slots = 2
+    engine.gate.clear()
+    service = EngineService(ThreadWorkers(engine), clock=time, max_wait_ms=0)
+    async with service.lifespan():
+        tasks = await queued(service, [request("a"), request("b")])
+        for _ in tasks:
+            assert await asyncio.to_thread(engine.entered.acquire, timeout=20)
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    assert len(engine.threads) == 2
+
+
+async def test_workers_compute_only_between_start_and_end(engine):
+    workers = ThreadWorkers(engine)
+    assert "not running" in workers.ready()
+    (outcome,) = await workers.compute(["x"])
+    assert isinstance(outcome, CloudUnreachableError)
+    await workers.start()
+    with pytest.raises(RuntimeError, match="run already"):
+        await workers.start()
+    assert [one.output for one in await workers.compute(["x"])] == ["X"]
+    await workers.aclose()
+    await workers.aclose()
+    assert "not running" in workers.ready()
 
 
 @pytest.mark.parametrize("settings", [{"max_batch": 0}, {"max_wait_ms": -1}, {"max_wait_ms": float("nan")}])
