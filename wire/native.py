@@ -155,7 +155,19 @@ def decode_request(
         RequestError: It is not a request; names the field.
     """
     sent = decode_json(body, _request_decoder, PredictRequest.__struct_fields__)
-    request = Request(
+    return request_of(sent, tenant=tenant, new_id=new_id, max_budget_ms=max_budget_ms, arrived_s=arrived_s), sent.model
+
+
+def request_of(
+    sent: PredictRequest,
+    *,
+    tenant: str,
+    new_id: Callable[[], str],
+    max_budget_ms: float = DEFAULT_MAX_BUDGET_MS,
+    arrived_s: float | None = None,
+) -> Request:
+    """The request that a body asks for; arguments and errors as `decode_request`."""
+    return Request(
         id=new_id() if sent.id is None else checked_id(sent.id),
         inputs=_decode_input(sent.inputs),
         tenant=tenant,
@@ -170,7 +182,6 @@ def decode_request(
         attributes=_checked_attributes(sent.attributes),
         arrived_s=arrived_s,
     )
-    return request, sent.model
 
 
 def _decode_input(inputs: str | ImageInput) -> Input:

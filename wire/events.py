@@ -1,0 +1,359 @@
+"""The answer to a request as a stream of events, and that stream as server-sent events.
+
+Owns what a client is told and when the telling ends; what is answered is the service's business. A stream has the
+events "answer", where that was provisional "revise", and "done"; the first two carry the native answer. It ends where
+nothing more will come, or nothing more is waited for: then "done" has `pending`, and the update is picked up elsewhere,
+under the same id. Closing a stream means what `contracts.AnswerService` says.
+
+Format: HTML Living Standard, section 9.2, "Server-sent events". The id of an event is "<request id>/<event>", so that
+a client which comes back can drop what it has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from typing import TypeAlias
+
+import msgspec
+
+from edgewise.contracts import (
+    FINAL_PROVISIONALS,
+    Answer,
+    Answered,
+    AnswerStore,
+    Done,
+    Event,
+    Request,
+    Revised,
+    Served,
+    Status,
+    Token,
+)
+from edgewise.wire import native
+from edgewise.wire.admission import Drain, Gate
+from edgewise.wire.facts import answer_headers
+from edgewise.wire.faults import Fault, fault_of
+from edgewise.wire.http import ClientGoneError, Headers, Receive, Send, trace_headers, unless_client_leaves
+
+CONTENT_TYPE = b"text/event-stream"
+KEEP_ALIVE_S = 15.0
+SEND_TIMEOUT_S = 10.0
+
+_KEEP_ALIVE = b": keep-alive\n\n"
+_encoder = msgspec.json.Encoder()
+
+
+class DoneBody(msgspec.Struct, frozen=True):
+    """The data of "done".
+
+    Attributes:
+        id: The request's.
+        pending: Whether an update is still owed, to be picked up under the same id.
+    """
+
+    id: str
+    pending: bool
+
+
+Count: TypeAlias = Callable[[Answer, float], None]
+"""Counts a first whole answer to a request that was put at that `time.perf_counter`."""
+
+
+class Updates:
+    """Where owed updates are waited for.
+
+    Args:
+        answers: Where they arrive, or None.
+        wait_s: Seconds to wait for one.
+        limit: How many are waited for at once; one more is left to be picked up.
+    """
+
+    def __init__(self, answers: AnswerStore | None, wait_s: float, limit: int) -> None:
+        self._answers = answers
+        self._wait_s = wait_s
+        self._limit = limit
+        self._waiting = 0
+
+    async def of(self, tenant: str, request_id: str, wait_s: float | None = None) -> AsyncGenerator[Event, None]:
+        """The update of a request that was answered provisionally, if it comes, and "done"."""
+        newest = None
+        if self._answers is not None and self._waiting < self._limit:
+            self._waiting += 1
+            try:
+                timeout_s = self._wait_s if wait_s is None else wait_s
+                newest = await self._answers.wait_final(tenant, request_id, timeout_s=timeout_s)
+            finally:
+                self._waiting -= 1
+        if newest is not None and newest.status is Status.FINAL:
+            yield Revised(newest)
+        yield Done(request_id, pending=newest is None or not is_settled(newest))
+
+
+async def asked(served: Served, request: Request, updates: Updates, count: Count) -> AsyncGenerator[Event, None]:
+    """The events of a request, and what the service itself does not wait for: an update that it owes.
+
+    Args:
+        served: Whom to ask.
+        request: What.
+        updates: Where an owed update is waited for.
+        count: Told of the first answer.
+
+    Raises:
+        Exception: Whatever the service raises.
+    """
+    started = time.perf_counter()
+    events: AsyncIterator[Event] = served.service.events(request)
+    try:
+        async for event in events:
+            if isinstance(event, Answered):
+                count(event.answer, started)
+            if isinstance(event, Done) and event.pending:
+                async for late in updates.of(request.tenant, request.id):
+                    yield late
+                return
+            yield event
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def kept(updates: Updates, tenant: str, answer: Answer, wait_s: float) -> AsyncGenerator[Event, None]:
+    """The events of a kept answer: what is known now, then the update that it waits for."""
+    yield Answered(answer)
+    if is_settled(answer):
+        yield Done(answer.id)
+        return
+    async for event in updates.of(tenant, answer.id, wait_s):
+        yield event
+
+
+def is_settled(answer: Answer) -> bool:
+    """Whether no update will follow."""
+    return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
+
+
+async def told(
+    events: AsyncGenerator[Event, None], drain: Drain, *, pause_s: float = math.inf
+) -> AsyncGenerator[Event | None, None]:
+    """Events as they come, and None each time that none has come for `pause_s`, until "done" or the end of service.
+
+    The first answer is waited for whatever happens. After it the end of service ends the stream: "done" is then
+    pending. A task of its own iterates over `events`, so that waiting can stop without breaking off what is under way.
+
+    Raises:
+        Exception: Whatever `events` raises.
+    """
+    feed = _Feed(events)
+    provisional: Answer | None = None
+    try:
+        while True:
+            if provisional is None:
+                await feed.wait(pause_s)
+            elif await drain.race(feed.wait(pause_s)) is None:
+                yield Done(provisional.id, pending=not is_settled(provisional))
+                return
+            event = feed.take()
+            if isinstance(event, Answered):
+                provisional = event.answer
+            yield event
+            if isinstance(event, Done):
+                return
+    finally:
+        await feed.aclose()
+
+
+class _Feed:
+    """Events on their way from the task that iterates over them to the one that tells them."""
+
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+        self._arrived: deque[Event | Exception] = deque()
+        self._news = asyncio.Event()
+        self._task = asyncio.create_task(self._pump(events))
+
+    async def _pump(self, events: AsyncGenerator[Event, None]) -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    self._put(event)
+        except Exception as error:  # raised again where the events are taken
+            self._put(error)
+
+    def _put(self, event: Event | Exception) -> None:
+        self._arrived.append(event)
+        self._news.set()
+
+    async def wait(self, pause_s: float) -> bool:
+        """Wait until there is something to take, or for `pause_s`."""
+        if not self._arrived:
+            self._news.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), None if math.isinf(pause_s) else pause_s)
+        return True
+
+    def take(self) -> Event | None:
+        """What has arrived, oldest first, or None.
+
+        Raises:
+            Exception: What the events ended with.
+        """
+        if not self._arrived:
+            return None
+        event = self._arrived.popleft()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def aclose(self) -> None:
+        """Close the events, and wait until they are."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+
+def encode_event(event: Event) -> bytes:
+    """One event as bytes; empty for pieces of text, which no model here sends yet."""
+    if isinstance(event, Answered):
+        return _framed("answer", event.answer.id, native.encode_answer(event.answer))
+    if isinstance(event, Revised):
+        return _framed("revise", event.answer.id, native.encode_answer(event.answer))
+    if isinstance(event, Token):
+        return b""
+    # A client that comes back behind "done" is told to stop; behind "pending" it may go on waiting.
+    return _framed("done", event.id, encode_done(event), "pending" if event.pending else "done")
+
+
+def encode_done(event: Done) -> bytes:
+    """The data of "done"."""
+    return _encoder.encode(DoneBody(event.id, event.pending))
+
+
+def encode_fault(fault: Fault, request_id: str) -> bytes:
+    """The event that ends a stream which cannot go on; its data is a native error."""
+    return _framed("error", request_id, fault.body(""))
+
+
+def _framed(name: str, request_id: str, data: bytes, word: str = "") -> bytes:
+    return b"event: %s\nid: %s/%s\ndata: %s\n\n" % (name.encode(), request_id.encode(), (word or name).encode(), data)
+
+
+def has_seen_all(headers: Headers, request_id: str) -> bool:
+    """Whether a client that comes back has already been told that nothing more will come."""
+    return headers.get(b"last-event-id", b"") == f"{request_id}/done".encode()
+
+
+class EventStreams:
+    """Answers in server-sent events.
+
+    Args:
+        updates: Where owed updates are waited for.
+        count: Told of each first answer.
+        keep_alive_s: Seconds of silence after which a comment is sent.
+        send_timeout_s: Seconds that a client may take to read what it was sent.
+    """
+
+    def __init__(
+        self,
+        updates: Updates,
+        count: Count,
+        *,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+    ) -> None:
+        self._updates = updates
+        self._count = count
+        self._keep_alive_s = keep_alive_s
+        self._send_timeout_s = send_timeout_s
+
+    async def predict(
+        self, served: Served, request: Request, headers: Headers, gate: Gate, receive: Receive, send: Send
+    ) -> None:
+        """Answer one request; a slot is held until its first answer, whose facts are headers too.
+
+        Raises:
+            ClientGoneError: The client left; before the first answer its work was cancelled.
+            Exception: What the service raises before its first answer.
+        """
+        telling = told(asked(served, request, self._updates, self._count), gate.drain, pause_s=self._keep_alive_s)
+        await unless_client_leaves(receive, self._tell(telling, gate.slots, request.id, headers, send))
+
+    async def kept(
+        self, answer: Answer, tenant: str, headers: Headers, drain: Drain, wait_s: float, receive: Receive, send: Send
+    ) -> None:
+        """Tell a kept answer and, within `wait_s`, its update.
+
+        Raises:
+            ClientGoneError: The client left.
+        """
+        telling = told(kept(self._updates, tenant, answer, wait_s), drain, pause_s=self._keep_alive_s)
+        await unless_client_leaves(receive, self._tell(telling, nullcontext(), answer.id, headers, send))
+
+    async def _tell(
+        self,
+        told: AsyncGenerator[Event | None, None],
+        slot: AbstractContextManager[None],
+        request_id: str,
+        headers: Headers,
+        send: Send,
+    ) -> None:
+        async with aclosing(told) as telling:
+            with slot:
+                first = await _first(telling)
+            try:
+                await self._start(first, headers, send)
+                async for event in telling:
+                    await self._send(send, _KEEP_ALIVE if event is None else encode_event(event))
+            except asyncio.CancelledError:
+                # By the server's end, or by a client who left and hears nothing of this. What was begun as an answer
+                # cannot end as an error of HTTP, which is what raising would make of it.
+                await self._break_off(_shutting_down(), request_id, send)
+            except ClientGoneError:
+                raise
+            except Exception as error:
+                await self._break_off(fault_of(error), request_id, send)
+            else:
+                await self._send(send, b"", more=False)
+
+    async def _start(self, first: Event, headers: Headers, send: Send) -> None:
+        facts = answer_headers(first.answer) if isinstance(first, Answered) else ()
+        lines = [
+            (b"content-type", CONTENT_TYPE),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # else nginx keeps events back
+            *facts,
+            *trace_headers(headers),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": lines})
+        await self._send(send, encode_event(first))
+
+    async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        """Send a piece.
+
+        Raises:
+            ClientGoneError: The client does not read.
+        """
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+        except TimeoutError:
+            raise ClientGoneError from None
+
+    async def _break_off(self, fault: Fault, request_id: str, send: Send) -> None:
+        await self._send(send, encode_fault(fault, request_id))
+        await self._send(send, b"", more=False)
+
+
+async def _first(telling: AsyncIterator[Event | None]) -> Event:
+    """The first event that has something to tell."""
+    async for event in telling:
+        if event is not None and not isinstance(event, Token):
+            return event
+    raise RuntimeError("A stream of events ended before it began.")
+
+
+def _shutting_down() -> Fault:
+    return Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")

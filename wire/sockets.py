@@ -1,0 +1,36 @@
+"""uvicorn's WebSocket protocol, with an end of service that lets answers out, and an end for clients that do not read.
+
+Owns what happens below the application; messages and close codes are `stream`'s.
+"""
+
+from __future__ import annotations
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+"""The largest message; parts of one lie in memory before anybody counts them. A larger one closes with 1009."""
+
+PING_EVERY_S = 20.0
+PING_TIMEOUT_S = 20.0
+"""A client that does not answer a ping in that time is gone."""
+
+_CLOSE_S = 10.0
+"""Seconds that bytes already written get to leave after the application has ended the connection."""
+
+
+class StreamProtocol(WebSocketsSansIOProtocol):
+    """One WebSocket."""
+
+    def shutdown(self) -> None:
+        """Service ends: an open connection is closed by the application, which the end of service was told to.
+
+        uvicorn would close it with 1012 at once, in the middle of its answers.
+        """
+        if not self.handshake_complete or self.close_sent:
+            super().shutdown()
+
+    async def run_asgi(self) -> None:
+        """Run the application; what a client has not read some time later is dropped with its connection."""
+        await super().run_asgi()
+        if not self.disconnected:
+            self.loop.call_later(_CLOSE_S, self.transport.abort)

@@ -1,0 +1,403 @@
+"""`WS /v1/stream`: many requests in flight on one WebSocket, each told as it is answered.
+
+Owns the messages and the life of a connection; requests are answered by the service, and each passes the same gate as
+one over HTTP. Messages are JSON in text frames. A client sends::
+
+    {"type": "predict", …the fields of POST /v1/predict, "traceparent"}      "traceparent" is optional
+    {"type": "cancel", "id"}                                                  of an id not in flight does nothing
+
+and is told, each with the request's id::
+
+    {"type": "answer", …an answer}   {"type": "revise", …an answer}
+    {"type": "done", "id", "pending"}   {"type": "error", "id", "error": {"code", "message", "field", "remedy"}}
+
+Every request ends with one "done" or one "error". An error without an id belongs to a message whose id cannot be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from edgewise import tracing
+from edgewise.contracts import Answered, Done, Event, Request, Revised, Served
+from edgewise.errors import RequestError
+from edgewise.wire import native
+from edgewise.wire.admission import Gate
+from edgewise.wire.catalog import Catalog
+from edgewise.wire.events import Count, Updates, asked, encode_done, is_settled, told
+from edgewise.wire.faults import Fault, fault_of
+from edgewise.wire.http import Headers, Message, Receive, Scope, Send
+from edgewise.wire.parsing import checked_id, decode_json
+
+PATH = "/v1/stream"
+
+_NORMAL, _GOING_AWAY, _NO_TEXT, _POLICY, _TOO_BIG = 1000, 1001, 1003, 1008, 1009  # RFC 6455, section 7.4.1
+
+
+class StreamLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one connection may ask.
+
+    Attributes:
+        max_message_bytes: The largest message; a larger one closes the connection.
+        max_in_flight: The most requests of one connection that wait for their first answer; one more is told to come
+            back.
+        max_bad_messages: The most messages in a row that cannot be read; one more closes the connection.
+        idle_s: Seconds without a message and without a request in flight after which the connection is closed.
+        send_timeout_s: Seconds that a client may take to read what it was sent.
+    """
+
+    max_message_bytes: int
+    max_in_flight: int = 128
+    max_bad_messages: int = 10
+    idle_s: float = 300.0
+    send_timeout_s: float = 10.0
+
+
+class PredictMessage(native.PredictRequest, frozen=True, kw_only=True, tag_field="type", tag="predict"):
+    """A request; `traceparent` stands for the header of HTTP."""
+
+    traceparent: str | None = None
+
+
+class CancelMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="cancel"):
+    """The end of a request whose answer nobody waits for any more."""
+
+    id: str
+
+
+ClientMessage: TypeAlias = PredictMessage | CancelMessage
+
+
+class _AnyMessage(msgspec.Struct, frozen=True):
+    """What can be read of a message that is none of ours."""
+
+    id: str = ""
+
+
+class ErrorMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="error"):
+    """What went wrong with a request, or with a message."""
+
+    id: str = ""
+    error: native.ErrorDetail
+
+
+class _Close(NamedTuple):
+    """How a connection ends."""
+
+    code: int
+    reason: str
+
+
+class _SlowReaderError(Exception):
+    """The client does not read what it is sent."""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_any_decoder = msgspec.json.Decoder(_AnyMessage)
+_FIELDS = ("type", *PredictMessage.__struct_fields__)
+
+
+def decode_message(data: bytes) -> ClientMessage:
+    """Read one message of a client.
+
+    Raises:
+        RequestError: It is none; names the field.
+    """
+    return decode_json(data, _decoder, _FIELDS)
+
+
+def id_of(data: bytes) -> str:
+    """The id in a message that cannot be used, or "" where there is none that could be one."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestError):
+        return checked_id(_any_decoder.decode(data).id)
+    return ""
+
+
+def encode_event(event: Event) -> bytes:
+    """One event as a message; empty for pieces of text, which no model here sends yet."""
+    if isinstance(event, Answered):
+        return _typed("answer", native.encode_answer(event.answer))
+    if isinstance(event, Revised):
+        return _typed("revise", native.encode_answer(event.answer))
+    return _typed("done", encode_done(event)) if isinstance(event, Done) else b""
+
+
+def encode_fault(fault: Fault, request_id: str) -> bytes:
+    """An error as a message."""
+    detail = native.ErrorDetail(fault.code, fault.message, fault.field, fault.remedy)
+    return _encoder.encode(ErrorMessage(id=request_id, error=detail))
+
+
+def _typed(kind: str, body: bytes) -> bytes:
+    """The body of HTTP, an object that is not empty, with its type in front."""
+    return b'{"type":"%s",%s' % (kind.encode(), body[1:])
+
+
+class Streams:
+    """Serves WebSockets.
+
+    Args:
+        catalog: The models that are served now.
+        updates: Where owed updates are waited for.
+        count: Told of each first answer.
+        on_fault: Told of each error before it is sent.
+        new_id: Makes the id of a request that brings none.
+        max_budget_ms: The largest budget, in milliseconds.
+        limits: What one connection may ask.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        updates: Updates,
+        count: Count,
+        on_fault: Callable[[Fault], None],
+        new_id: Callable[[], str],
+        max_budget_ms: float,
+        limits: StreamLimits,
+    ) -> None:
+        self.catalog = catalog
+        self.updates = updates
+        self.count = count
+        self.on_fault = on_fault
+        self.new_id = new_id
+        self.max_budget_ms = max_budget_ms
+        self.limits = limits
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, tenant: str, gate: Gate) -> None:
+        """Serve one connection until it ends.
+
+        Raises:
+            Fault: There is no WebSocket at this path; nothing was accepted.
+        """
+        if scope["path"] != PATH:
+            raise Fault(404, "not_found", "There is no WebSocket at this path.", remedy=f"Open {PATH}.")
+        await receive()
+        await send({"type": "websocket.accept"})
+        await _Connection(self, Headers(scope), receive, send, tenant, gate).run()
+
+
+class _Asked:
+    """A request in flight: its task, and whether its first answer was told."""
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self.task = task
+        self.first: Answered | None = None
+
+
+class _Connection:
+    """One open WebSocket."""
+
+    def __init__(
+        self, streams: Streams, headers: Headers, receive: Receive, send: Send, tenant: str, gate: Gate
+    ) -> None:
+        self._streams = streams
+        self._limits = streams.limits
+        self._traceparent = headers.get(b"traceparent")
+        self._receive = receive
+        self._send = send
+        self._tenant = tenant
+        self._gate = gate
+        self._asked: dict[str, _Asked] = {}
+        self._unanswered = 0
+        self._bad_messages = 0
+        self._stuck = asyncio.Event()
+
+    async def run(self) -> None:
+        """Take messages until the connection ends, whoever ends it; nothing of it goes on afterwards."""
+        end: _Close | None = None
+        try:
+            end = await self._take_messages()
+        except asyncio.CancelledError:
+            # The server's last word after a drain; this task ends here, with a close that the client understands.
+            end = _Close(_GOING_AWAY, "the service is shutting down")
+        except _SlowReaderError:
+            end = None
+        finally:
+            await self._cancel_all()
+        if end is not None:
+            with suppress(_SlowReaderError):
+                await self._write({"type": "websocket.close", "code": end.code, "reason": end.reason})
+
+    async def _take_messages(self) -> _Close | None:
+        """Take one message after the other; how to close, or None where nobody listens any more."""
+        draining = asyncio.create_task(self._gate.drain.race(asyncio.Event().wait()))
+        stuck = asyncio.create_task(self._stuck.wait())
+        incoming = self._next_message()
+        try:
+            while True:
+                watched: set[asyncio.Task[Any]] = {incoming, stuck}
+                watched |= {asked.task for asked in self._asked.values()} if draining.done() else {draining}
+                timeout_s = None if draining.done() else self._limits.idle_s
+                done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                if stuck.done():
+                    return None
+                if incoming.done():
+                    message = incoming.result()
+                    if message["type"] == "websocket.disconnect":
+                        return None
+                    end = await self._take(message)
+                    if end is not None:
+                        return end
+                    incoming = self._next_message()
+                if draining.done() and not self._asked:
+                    return _Close(_GOING_AWAY, "the service is shutting down")
+                if not done and not self._asked:
+                    return _Close(_NORMAL, "idle")
+        finally:
+            for task in (draining, stuck, incoming):
+                task.cancel()
+
+    def _next_message(self) -> asyncio.Task[Message]:
+        async def receive() -> Message:
+            return await self._receive()
+
+        return asyncio.create_task(receive())
+
+    async def _take(self, message: Message) -> _Close | None:
+        """Act on one message; how to close where it must not go on."""
+        text = message.get("text")
+        if text is None:
+            return _Close(_NO_TEXT, "send JSON in text frames")
+        data = text.encode()
+        if len(data) > self._limits.max_message_bytes:
+            return _Close(_TOO_BIG, f"a message is larger than {self._limits.max_message_bytes} bytes")
+        try:
+            sent = decode_message(data)
+        except RequestError as error:
+            return await self._bad_message(error, data)
+        self._bad_messages = 0
+        try:
+            await self._act(sent, len(data))
+        except (RequestError, Fault) as error:
+            await self._refuse(fault_of(error), sent.id or "")
+        return None
+
+    async def _bad_message(self, error: RequestError, data: bytes) -> _Close | None:
+        await self._refuse(fault_of(error), id_of(data))
+        self._bad_messages += 1
+        if self._bad_messages > self._limits.max_bad_messages:
+            return _Close(_POLICY, "too many messages that cannot be read")
+        return None
+
+    async def _act(self, message: ClientMessage, size: int) -> None:
+        if isinstance(message, CancelMessage):
+            await self._cancel(message.id)
+            return
+        now_s = time.monotonic()
+        streams = self._streams
+        request = native.request_of(
+            message, tenant=self._tenant, new_id=streams.new_id, max_budget_ms=streams.max_budget_ms, arrived_s=now_s
+        )
+        self._check(request.id, now_s)
+        catalog = streams.catalog
+        served = catalog.default() if message.model is None else catalog.named(message.model, field="model")
+        self._gate.room.take(size)
+        parent = self._traceparent if message.traceparent is None else message.traceparent.encode("ascii", "replace")
+        task = asyncio.create_task(self._answer(served, request, parent))
+        self._asked[request.id] = _Asked(task)
+        self._unanswered += 1
+        # Not the task's own business: one that is cancelled before it begins never runs.
+        task.add_done_callback(lambda _: self._forget(request.id, size))
+
+    def _check(self, request_id: str, now_s: float) -> None:
+        """Let one more request in.
+
+        Raises:
+            RequestError: Its id is in flight already.
+            Fault: There are too many, or service ends.
+        """
+        if request_id in self._asked:
+            raise RequestError("id", f"id: {request_id} is in flight on this connection.", "Send another id.")
+        if self._gate.drain.has_begun:
+            raise Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
+        if self._unanswered >= self._limits.max_in_flight:
+            raise Fault(
+                429,
+                "too_many_requests",
+                f"{self._unanswered} requests of this connection wait for their answer already.",
+                remedy="Wait for one.",
+            )
+        self._gate.admit(self._tenant, now_s)
+
+    def _forget(self, request_id: str, size: int) -> None:
+        self._gate.room.give(size)
+        if self._asked.pop(request_id).first is None:
+            self._unanswered -= 1
+
+    async def _answer(self, served: Served, request: Request, parent: bytes | None) -> None:
+        try:
+            with tracing.span("request", kind="server", parent=parent) as span:
+                await self._tell(served, request, span)
+        except _SlowReaderError:
+            self._stuck.set()
+        except Exception as error:  # whatever a service raises, the client is told, and the connection stays
+            with suppress(_SlowReaderError):
+                await self._refuse(fault_of(error), request.id)
+
+    async def _tell(self, served: Served, request: Request, span: tracing.Span) -> None:
+        streams = self._streams
+        events = asked(served, request, streams.updates, streams.count)
+        async with aclosing(told(events, self._gate.drain)) as telling:
+            with self._gate.slots:
+                first = await anext(telling)
+            if isinstance(first, Answered):
+                self._asked[request.id].first = first
+                self._unanswered -= 1
+                span.set("edgewise.source", first.answer.source)
+                span.set("edgewise.reason", first.answer.decision.reason)
+                span.set("edgewise.status", first.answer.status)
+            await self._say(first)
+            async for event in telling:
+                await self._say(event)
+
+    async def _cancel(self, request_id: str) -> None:
+        asked_for = self._asked.get(request_id)
+        if asked_for is None:
+            return
+        asked_for.task.cancel()
+        await asyncio.wait({asked_for.task})
+        if not asked_for.task.cancelled():
+            return  # it ended by itself in the meantime, and said so
+        if asked_for.first is None:
+            await self._refuse(Fault(499, "cancelled", "The request was cancelled, as asked for."), request_id)
+        else:
+            await self._say(Done(request_id, pending=not is_settled(asked_for.first.answer)))
+
+    async def _cancel_all(self) -> None:
+        tasks = [asked.task for asked in self._asked.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _refuse(self, fault: Fault, request_id: str) -> None:
+        self._streams.on_fault(fault)
+        await self._write({"type": "websocket.send", "text": encode_fault(fault, request_id).decode()})
+
+    async def _say(self, event: Event | None) -> None:
+        data = b"" if event is None else encode_event(event)
+        if data:
+            await self._write({"type": "websocket.send", "text": data.decode()})
+
+    async def _write(self, message: Message) -> None:
+        """Send a message; one to a client who has left is dropped.
+
+        Raises:
+            _SlowReaderError: The client does not read.
+        """
+        try:
+            async with asyncio.timeout(self._limits.send_timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            raise _SlowReaderError from None
+        except OSError:  # the server's word for a client who has left; the next message says so
+            return
