@@ -104,9 +104,10 @@ class Backlog:
             self._pause(item, now + min(self._retry_s * 2.0 ** min(item.attempts, 64), _LONGEST_PAUSE_S))
 
     def put_back(self, key: Key, now: float) -> None:
-        """Asking brought nothing, and that was not for the item: it pauses for the shortest time."""
+        """Asking brought nothing, most likely not for the item: it pauses for the shortest time, and lets others pass."""
         item = self._items.get(key)
         if item is not None:
+            item.number = self._number()
             self._pause(item, now + self._retry_s)
 
     def idle(self, key: Key) -> None:

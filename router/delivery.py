@@ -125,6 +125,8 @@ class Deliveries:
             raise _id_taken(request)
         goes_on = call is not None and not _failed(call)
         self._put(request, provisional, busy=goes_on)
+        if call is not None and not goes_on:
+            self._pause(request)
         self._instruments.provisional.inc("sent")
         self._show_open()
         if call is None or not goes_on:
@@ -184,8 +186,12 @@ class Deliveries:
         try:
             return await self._settle(request, _reply_of(call), provisional)
         finally:
-            self._backlog.idle((request.tenant, request.id))
+            self._pause(request)
             self.tend()
+
+    def _pause(self, request: Request) -> None:
+        """Its own call brought nothing just now: a moment later is soon enough to ask again, if it is still owed."""
+        self._backlog.put_back((request.tenant, request.id), self._clock.monotonic())
 
     # What is owed so far
 
@@ -198,8 +204,10 @@ class Deliveries:
                 await asyncio.sleep(self._cloud.seconds_to_probe())
                 await self._probe()
             elif not self._start_some():
+                # Not wait_for: where it is woken and cancelled at once, Python 3.11's forgets that it was cancelled.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._seconds_to_look())
+                    async with asyncio.timeout(self._seconds_to_look()):
+                        await self._wake.wait()
 
     async def _probe(self) -> None:
         """Try the cloud out with an owed request: nothing else proves that it predicts again.

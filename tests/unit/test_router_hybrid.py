@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 
 import msgspec
 import numpy as np
@@ -119,7 +120,7 @@ class DictStore:
         return list(self.owed.values())[:limit]
 
     def debts(self):
-        return [Debt(request.tenant, request.id, request.session, 0.0) for request in self.owed.values()]
+        return [Debt(request.tenant, request.id, request.session, time.time()) for request in self.owed.values()]
 
     def request(self, tenant, request_id):
         return self.owed.get((tenant, request_id))
