@@ -20,7 +20,7 @@ _REMEDY = "Try again after the seconds in retry-after."
 
 
 class Places:
-    """A limited number of places, each held for the length of a `with` block.
+    """A limited number of places, each held for the length of a `with` block, or from `take` to `give`.
 
     Args:
         limit: How many there are.
@@ -41,14 +41,26 @@ class Places:
         if self.taken >= self._limit:
             raise Fault(429, "too_many_requests", f"{self.taken} {self._holders} already.", remedy=_REMEDY)
 
-    def __enter__(self) -> None:
-        """Take a place.
+    def take(self) -> None:
+        """Take a place; whoever takes it gives it back.
 
         Raises:
             Fault: None is free.
         """
         self.check()
         self.taken += 1
+
+    def give(self) -> None:
+        """Give a place back."""
+        self.taken -= 1
+
+    def __enter__(self) -> None:
+        """Take a place.
+
+        Raises:
+            Fault: None is free.
+        """
+        self.take()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,6 +1,6 @@
-"""Putting requests to a service: at once where it knows the answer, else while somebody watches that the client stays.
+"""Putting requests to a service: an answer at once where it knows one, else the work that brings it.
 
-Owns how many answers are counted and timed, and that no work goes on for a client who left.
+Owns how answers are counted and timed; who waits for the work, and until when, is the door's business.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from edgewise import telemetry
 from edgewise.contracts import Answer, AnswerService, Request, answer
 from edgewise.telemetry import Metrics
-from edgewise.wire.http import Receive, unless_client_leaves
+
+Work: TypeAlias = Coroutine[Any, Any, Answer]
+"""Brings an answer; must be awaited or closed."""
 
 
 class Asking:
@@ -27,54 +30,65 @@ class Asking:
         self._requests = metrics.counter(*telemetry.REQUESTS)
         self._seconds = metrics.histogram(*telemetry.REQUEST_SECONDS)
 
-    async def one(self, service: AnswerService, request: Request, receive: Receive) -> Answer:
-        """The first whole answer to a request.
-
-        Args:
-            service: Whom to ask.
-            request: What.
-            receive: Tells that the client left, after its whole body was read.
-
-        Raises:
-            ClientGoneError: It left; the work was cancelled and has ended.
-            Exception: Whatever the service raises.
-        """
-        started = time.perf_counter()
+    def one(self, service: AnswerService, request: Request) -> Answer | Work:
+        """The first whole answer to a request, or the work that brings it. Both raise what the service raises."""
+        started_s = time.perf_counter()
         found = _respond(service, request)
         if not isinstance(found, Answer):
-            found = await unless_client_leaves(receive, found)
-        self._count(found, started)
+            return self._awaited(found, started_s)
+        self.count(found, started_s)
         return found
 
-    async def all(self, service: AnswerService, requests: Sequence[Request], receive: Receive) -> list[Answer]:
-        """The answers to all requests, asked at once; the first that fails cancels the others. Raises as `one`."""
+    def all(
+        self, service: AnswerService, requests: Sequence[Request]
+    ) -> list[Answer] | Coroutine[Any, Any, list[Answer]]:
+        """The answers to all requests, asked at once, or the work that brings them; the first that fails cancels it."""
         if len(requests) == 1:
-            return [await self.one(service, requests[0], receive)]
-        return await unless_client_leaves(receive, self._gathered(service, requests))
+            found = self.one(service, requests[0])
+            return [found] if isinstance(found, Answer) else _listed(found)
+        return self._gathered(service, requests)
+
+    def count(self, found: Answer, started_s: float) -> None:
+        """Count an answer that was asked for at `started_s`, in seconds of `perf_counter`."""
+        self._seconds.observe(time.perf_counter() - started_s, found.source.value)
+        self._requests.inc(found.source.value, found.decision.reason.value, found.status.value)
 
     async def _gathered(self, service: AnswerService, requests: Sequence[Request]) -> list[Answer]:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._waited(service, request)) for request in requests]
+                found = [self._begun(group, service, request) for request in requests]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return [one if isinstance(one, Answer) else one.result() for one in found]
 
-    async def _waited(self, service: AnswerService, request: Request) -> Answer:
-        started = time.perf_counter()
+    def _begun(
+        self, group: asyncio.TaskGroup, service: AnswerService, request: Request
+    ) -> Answer | asyncio.Task[Answer]:
+        started_s = time.perf_counter()
         found = _respond(service, request)
-        if not isinstance(found, Answer):
-            found = await found
-        self._count(found, started)
+        if isinstance(found, Answer):
+            self.count(found, started_s)
+            return found
+        task = group.create_task(found)
+        task.add_done_callback(partial(self._count_task, started_s))
+        return task
+
+    def _count_task(self, started_s: float, task: asyncio.Task[Answer]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.count(task.result(), started_s)
+
+    async def _awaited(self, work: Work, started_s: float) -> Answer:
+        found = await work
+        self.count(found, started_s)
         return found
 
-    def _count(self, found: Answer, started: float) -> None:
-        self._seconds.observe(time.perf_counter() - started, found.source.value)
-        self._requests.inc(found.source.value, found.decision.reason.value, found.status.value)
 
-
-def _respond(service: AnswerService, request: Request) -> Answer | Coroutine[Any, Any, Answer]:
+def _respond(service: AnswerService, request: Request) -> Answer | Work:
     """As `PromptService.respond`, also of a service that has only streams."""
     respond = getattr(service, "respond", None)
-    found: Answer | Coroutine[Any, Any, Answer] = answer(service, request) if respond is None else respond(request)
+    found: Answer | Work = answer(service, request) if respond is None else respond(request)
     return found
+
+
+async def _listed(work: Work) -> list[Answer]:
+    return [await work]

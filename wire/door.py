@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,24 +19,28 @@ import msgspec
 from edgewise import telemetry, tracing
 from edgewise.contracts import AnswerStore, Request, Served, new_id
 from edgewise.telemetry import Metrics
-from edgewise.wire import native, oip
+from edgewise.wire import oip
 from edgewise.wire.accesslog import TENANT, observe
 from edgewise.wire.admission import Gate, Places, Rates
 from edgewise.wire.asking import Asking
-from edgewise.wire.catalog import Catalog, Models, infer_path
-from edgewise.wire.facts import answer_headers
+from edgewise.wire.catalog import Catalog, Models
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import (
+    AsgiApp,
     ClientGoneError,
     Headers,
     Receive,
+    Reply,
     Scope,
     Send,
+    check_body,
     header,
     read_body,
     reply,
     trace_headers,
+    unless_client_leaves,
 )
+from edgewise.wire.inference import PREDICT, Hot, Inference
 from edgewise.wire.keys import ApiKeys, Hosts
 from edgewise.wire.pages import Pages
 from edgewise.wire.parsing import DEFAULT_MAX_BUDGET_MS
@@ -45,7 +49,6 @@ GATE = "edgewise.gate"
 """Where the door leaves its `Gate` in the scope of a WebSocket."""
 
 _ALIVE = b'{"status":"alive"}'
-_PREDICT = "/v1/predict"
 _ANSWERS = "/v1/answers/"
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key; `/v2/models/…/ready` is the other kind."""
@@ -171,12 +174,10 @@ class FrontDoor:
         posts: Mapping[str, PostHandler],
         access_log: bool,
     ) -> None:
-        self._catalog = catalog
         self._metrics = metrics
         self._keys = keys
         self._limits = limits
         self._lifespan = lifespan
-        self._new_id = new_id
         self._stream = stream
         self._events = events
         self._writes = access_log
@@ -185,10 +186,12 @@ class FrontDoor:
         room_bytes = max(limits.max_buffered_bytes, limits.max_body_bytes)
         self._gate = Gate(limits.max_concurrency, room_bytes, rates)
         self._streams = Places(limits.max_streams, "streams are open")
-        self._asking = Asking(metrics)
+        self._inference = Inference(
+            catalog, Asking(metrics), new_id, max_items=limits.max_items, max_budget_ms=limits.max_budget_ms
+        )
         self._errors = metrics.counter(*telemetry.REQUEST_ERRORS)
         self._in_flight_gauge = metrics.gauge(*telemetry.IN_FLIGHT)
-        self._hot: dict[str, PostHandler] = {_PREDICT: self._predict, **posts}
+        self._posts = posts
         self._pages = Pages(
             catalog,
             answers=answers,
@@ -216,41 +219,114 @@ class FrontDoor:
         else:
             await self._serve_stream(scope, receive, send)
 
+    def at_once(self, scope: Scope, body: bytes) -> Reply | AsgiApp | None:
+        """Answer a small request whose body is here without making a task, where that takes no waiting.
+
+        Returns:
+            The reply; or the application that goes on with this request; or None: it is one for `__call__`.
+        """
+        hot = None if self._writes or tracing.on() else self._inference.at(scope["path"])
+        headers = Headers(scope)
+        if hot is None or scope["method"] != "POST" or self._wants_events(headers):
+            return None
+        try:
+            tenant = self._admit(scope, headers)
+            check_body(headers, self._limits.max_body_bytes)
+            found = hot(body, tenant, headers)
+        except Exception as error:  # as in `_serve_http`
+            return self._failed(fault_of(error), scope["path"], headers)
+        if isinstance(found, Reply):
+            return found
+        self._gate.slots.take()  # there is one: nothing has run since `_admit`
+        return partial(self._go_on, found, headers)
+
+    async def _go_on(
+        self, work: Coroutine[Any, Any, Reply], headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Send the reply that `work` brings; its slot is taken already."""
+        await self._guarded(self._finish(work, receive, send), scope, send, headers)
+
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope)
+        hot = self._inference.at(scope["path"])
+        post = self._posts.get(scope["path"])
+        if hot is None and post is None:
+            work = self._serve_rest(scope, receive, send, headers)
+        else:
+            work = self._serve_post(hot, post, scope, receive, send, headers)
+        await self._guarded(work, scope, send, headers)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None], scope: Scope, send: Send, headers: Headers) -> None:
+        """Await `work`; whatever it raises, the client gets a body and never a traceback."""
         try:
-            hot = self._hot.get(scope["path"]) or self._infer_at(scope["path"])
-            if hot is None:
-                await self._serve_rest(scope, receive, send, headers)
-            else:
-                await self._serve_hot(hot, scope, receive, send, headers)
+            await work
         except ClientGoneError as gone:
             self._count_fault(gone)
         except asyncio.CancelledError:
             fault = Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
-            await self._send_fault(fault, scope["path"], headers, send)
+            await _send(self._failed(fault, scope["path"], headers), send)
             raise
-        except Exception as error:  # whatever a service raises, the client gets a body and never a traceback
-            await self._send_fault(fault_of(error), scope["path"], headers, send)
+        except Exception as error:  # of any service
+            await _send(self._failed(fault_of(error), scope["path"], headers), send)
 
-    async def _serve_hot(self, hot: PostHandler, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        tenant = scope[TENANT] = self._tenant(headers)
+    async def _serve_post(
+        self,
+        hot: Hot | None,
+        post: PostHandler | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+    ) -> None:
+        limits, room = self._limits, self._gate.room
         if scope["method"] != "POST":
             raise Fault(405, "method_not_allowed", "The method does not fit the path.", headers={"allow": "POST"})
-        gate, limits = self._gate, self._limits
-        gate.admit(tenant, headers.arrived_s)  # nobody sends a body in vain
+        tenant = self._admit(scope, headers)  # nobody sends a body in vain
         body = await read_body(
-            scope,
-            receive,
-            headers,
-            max_bytes=limits.max_body_bytes,
-            timeout_s=limits.body_timeout_s,
-            room=gate.room,
+            scope, receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s, room=room
         )
         try:
-            await hot(body, tenant, headers, receive, send)
+            if post is not None:
+                with self._gate.slots:
+                    await post(body, tenant, headers, receive, send)
+            elif scope["path"] == PREDICT and self._wants_events(headers):
+                await self._send_events(body, tenant, headers, receive, send)
+            elif hot is not None:
+                await self._send_answer(hot, body, tenant, headers, receive, send)
         finally:
-            gate.room.give(len(body))
+            room.give(len(body))
+
+    async def _send_answer(
+        self, hot: Hot, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send
+    ) -> None:
+        self._gate.slots.check()
+        found = hot(body, tenant, headers)
+        if isinstance(found, Reply):
+            await _send(found, send)
+        else:
+            self._gate.slots.take()  # there is one: nothing has run since it was checked
+            await self._finish(found, receive, send)
+
+    async def _finish(self, work: Coroutine[Any, Any, Reply], receive: Receive, send: Send) -> None:
+        try:
+            found = await unless_client_leaves(receive, work)
+        finally:
+            self._gate.slots.give()
+        await _send(found, send)
+
+    async def _send_events(self, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send) -> None:
+        if self._events is not None:
+            served, request = self._inference.request(body, tenant, headers)
+            with self._streams:
+                await self._events(served, request, headers, self._gate, receive, send)
+
+    def _wants_events(self, headers: Headers) -> bool:
+        return self._events is not None and b"text/event-stream" in headers.get(b"accept", b"")
+
+    def _admit(self, scope: Scope, headers: Headers) -> str:
+        tenant = scope[TENANT] = self._tenant(headers)
+        self._gate.admit(tenant, headers.arrived_s)
+        return tenant
 
     async def _serve_rest(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         path = scope["path"]
@@ -288,64 +364,10 @@ class FrontDoor:
             self._hosts.check(headers)
         return self._keys.tenant(headers)
 
-    def _infer_at(self, path: str) -> PostHandler | None:
-        name = infer_path(path)
-        return None if name is None else partial(self._infer, *name)
-
-    async def _predict(self, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send) -> None:
-        request, model = native.decode_request(
-            body,
-            tenant=tenant,
-            new_id=self._new_id,
-            max_budget_ms=self._limits.max_budget_ms,
-            arrived_s=headers.arrived_s,
-        )
-        served = self._catalog.default() if model is None else self._catalog.named(model, field="model")
-        if self._events is not None and b"text/event-stream" in headers.get(b"accept", b""):
-            with self._streams:
-                await self._events(served, request, headers, self._gate, receive, send)
-            return
-        with self._gate.slots:
-            found = await self._asking.one(served.service, request, receive)
-        await reply(send, 200, native.encode_answer(found), headers=(*answer_headers(found), *trace_headers(headers)))
-
-    async def _infer(
-        self,
-        name: str,
-        version: str | None,
-        body: bytes,
-        tenant: str,
-        headers: Headers,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        served = self._catalog.named(name, version)
-        if b"inference-header-content-length" in headers:
-            raise Fault(
-                400,
-                "invalid_request",
-                "The binary tensor extension is not spoken here.",
-                field="inference-header-content-length",
-                remedy="Send the tensors as JSON.",
-            )
-        call = oip.decode_infer_request(
-            body,
-            served.info,
-            tenant=tenant,
-            new_id=self._new_id,
-            max_items=self._limits.max_items,
-            max_budget_ms=self._limits.max_budget_ms,
-        )
-        with self._gate.slots:
-            found = await self._asking.all(served.service, call.requests, receive)
-        facts = answer_headers(found[0]) if len(found) == 1 else ()
-        encoded = oip.encode_infer_response(served.info, call, found)
-        await reply(send, 200, encoded, headers=[*facts, *trace_headers(headers)])
-
-    async def _send_fault(self, fault: Fault, path: str, headers: Headers, send: Send) -> None:
+    def _failed(self, fault: Fault, path: str, headers: Headers) -> Reply:
         self._count_fault(fault)
-        extra = [header(name.encode(), value) for name, value in fault.headers.items()]
-        await reply(send, fault.status, fault.body(path), headers=[*extra, *trace_headers(headers)])
+        extra = (header(name.encode(), value) for name, value in fault.headers.items())
+        return Reply(fault.status, fault.body(path), (*extra, *trace_headers(headers)))
 
     def _count_fault(self, fault: Fault) -> None:
         self._errors.inc(fault.code)
@@ -368,6 +390,10 @@ class FrontDoor:
             await send({"type": f"lifespan.{stage}.failed", "message": str(error)})
             raise
         await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _send(found: Reply, send: Send) -> None:
+    await reply(send, found.status, found.body, headers=found.headers)
 
 
 def _is_open(path: str) -> bool:

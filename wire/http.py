@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from edgewise.wire.admission import Room
 from edgewise.wire.faults import Fault
@@ -79,11 +79,7 @@ async def read_body(
         Fault: It is larger than `max_bytes`, late, one too many, or encoded in a way that is not read here.
         ClientGoneError: The client left in the middle.
     """
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise Fault(415, "unsupported_encoding", "The body is compressed.", remedy="Send it without content-encoding.")
-    announced = headers.get(b"content-length", b"0")
-    if announced.isdigit():
-        _check_size(int(announced), max_bytes)
+    check_body(headers, max_bytes)
     whole: bytes | None = scope.get(WHOLE_BODY)
     if whole is not None and len(whole) <= max_bytes:
         room.take(len(whole))
@@ -99,6 +95,19 @@ async def read_body(
             remedy="Send it at once, or a smaller one.",
             headers={"connection": "close"},
         ) from None
+
+
+def check_body(headers: Headers, max_bytes: int) -> None:
+    """Find out whether a body that is announced can be read.
+
+    Raises:
+        Fault: It is larger than `max_bytes`, or encoded in a way that is not read here.
+    """
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Fault(415, "unsupported_encoding", "The body is compressed.", remedy="Send it without content-encoding.")
+    announced = headers.get(b"content-length", b"0")
+    if announced.isdigit():
+        _check_size(int(announced), max_bytes)
 
 
 async def _read_pieces(receive: Receive, max_bytes: int, room: Room) -> bytes:
@@ -163,11 +172,33 @@ async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> No
     task.cancel()
 
 
+class Reply(NamedTuple):
+    """One whole response in JSON.
+
+    Attributes:
+        status: The status code.
+        body: The body.
+        headers: Headers besides type and length.
+    """
+
+    status: int
+    body: bytes
+    headers: tuple[Header, ...] = ()
+
+    def lines(self) -> list[Header]:
+        """All headers."""
+        return _lines(JSON, self.body, self.headers)
+
+
+def _lines(content_type: bytes, body: bytes, headers: Iterable[Header]) -> list[Header]:
+    return [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+
+
 async def reply(
     send: Send, status: int, body: bytes, *, content_type: bytes = JSON, headers: Iterable[Header] = ()
 ) -> None:
     """Send one whole response."""
-    lines = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+    lines = _lines(content_type, body, headers)
     start = {"type": "http.response.start", "status": status, "headers": lines, WHOLE_BODY: body}
     if await send(start) is not True:
         await send({"type": "http.response.body", "body": body})

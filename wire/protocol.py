@@ -3,10 +3,12 @@
 Owns what happens before the application hears of a request. httptools has no limit on the head of a request; uvicorn's
 pure-Python protocol, which runs where httptools does not, limits heads by itself and has none of what follows.
 
-Two extensions spare a small request and a whole reply half of what ASGI's messages cost; an application that does not
-know them notices nothing. `scope[WHOLE_BODY]` is the body where all of it was here before the application was
-called. A message "http.response.start" may carry the whole body as `WHOLE_BODY`, and `send` tells by True that it
-was sent.
+Three extensions spare a small request half of what ASGI costs; an application that does not know them notices nothing:
+
+- An application may have `at_once(scope, body)`, which is called when a small request is here, before a task is made
+  for it. It gives the whole reply, or the application that goes on with this request, or None: itself.
+- `scope[WHOLE_BODY]` is the body where all of it was here before the application was called.
+- A message "http.response.start" may carry the whole body as `WHOLE_BODY`; `send` tells by True that it was sent.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from edgewise.wire.http import ARRIVED_S, WHOLE_BODY, Message
+from edgewise.wire.http import ARRIVED_S, WHOLE_BODY, AsgiApp, Header, Message, Reply, Scope
+
+AtOnce: TypeAlias = Callable[[Scope, bytes], Reply | AsgiApp | None]
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line, headers and trailers of one request."""
@@ -58,17 +63,22 @@ class _Cycle(RequestResponseCycle):
         self._send_whole(message["status"], message["headers"], body)
         return True
 
-    def _send_whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        lines = [b"%b: %b\r\n" % pair for pair in (*self.default_headers, *headers)]
-        head = b"".join((STATUS_LINE[status], *lines))
-        # Neither a name nor a value may end its line: what follows would be read as headers, or as a reply of its own.
-        if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:
-            raise RuntimeError("Invalid HTTP header value.")
+    def _send_whole(self, status: int, headers: list[Header], body: bytes) -> None:
+        data = _whole(status, [*self.default_headers, *headers], body)
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
-        self.transport.write(b"%b\r\n%b" % (head, body))
+        self.transport.write(data)
         self.message_event.set()
         self.on_response()
+
+
+def _whole(status: int, headers: Sequence[Header], body: bytes) -> bytes:
+    lines = [b"%b: %b\r\n" % pair for pair in headers]
+    head = b"".join((STATUS_LINE[status], *lines))
+    # Neither a name nor a value may end its line: what follows would be read as headers, or as a reply of its own.
+    if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:
+        raise RuntimeError("Invalid HTTP header value.")
+    return b"%b\r\n%b" % (head, body)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -76,6 +86,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._respond: AtOnce | None = getattr(self.app, "at_once", None)
+        self._early: bytes | None = None
+        """What is here of the body of a request that may be answered at once; None where it has a cycle."""
         self._head_bytes = 0
         self._silent_bytes = 0
         """Received since the parser last said anything: an unfinished header is told only when it ends."""
@@ -94,6 +107,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._silent_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
+        if self._early is not None:
+            self._begin_early(self.app, more_body=True)
         is_answered = self.cycle is None or self.cycle.response_complete
         if self._in_head or (self._in_message and is_answered):
             if self._deadline_s == math.inf:
@@ -101,8 +116,21 @@ class GuardedProtocol(HttpToolsProtocol):
         elif not is_answered:
             self._deadline_s = math.inf  # the application has limits of its own
 
+    def check_deadline(self, now_s: float) -> None:
+        """Close the connection if what it waits for is overdue; `now_s` is the event loop's time.
+
+        The server asks every connection now and then: a timer for each request would cost more than all of this.
+        """
+        if now_s < self._deadline_s:
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:  # the head of a pipelined request: the one before it still waits for its answer
+            self._deadline_s = now_s + HEAD_TIMEOUT_S
+
     def send_400_response(self, msg: str) -> None:
         """Tell a head that is too large from one that is not HTTP."""
+        self._early = None
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse()
         else:
@@ -131,7 +159,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is there: as uvicorn's own, on our cycle."""
+        """The head is there."""
         self._silent_bytes = 0
         self._in_head = False
         if self.parser.should_upgrade() and self._should_upgrade():
@@ -139,11 +167,77 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVED_S] = time.monotonic()
-        scope["http_version"] = version = self.parser.get_http_version()
+        scope["http_version"] = self.parser.get_http_version()
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["raw_path"], scope["query_string"] = _split(self.url)
         path = scope["raw_path"].decode("ascii")
         scope["path"] = unquote(path) if "%" in path else path
+        if self._may_be_answered_at_once():
+            self._early = b""
+        else:
+            self._begin_cycle(self.app)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body; the application limits those."""
+        self._silent_bytes = 0
+        if self._early is None:
+            super().on_body(body)
+            return
+        self._early += body
+        if len(self._early) > HIGH_WATER_LIMIT:
+            self._begin_early(self.app, more_body=True)
+
+    def on_message_complete(self) -> None:
+        """All of the request is here."""
+        self._in_message = False
+        if self._early is not None:
+            self._answer_early(self._early)
+        else:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A reply is sent: begin the next request, or wait for it."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._deadline_s = self.loop.time() + (HEAD_TIMEOUT_S if self._in_message else self.timeout_keep_alive)
+
+    def _may_be_answered_at_once(self) -> bool:
+        return (
+            self._respond is not None
+            and self.scope["method"] == "POST"
+            and self.scope["http_version"] == "1.1"
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+            and self.parser.should_keep_alive()
+        )
+
+    def _answer_early(self, body: bytes) -> None:
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        found = self._respond(scope, body) if self._respond is not None else None
+        if isinstance(found, Reply):
+            self._early = None
+            lines = [*self.server_state.default_headers, *found.lines()]
+            self.transport.write(_whole(found.status, lines, found.body))
+            self.on_response_complete()
+            return
+        scope[WHOLE_BODY] = body
+        self._begin_early(found or self.app, more_body=False)
+
+    def _begin_early(self, app: AsgiApp, *, more_body: bool) -> None:
+        body, self._early = self._early, None
+        self._begin_cycle(app)
+        self.cycle.body += body or b""
+        self.cycle.more_body = more_body
+        self.cycle.message_event.set()
+
+    def _begin_cycle(self, app: AsgiApp) -> None:
+        """As uvicorn does it, with our cycle."""
         previous = self.cycle
         self.cycle = _Cycle(
             scope=self.scope,
@@ -155,50 +249,14 @@ class GuardedProtocol(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            keep_alive=self.scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
         if previous is None or previous.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._start_asgi_task(self.cycle, app)  # type: ignore[arg-type]
         else:  # the one before it on this connection is still being answered
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body; the application limits those."""
-        self._silent_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """All of the request is here."""
-        self._in_message = False
-        super().on_message_complete()
-        cycle = self.cycle
-        if cycle is not None and len(cycle.body) <= HIGH_WATER_LIMIT:
-            self.scope[WHOLE_BODY] = bytes(cycle.body)  # type: ignore[literal-required]
-
-    def on_response_complete(self) -> None:
-        """The reply is sent: begin the next request, or wait for it."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        else:
-            self._deadline_s = self.loop.time() + (HEAD_TIMEOUT_S if self._in_message else self.timeout_keep_alive)
-
-    def check_deadline(self, now_s: float) -> None:
-        """Close the connection if what it waits for is overdue; `now_s` is the event loop's time.
-
-        The server asks every connection now and then: a timer for each request would cost more than all of this.
-        """
-        if now_s < self._deadline_s:
-            return
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-        else:  # the head of a pipelined request: the one before it still waits for its answer
-            self._deadline_s = now_s + HEAD_TIMEOUT_S
+            self.pipeline.appendleft((self.cycle, app))  # type: ignore[arg-type]
 
     def _count(self, size: int) -> None:
         self._silent_bytes = 0

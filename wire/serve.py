@@ -104,6 +104,8 @@ class _Life:
 
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
+        self.at_once = getattr(app, "at_once", None)
+        """What our protocol asks first; see `protocol`."""
         self.error: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
