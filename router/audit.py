@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from edgewise.contracts import AuditLog, AuditVerdict, CloudReply, Output, Reference
 from edgewise.errors import StoreError
@@ -48,7 +50,7 @@ class Draw:
 
     def compared(self, output: Output, score: float | None, reply: CloudReply) -> None:
         """Compare a final local answer with the cloud's; only the certified reference can judge."""
-        if reply.reference != self._reference:
+        if reply.fail_over or reply.reference != self._reference:
             self.missed(score)
             return
         differs = reply.output != output
@@ -82,6 +84,7 @@ class Auditor:
         uniform: Numbers in [0, 1) that no client can foresee.
         instruments: Where verdicts are counted.
         on_verdict: Called after verdicts were put on record; again later where it could not write.
+        lock: Held, and entered again, wherever draws and verdicts are counted and told; None takes one of its own.
     """
 
     def __init__(
@@ -92,12 +95,14 @@ class Auditor:
         instruments: Instruments,
         *,
         on_verdict: Callable[[], object] | None = None,
+        lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self._log = log
         self._share = share
         self._uniform = uniform
         self._instruments = instruments
         self._on_verdict = on_verdict
+        self._lock = threading.RLock() if lock is None else lock
         self._unwritten: deque[tuple[int, AuditVerdict]] = deque()
         self._unweighed = False
         self._told = False
@@ -108,42 +113,50 @@ class Auditor:
         """Draws that wait for their verdict, or for it to be written."""
         return self._open
 
-    def draw(self, request_id: str, epoch: str, reference: Reference, share: float | None = None) -> Draw | None:
-        """Draw a request, on record before it is answered, or None.
+    def draws(self, share: float | None = None) -> bool:
+        """Toss the coin whether a request is drawn; once a request, before anything is known of its answer.
+
+        Args:
+            share: Probability of this draw; None takes the usual one.
+        """
+        return self._uniform() < (self._share if share is None else share)
+
+    def draw(self, request_id: str, epoch: str, reference: Reference) -> Draw:
+        """Put a request that the coin fell for on record, before it is answered.
 
         Args:
             request_id: The request.
             epoch: What the verdict will speak of: the guard's epoch.
             reference: The only cloud that can judge.
-            share: Probability of this draw; None takes the usual one.
 
         Raises:
             StoreError: The draw cannot be put on record.
         """
-        if self._uniform() >= (self._share if share is None else share):
-            return None
-        position = self._log.drawn(request_id, epoch)
-        self._open += 1
+        with self._lock:
+            position = self._log.drawn(request_id, epoch)
+            self._open += 1
         return Draw(lambda verdict: self._settle(position, verdict), reference)
 
     def catch_up(self) -> None:
         """Write and weigh what the store did not take so far; cheap where there is nothing."""
         if not (self._unwritten or self._unweighed):
             return
-        try:
-            self._write()
-            if self._on_verdict is not None:
-                self._on_verdict()
-        except StoreError as error:
-            if not self._told:
-                _log.error("Audit verdicts cannot be kept; they are written when the store can again: %s", error)
-            self._told = True
-        else:
-            self._unweighed = self._told = False
+        with self._lock:
+            try:
+                self._write()
+                if self._on_verdict is not None:
+                    self._on_verdict()
+            except StoreError as error:
+                if not self._told:
+                    _log.error("Audit verdicts cannot be kept; they are written when the store can again: %s", error)
+                self._told = True
+            else:
+                self._unweighed = self._told = False
 
     def _settle(self, position: int, verdict: AuditVerdict) -> None:
-        self._unwritten.append((position, verdict))
-        self.catch_up()
+        with self._lock:
+            self._unwritten.append((position, verdict))
+            self.catch_up()
 
     def _write(self) -> None:
         while self._unwritten:

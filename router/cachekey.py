@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
-from edgewise.contracts import Input, Reference, Request
+from edgewise.contracts import Input, Mode, Reference, Request
 
 _KEY_BYTES = 32
 _LENGTH_BYTES = 8
+_STEMS = 256
 
 
-def cache_key(request: Request, *, scope: str | None, model_digest: str, reference: Reference | None) -> bytes:
+def cache_key(
+    request: Request, *, scope: str | None, model_digest: str, reference: Reference | None, mode: Mode | None = None
+) -> bytes:
     """Digest of everything that may change the answer, and of whose it is; budget, session and id may not.
 
     Each field is preceded by its length, so that no two different requests concatenate to the same bytes.
 
     Args:
-        request: The request, its mode filled in.
+        request: The request.
         scope: What local answers to the request rest on, such as the certificate in force and its group; or None.
         model_digest: The edge bundle.
         reference: The cloud that answers escalations, or None.
+        mode: The mode that the request falls under; None takes its own.
 
     Returns:
         32 bytes, BLAKE2b.
     """
-    digest = hashlib.blake2b(digest_size=_KEY_BYTES, person=b"edgewise.cache.1")
-    words = (
+    stem = _stem(
         request.tenant,
         request.data_policy.value,
         request.task,
-        None if request.mode is None else request.mode.value,
+        request.mode if mode is None else mode,
         scope,
         model_digest,
         None if reference is None else reference.name,
         None if reference is None else reference.version,
     )
-    for word in words:
-        _add(digest, None if word is None else word.encode("utf-8", "surrogatepass"))
+    digest = stem.copy()
     for part in _canonical(request.inputs):
         _add(digest, part)
     return digest.digest()
+
+
+@lru_cache(maxsize=_STEMS)
+def _stem(*words: str | None) -> hashlib.blake2b:
+    """The digest of all but the item, which is the same for most requests."""
+    digest = hashlib.blake2b(digest_size=_KEY_BYTES, person=b"edgewise.cache.1")
+    for word in words:
+        _add(digest, None if word is None else word.encode("utf-8", "surrogatepass"))
+    return digest
 
 
 def _add(digest: hashlib.blake2b, part: bytes | None) -> None:

@@ -2,7 +2,8 @@
 
 A cloud that is away is asked again, less and less often, until it answers or time is up: its silence says nothing of
 the edge's answer. Whether and when it is asked again depends on the cloud alone, never on what was answered here, so
-waiting favours neither verdict. A refusal is final, and so is another version, which cannot judge.
+waiting favours neither verdict. Another backend's word in its place is such a silence. A refusal is final, and so is
+another version, which cannot judge.
 
 Owns the waiting. What a verdict is is `audit`'s; one call, its time-out and the breaker are `escalation`'s.
 """
@@ -89,4 +90,7 @@ class Judging:
         async with self._slots:
             if self._cloud.is_open:
                 raise CloudUnreachableError("The cloud is known to be away.")
-            return await self._cloud.ask(request)
+            reply = await self._cloud.ask(request)
+        if reply.fail_over:
+            raise CloudUnreachableError("Another backend stood in for the cloud that judges.")
+        return reply

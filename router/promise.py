@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -58,6 +59,9 @@ class _Standing(NamedTuple):
 class Promise:
     """Answers locally what is covered now; implements `contracts.Policy`.
 
+    Any thread may call it. `lock` guards what changes with it: hold it around a decision and what is read together with
+    it, such as the scope that the decision rests on.
+
     Args:
         certificate: The certificate; None covers nothing.
         clock: Time, on which its stated life depends.
@@ -77,6 +81,7 @@ class Promise:
         guard: Guard | None = None,
         complexity: Complexity | None = None,
     ) -> None:
+        self.lock = threading.RLock()
         self._given = certificate
         self._clock = clock
         self._instruments = instruments
@@ -125,21 +130,33 @@ class Promise:
         """Whether it is the cloud that the promise speaks of."""
         return self._given is not None and reference == self._given.reference
 
+    def draws(self, auditor: Auditor) -> bool:
+        """Toss the coin whether a request is audited; nothing is while there is no promise to test."""
+        if self._guard is None or self._void or self._life is not Life.OK:
+            return False
+        return auditor.draws(self._guard.share)
+
     def draw(self, auditor: Auditor, request: Request) -> Draw | None:
-        """Draw a request for an audit, or not; nothing is drawn while there is no promise to test."""
-        if self._given is None or self._guard is None or self._void or self._life is not Life.OK:
-            return None
-        return auditor.draw(request.id, self._guard.epoch, self._given.reference, self._guard.share)
+        """Put the audit of a request on record that the coin fell for; None where the promise has ended since.
+
+        Raises:
+            StoreError: It cannot be put on record.
+        """
+        with self.lock:
+            if self._given is None or self._guard is None or self._void:
+                return None
+            return auditor.draw(request.id, self._guard.epoch, self._given.reference)
 
     def look(self) -> None:
         """Notice that the certificate's life is over, or that the clock cannot tell, or can again."""
         if self._lifetime is None:
             return
-        life = self._lifetime.verdict(self._clock.time(), self._clock.monotonic())
-        if life is not self._life:
-            self._life = life
-            self._now = self._choose()
-            self._say_life(life)
+        with self.lock:
+            life = self._lifetime.verdict(self._clock.time(), self._clock.monotonic())
+            if life is not self._life:
+                self._life = life
+                self._now = self._choose()
+                self._say_life(life)
 
     def heed(self) -> None:
         """Take over what the audits have led to; called after each verdict.
@@ -149,18 +166,20 @@ class Promise:
         """
         if self._guard is None or self._void:
             return
-        try:
-            self._guard.settled()
-        finally:
-            self._follow()
+        with self.lock:
+            try:
+                self._guard.settled()
+            finally:
+                self._follow()
         self._instruments.show_audits(self._guard.describe())
 
     def heard(self, reference: Reference) -> None:
         """Void the promise, for good and loudly, when another cloud than the certified one answers."""
         if self._void or self._given is None or self.is_reference(reference):
             return
-        self._void = True
-        self._now = self._choose()
+        with self.lock:
+            self._void = True
+            self._now = self._choose()
         _log.error(
             "Certificate %s is void: it was issued against %s %s, and %s %s answers now. Everything is escalated until "
             "this edge model is certified again: edgewise certify.",

@@ -8,7 +8,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from edgewise.contracts import AnswerStore, AuditLog, Clock, Mode, Outbox, Request, ResponseCache, Spending
+from edgewise.contracts import (
+    Answer,
+    AnswerStore,
+    AuditLog,
+    Clock,
+    Mode,
+    Outbox,
+    Request,
+    ResponseCache,
+    SharedCache,
+    Spending,
+)
 from edgewise.errors import RequestError
 from edgewise.router.policies import PolicySettings
 from edgewise.router.stages import GuardSettings
@@ -43,7 +54,8 @@ class RouterSettings:
         failures_to_open: Consecutive cloud failures that open the breaker.
         cool_down_s: Seconds between probes of a cloud that fails.
         reference_check_s: Seconds between checks that the cloud still is the certified one, while `running`.
-        inference_threads: Edge predictions that run at the same time.
+        inference_threads: Edge predictions that run at the same time, but for those that are quicker than a thread is
+            woken.
         profiles: Named latency promises.
     """
 
@@ -87,10 +99,13 @@ class Plugs:
     """What a router may be given beside its models.
 
     Attributes:
-        cache: Exact cache of final answers.
+        cache: Exact cache of final answers, in this process.
+        shared_cache: The same for several processes, asked where the first has nothing; closed with the router.
         outbox: Durable list of requests owed a final answer.
         answers: Where provisional answers and their updates are kept for pick-up.
         audits: Where audit draws and verdicts are kept; without it nothing is audited.
+        hooks: Told of each settled answer that follows a provisional one, with its tenant, before its debt is
+            forgotten: what it does has to be durable.
         spending: Where the budgeted policy keeps what it spent.
         metrics: Where the router counts.
         clock: Time; the standard library's module satisfies the Protocol.
@@ -98,9 +113,11 @@ class Plugs:
     """
 
     cache: ResponseCache | None = None
+    shared_cache: SharedCache | None = None
     outbox: Outbox | None = None
     answers: AnswerStore | None = None
     audits: AuditLog | None = None
+    hooks: Callable[[str, Answer], None] | None = None
     spending: Spending | None = None
     metrics: Metrics = field(default_factory=Metrics)
     clock: Clock = time

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -31,8 +30,7 @@ from edgewise.router.audit import Draw
 _log = logging.getLogger("edgewise.router")
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(msgspec.Struct):
     """One request, answered once.
 
     Attributes:
@@ -41,9 +39,12 @@ class Turn:
         policy: The policy it falls under.
         started: When it came, in monotonic seconds.
         deadline: When its answer is due, in monotonic seconds; infinite where nothing says.
-        draw: Its audit, where it was drawn.
+        audited: Whether the coin chose it for an audit.
         clock: Time.
-        timings_ms: Milliseconds by stage so far.
+        draw: Its audit, once that is on record.
+        key: Under which its answer is looked up and its work shared, once that was wanted.
+        edge_ms: Milliseconds for the edge prediction, its wait for a thread included.
+        cloud_ms: Milliseconds spent waiting for the cloud.
     """
 
     request: Request
@@ -51,9 +52,31 @@ class Turn:
     policy: Policy
     started: float
     deadline: float
-    draw: Draw | None
+    audited: bool
     clock: Clock
-    timings_ms: dict[str, float] = field(default_factory=dict)
+    draw: Draw | None = None
+    key: bytes | None = None
+    edge_ms: float | None = None
+    cloud_ms: float | None = None
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds from its arrival to its deadline."""
+        return self.deadline - self.started
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until its deadline; negative after it."""
+        return self.deadline - self.clock.monotonic()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline is over."""
+        return self.deadline != math.inf and self.clock.monotonic() > self.deadline
+
+    def by_cache(self, found: Answer) -> Answer:
+        """An earlier answer in this request's name."""
+        return msgspec.structs.replace(found, id=self.request.id, timings_ms=self._timings())
 
     def by_edge(self, prediction: Prediction, decision: Decision, status: Status, model_digest: str) -> Answer:
         """The edge model's answer."""
@@ -63,40 +86,38 @@ class Turn:
             status=status,
             source=Source.EDGE,
             decision=decision,
-            timings_ms=self.timings(),
+            timings_ms=self._timings(),
             model_digest=model_digest,
         )
 
     def by_cloud(self, reply: CloudReply, decision: Decision) -> Answer:
         """The cloud's answer; no certificate speaks of it."""
+        reason = Reason.FAIL_OVER if reply.fail_over else decision.reason
         return Answer(
             id=self.request.id,
             output=reply.output,
             status=Status.FINAL,
             source=Source.CLOUD,
-            decision=msgspec.structs.replace(decision, certificate_id=None),
-            timings_ms=self.timings(),
+            decision=msgspec.structs.replace(decision, reason=reason, certificate_id=None),
+            timings_ms=self._timings(),
             model_digest=reply.reference.version,
         )
 
-    def timings(self) -> dict[str, float]:
-        """Milliseconds by stage, and in total until now."""
-        return {**self.timings_ms, "total": 1000 * (self.clock.monotonic() - self.started)}
-
-    async def wait_for(self, call: asyncio.Task[CloudReply] | None) -> CloudReply | Reason:
+    async def wait_for(self, call: asyncio.Future[CloudReply] | None, set_aside_s: float = 0.0) -> CloudReply | Reason:
         """The cloud's reply, or the reason why this request does not wait for it any longer.
 
         Args:
             call: The call; None where the breaker is open.
+            set_aside_s: Seconds of the budget that are needed after this wait.
         """
         if call is None:
             return Reason.BREAKER_OPEN
         if self.mode is Mode.SPECULATIVE:
             return Reason.SPECULATIVE
         asked = self.clock.monotonic()
-        remaining = self.deadline - asked
-        await asyncio.wait({call}, timeout=max(0.0, remaining) if math.isfinite(remaining) else None)
-        self.timings_ms["cloud"] = 1000 * (self.clock.monotonic() - asked)
+        left = self.deadline - asked - set_aside_s
+        await asyncio.wait({call}, timeout=None if self.deadline == math.inf else max(0.0, left))
+        self.cloud_ms = (self.cloud_ms or 0.0) + 1000 * (self.clock.monotonic() - asked)
         if not call.done():
             return Reason.BUDGET_SPENT
         try:
@@ -130,3 +151,13 @@ class Turn:
         """What else ends a drawn request before its answer counts against the promise, unless it was settled."""
         if self.draw is not None:
             self.draw.missed()
+
+    def _timings(self) -> dict[str, float]:
+        """Milliseconds by stage, and in total until now."""
+        timings = {}
+        if self.edge_ms is not None:
+            timings["edge"] = self.edge_ms
+        if self.cloud_ms is not None:
+            timings["cloud"] = self.cloud_ms
+        timings["total"] = 1000 * (self.clock.monotonic() - self.started)
+        return timings

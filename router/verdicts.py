@@ -53,15 +53,25 @@ class Verdicts:
         self._judging = None if cloud is None else Judging(cloud, deadline_s=deadline_s, retry_s=retry_s)
         self._tasks = Background()
 
-    def draw(self, request: Request) -> Draw | None:
-        """Draw a request that the promise covers, or not; what is skipped depends only on what is known by now.
+    def draws(self) -> bool:
+        """Whether the coin falls for a request that the promise covers.
 
-        A draw that cannot be put on record is none: a full disk knows nothing of the request.
+        What is skipped depends only on what is known before the request.
         """
         if self._auditor is None:
-            return None
+            return False
         self._auditor.catch_up()
         if self._cloud is None or self._cloud.is_open or self._auditor.open >= _MOST_OPEN:
+            return False
+        return self._promise.draws(self._auditor)
+
+    def draw(self, request: Request) -> Draw | None:
+        """Put the audit of a request on record that the coin fell for, when its work begins.
+
+        A caller that gives up before that knows nothing of its answer. A draw that cannot be put on record is none: a
+        full disk knows nothing of the request.
+        """
+        if self._auditor is None:
             return None
         try:
             return self._promise.draw(self._auditor, request)
@@ -81,7 +91,7 @@ class Verdicts:
         turn.not_answered_here(decision, self._differs(prediction, reply))
 
     def answered_provisionally(
-        self, turn: Turn, prediction: Prediction | None, decision: Decision, call: asyncio.Task[CloudReply] | None
+        self, turn: Turn, prediction: Prediction | None, decision: Decision, call: asyncio.Future[CloudReply] | None
     ) -> None:
         """Nothing final is nothing lost; while another certificate is to be earned, what the cloud says is awaited.
 
@@ -135,7 +145,7 @@ class Verdicts:
                 self._judging.start(turn.draw, turn.request, prediction.output, decision.score)
 
     async def _compare_late(
-        self, turn: Turn, prediction: Prediction, decision: Decision, call: asyncio.Task[CloudReply]
+        self, turn: Turn, prediction: Prediction, decision: Decision, call: asyncio.Future[CloudReply]
     ) -> None:
         differs = None
         try:
@@ -147,7 +157,7 @@ class Verdicts:
 
     def _differs(self, prediction: Prediction | None, reply: CloudReply) -> bool | None:
         """Whether edge and certified cloud differ; None where one of them was not asked."""
-        if prediction is None or not self._promise.is_reference(reply.reference):
+        if prediction is None or reply.fail_over or not self._promise.is_reference(reply.reference):
             return None
         return prediction.output != reply.output
 
@@ -158,5 +168,12 @@ def audits_of(
     """The audits of a router that is set and plugged so."""
     auditor = None
     if plugs.audits is not None:
-        auditor = Auditor(plugs.audits, settings.audit_share, plugs.uniform, instruments, on_verdict=promise.heed)
+        auditor = Auditor(
+            plugs.audits,
+            settings.audit_share,
+            plugs.uniform,
+            instruments,
+            on_verdict=promise.heed,
+            lock=promise.lock,
+        )
     return Verdicts(auditor, promise, cloud, deadline_s=settings.audit_verdict_deadline_s, retry_s=settings.cool_down_s)

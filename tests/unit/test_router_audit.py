@@ -31,9 +31,7 @@ def auditor(log, metrics, share=1.0, uniform=lambda: 0.5, **more):
 
 
 def drawn(log, metrics, **more):
-    draw = auditor(log, metrics, **more).draw("1", "c", CERTIFIED)
-    assert draw is not None
-    return draw
+    return auditor(log, metrics, **more).draw("1", "c", CERTIFIED)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +39,13 @@ def drawn(log, metrics, **more):
     [(0.5, None, False), (0.500001, None, True), (0.0, 1.0, True), (1.0, 0.0, False), (1.0, 0.5, False)],
 )
 def test_a_request_is_drawn_where_the_coin_falls_under_the_share(log, metrics, usual, of_this_one, is_drawn):
-    draw = auditor(log, metrics, usual).draw("1", "c", CERTIFIED, of_this_one)
-    assert (draw is not None) == is_drawn
-    assert log.totals("c") == AuditTotals(drawn=is_drawn, open=is_drawn)
+    assert auditor(log, metrics, usual).draws(of_this_one) == is_drawn
+    assert log.totals("c") == AuditTotals(), "the coin alone leaves no record"
+
+
+def test_a_draw_is_on_record_before_its_verdict(log, metrics):
+    drawn(log, metrics)
+    assert log.totals("c") == AuditTotals(drawn=1, open=1)
 
 
 @pytest.mark.parametrize(

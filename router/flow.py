@@ -1,0 +1,339 @@
+"""The steps of one request, from what is known of it to its first answer.
+
+    exact cache → policy → edge model → score → decision
+        ├ local: final
+        ├ saved: provisional, and nobody is asked
+        └ escalated: the cloud within the remaining budget, else provisional now and the cloud's answer later
+
+Owns the order of these steps. What is promised is `promise`'s, what an answer is worth is `judgement`'s, where it is
+answered is the policies', where the edge model runs is `inference`'s, how the cloud is asked is `escalation`'s, what
+is owed is `delivery`'s. How callers come in is `hybrid`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+import msgspec
+
+from edgewise import tracing
+from edgewise.contracts import (
+    FINAL_PROVISIONALS,
+    Action,
+    Answer,
+    CloudReply,
+    Decision,
+    Prediction,
+    Reason,
+    Status,
+)
+from edgewise.errors import InputError, RequestError
+from edgewise.router.background import Background
+from edgewise.router.delivery import Deliveries
+from edgewise.router.escalation import Escalation
+from edgewise.router.inference import Inference
+from edgewise.router.instruments import Instruments
+from edgewise.router.judgement import Judgement
+from edgewise.router.pace import Recent
+from edgewise.router.promise import Promise
+from edgewise.router.recall import Recall
+from edgewise.router.singleflight import Share, SingleFlight
+from edgewise.router.turn import Turn
+from edgewise.router.verdicts import Verdicts
+
+_TICK_S = 0.002
+"""How late the timer of an event loop may be that has other things to do as well."""
+
+
+class Decided(NamedTuple):
+    """Where a request is answered, and what the edge model says unless it was not asked."""
+
+    decision: Decision
+    prediction: Prediction | None
+
+
+class Given(NamedTuple):
+    """A first answer, and what may follow it.
+
+    Attributes:
+        answer: The answer.
+        update: The task that may still bring its revision, where the request's own cloud call goes on.
+        owed: Whether a revision will be stored for pick-up, whatever becomes of that.
+    """
+
+    answer: Answer
+    update: asyncio.Task[Answer | None] | None = None
+    owed: bool = False
+
+
+class Flow:
+    """Answers requests; one event loop, and any number of threads for what needs no waiting.
+
+    Args:
+        judgement: Scores and decides.
+        promise: Whose lock guards what decisions rest on and change.
+        inference: The edge model.
+        cloud: Where requests are escalated to; None where nothing ever is.
+        deliveries: What is owed; None where there is no cloud.
+        verdicts: Settles audits.
+        recall: Earlier answers.
+        background: Where cloud calls run.
+        instruments: Where answers are counted.
+        model_digest: The edge bundle.
+    """
+
+    def __init__(
+        self,
+        *,
+        judgement: Judgement,
+        promise: Promise,
+        inference: Inference,
+        cloud: Escalation | None,
+        deliveries: Deliveries | None,
+        verdicts: Verdicts,
+        recall: Recall,
+        background: Background,
+        instruments: Instruments,
+        model_digest: str,
+    ) -> None:
+        self._judgement = judgement
+        self._lock = promise.lock
+        self._inference = inference
+        self._cloud = cloud
+        self._deliveries = deliveries
+        self._verdicts = verdicts
+        self._recall = recall
+        self._background = background
+        self._instruments = instruments
+        self._model_digest = model_digest
+        self._predictions = SingleFlight[Prediction]()
+        self._calls = SingleFlight[CloudReply]()
+        self._finishing = Recent(0.0)
+
+    def at_once(self, turn: Turn, *, here: bool) -> Answer | Decided | None:
+        """The answer where it is known without waiting; else what was decided by now, if anything was.
+
+        Args:
+            turn: The request; an audited one is never answered at once.
+            here: Whether the edge model may run in this thread.
+
+        Raises:
+            RequestError: The model cannot read the item.
+        """
+        if turn.audited:
+            return None
+        found = self._recall.find(turn)
+        if found is not None:
+            return self._told(turn, found)
+        if not here:
+            return None
+        before = self._before(turn)
+        if before is not None and before.action is Action.ESCALATE:
+            return Decided(before, None)
+        prediction = self._predict_here(turn)
+        decided = self._decided(turn, before, prediction)
+        if decided.decision.action is not Action.LOCAL:
+            return decided
+        # What is computed faster than it is fetched is not worth another process's memory.
+        return self._told(turn, self._final(turn, prediction, decided.decision, share=False))
+
+    async def work(self, turn: Turn, decided: Decided | None) -> Given:
+        """The first answer, whatever has to be waited for.
+
+        Cancelling it takes its prediction out of the queue and ends its cloud call, unless an identical request shares
+        them.
+
+        Args:
+            turn: The request.
+            decided: What was decided at once; None where nothing was.
+
+        Raises:
+            RequestError: The model cannot read the item, or an earlier answer is kept under the id.
+            OutboxFullError: A provisional answer's update could not be owed.
+        """
+        if turn.audited:
+            turn.draw = self._verdicts.draw(turn.request)
+        elif self._recall.asks_shared(turn.request):
+            found = await self._recall.find_shared(turn)
+            if found is not None:
+                return Given(self._told(turn, found))
+        if decided is None:
+            decided = await (self._decide(turn) if turn.draw is None else self._decide_drawn(turn))
+        decision, prediction = decided
+        if prediction is None or decision.action is Action.ESCALATE:
+            return await self._escalate(turn, decision, prediction)
+        if decision.action is Action.PROVISIONAL:
+            return Given(self._told(turn, self._saved(turn, prediction, decision)))
+        final = self._final(turn, prediction, decision, share=True)
+        self._verdicts.answered_here(turn, final)
+        return Given(self._told(turn, final))
+
+    # Deciding
+
+    def _before(self, turn: Turn) -> Decision | None:
+        with self._lock:
+            return turn.policy.before(turn.request)
+
+    def _decided(self, turn: Turn, before: Decision | None, prediction: Prediction) -> Decided:
+        with self._lock:
+            decision = before or self._judgement.decide(turn.policy, turn.request, prediction)
+            if decision.action is Action.LOCAL:
+                self._recall.renew_key(turn)
+        return Decided(decision, prediction)
+
+    async def _decide(self, turn: Turn) -> Decided:
+        """The policy's decision, and the edge model's prediction unless it is not needed."""
+        before = self._before(turn)
+        if before is not None and before.action is Action.ESCALATE:
+            return Decided(before, None)
+        return self._decided(turn, before, await self._predict(turn))
+
+    async def _decide_drawn(self, turn: Turn) -> Decided:
+        """The same for an audited request, which is settled whatever becomes of it and of who asked."""
+        deciding = asyncio.ensure_future(self._decide(turn))
+        try:
+            await asyncio.wait({deciding})
+        except BaseException:
+            self._verdicts.given_up(turn, deciding)
+            raise
+        try:
+            return deciding.result()
+        except RequestError:
+            turn.unreadable()
+            raise
+        except BaseException:
+            turn.failed()
+            raise
+
+    # The edge model
+
+    def _predict_here(self, turn: Turn) -> Prediction:
+        """The edge model's prediction, in this thread."""
+        began = turn.clock.monotonic()
+        try:
+            prediction = self._inference.here(turn.request.inputs)
+        except InputError as error:
+            raise _unreadable(error) from error
+        turn.edge_ms = 1000 * (turn.clock.monotonic() - began)
+        return prediction
+
+    async def _predict(self, turn: Turn) -> Prediction:
+        """The edge model's prediction, off the event loop unless a hop would take longer."""
+        await self._inference.measure()
+        if self._inference.is_quick:
+            return self._predict_here(turn)
+        return await self._predicted(turn, self._start_prediction(turn))
+
+    async def _predicted(self, turn: Turn, share: Share[Prediction]) -> Prediction:
+        began = turn.clock.monotonic()
+        try:
+            with tracing.span("edge.predict"):
+                prediction = await share.result()
+        except InputError as error:
+            raise _unreadable(error) from error
+        finally:
+            share.leave()
+        turn.edge_ms = 1000 * (turn.clock.monotonic() - began)
+        return prediction
+
+    def _start_prediction(self, turn: Turn) -> Share[Prediction]:
+        return self._predictions.join(self._flight_key(turn), lambda: self._inference.start(turn.request.inputs))
+
+    # The cloud
+
+    async def _escalate(self, turn: Turn, decision: Decision, prediction: Prediction | None) -> Given:
+        """The cloud's answer within the budget, else the edge's, provisional, while the cloud's is owed."""
+        share = self._start_call(turn)
+        call = None if share is None else share.future
+        spare_s = min(_TICK_S + self._finishing.seconds, turn.budget_s / 2)
+        standby: Share[Prediction] | None = None
+        try:
+            # A prediction that was not needed so far is started so early that it is there when time is up.
+            early_s = self._inference.set_aside_s if prediction is None else 0.0
+            reply = await turn.wait_for(call, spare_s + early_s)
+            if reply is Reason.BUDGET_SPENT and early_s:
+                standby = self._start_prediction(turn)
+                reply = await turn.wait_for(call, spare_s)
+            if isinstance(reply, CloudReply):
+                return Given(self._told(turn, self._by_cloud(turn, prediction, decision, reply)))
+            self._verdicts.answered_provisionally(turn, prediction, decision, call)
+            in_time = standby is None or standby.future.done()
+            if prediction is None:
+                prediction = await (self._predict(turn) if standby is None else self._predicted(turn, standby))
+            given = self._provisionally(turn, prediction, decision, reply, call)
+            if reply is Reason.BUDGET_SPENT and in_time:
+                self._finishing.took(max(0.0, spare_s - turn.left_s))
+            share = None  # whoever is owed its answer goes on waiting for it
+            return given
+        finally:
+            if standby is not None:
+                standby.leave()
+            if share is not None:
+                # Whoever gives up waiting was not answered here either.
+                turn.not_answered_here(decision)
+                share.leave()
+
+    def _start_call(self, turn: Turn) -> Share[CloudReply] | None:
+        """The cloud call of an escalated request, or None behind an open breaker.
+
+        It is not told the budget: at its end a provisional answer owes an update, which this very call brings. Where
+        nobody is owed one, since nobody waits any longer, the call is cancelled.
+        """
+        cloud = self._cloud
+        if cloud is None or cloud.is_open:
+            return None
+        return self._calls.join(self._flight_key(turn), lambda: self._background.start(cloud.ask(turn.request)))
+
+    def _flight_key(self, turn: Turn) -> bytes | None:
+        """What identical requests share their work by; an audited one shares with nobody."""
+        return None if turn.audited else self._recall.key_of(turn)
+
+    # Answers
+
+    def _final(self, turn: Turn, prediction: Prediction, decision: Decision, *, share: bool) -> Answer:
+        final = turn.by_edge(prediction, decision, Status.FINAL, self._model_digest)
+        # Whoever waited for an audited decision may come back to another promise than it was made under.
+        if turn.draw is None:
+            self._recall.keep_local(turn, final, share=share)
+        return final
+
+    def _saved(self, turn: Turn, prediction: Prediction, decision: Decision) -> Answer:
+        """An answer that is provisional to save a call, and the last word."""
+        self._verdicts.answered_provisionally(turn, prediction, decision, None)
+        saved = turn.by_edge(prediction, decision, Status.PROVISIONAL, self._model_digest)
+        if self._deliveries is not None:
+            self._deliveries.keep(turn.request, saved)
+        self._instruments.provisional.inc("saved")
+        return saved
+
+    def _by_cloud(self, turn: Turn, prediction: Prediction | None, decision: Decision, reply: CloudReply) -> Answer:
+        self._verdicts.answered_by_cloud(turn, prediction, decision, reply)
+        final = turn.by_cloud(reply, decision)
+        self._recall.keep_cloud(turn.request, turn.mode, final, reply.reference)
+        return final
+
+    def _provisionally(
+        self,
+        turn: Turn,
+        prediction: Prediction,
+        decision: Decision,
+        reason: Reason,
+        call: asyncio.Future[CloudReply] | None,
+    ) -> Given:
+        """The edge's answer for now; its update is owed before it is told."""
+        stopgap = msgspec.structs.replace(decision, reason=reason, certificate_id=None)
+        provisional = turn.by_edge(prediction, stopgap, Status.PROVISIONAL, self._model_digest)
+        owing = self._deliveries if reason not in FINAL_PROVISIONALS else None
+        update = owing.owe(turn.request, provisional, call) if owing is not None else None
+        return Given(self._told(turn, provisional), update, owing is not None and owing.durable)
+
+    def _told(self, turn: Turn, answer: Answer) -> Answer:
+        """The answer on its way out; one that comes after its budget is counted."""
+        if turn.is_late:
+            self._instruments.budget_missed.inc(turn.request.profile or "none")
+        return answer
+
+
+def _unreadable(error: InputError) -> RequestError:
+    return RequestError("inputs", error.problem, error.remedy)
