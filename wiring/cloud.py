@@ -8,8 +8,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,7 +164,13 @@ def serve_cloud(
         EdgewiseError: A model cannot be loaded, or the address cannot be bound.
     """
     check_address(config)
-    service = build_cloud(settings, config)
+    with _cluster(settings):
+        _serve(build_cloud(settings, config), config, on_bound)
+
+
+def _serve(
+    service: CloudService, config: Config, on_bound: Callable[[tuple[ServiceInfo, ...], str, int], None]
+) -> None:
     tracing.start("cloud")
     try:
         serve(
@@ -176,6 +182,21 @@ def serve_cloud(
         )
     finally:
         tracing.stop()
+
+
+@contextmanager
+def _cluster(settings: CloudSettings) -> Iterator[None]:
+    """A Ray cluster where one computes. Connected to before the server hears signals: Ray sets handlers of its own."""
+    if settings.engine != RAY:
+        yield
+        return
+    from edgewise.cloud import rayserve
+
+    rayserve.connect()
+    try:
+        yield
+    finally:
+        rayserve.disconnect()
 
 
 def _admins(settings: CloudSettings, config: Config, tenants: frozenset[str]) -> frozenset[str]:
