@@ -28,7 +28,7 @@ from edgewise.router.retry import Retry
 
 _log = logging.getLogger("edgewise.router")
 _PROBE_TIMEOUT_S = 5.0
-_SLOW_S = 1.0
+_SLOW_S = 2.0
 _SLOW_FACTOR = 3.0
 _FEWEST = 20
 """Replies below which nothing is said of what is usual."""
@@ -79,8 +79,8 @@ class Escalation:
         timeout_s: Longest a call may take.
         on_reference: Told which model and version answered, at every reply of its own and every probe.
         on_open: Told when the breaker is open after a failure: somebody has to probe.
-        slow_s: Seconds after which a call counts as failed; None takes three times what half of the calls take, and one
-            second at least.
+        slow_s: Seconds after which a call counts as failed; None takes three times what half of the calls take, and two
+            seconds at least.
         attempts: Calls for one request at most, where they cannot connect or the cloud is asked too much.
         hedge_share: Second calls beside slow ones, by calls, at most; 0 sends none.
         uniform: Numbers in [0, 1), for pauses between attempts.
