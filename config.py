@@ -108,8 +108,13 @@ class CloudSection(_Section, frozen=True):
         fail_over_after_s: Seconds of silence after which the next one is asked.
         backends: Backends by name.
         timeout_s: Longest a call may take.
-        failures_to_open: Consecutive failures that open the breaker.
+        slow_s: Seconds after which a call counts as failed; None takes three times what half of the calls take, and two
+            seconds at least.
+        attempts: Calls for one request at most, where a connection fails or the cloud is asked too much.
+        hedge_share: Second calls beside slow ones, by calls, at most, in [0, 1]; 0 sends none.
+        failures_to_open: Failures, half of the latest calls, that open the breaker.
         cool_down_s: Seconds between probes of a cloud that fails.
+        max_cool_down_s: The most that this grows to while the cloud fails again soon after each good probe.
     """
 
     use: str | None = None
@@ -117,8 +122,12 @@ class CloudSection(_Section, frozen=True):
     fail_over_after_s: float = 1.0
     backends: dict[str, BackendSection] = {}
     timeout_s: float = 30.0
+    slow_s: float | None = None
+    attempts: int = 3
+    hedge_share: float = 0.02
     failures_to_open: int = 3
     cool_down_s: float = 5.0
+    max_cool_down_s: float = 60.0
 
 
 class ServerSection(_Section, frozen=True):
@@ -142,10 +151,19 @@ class ServerSection(_Section, frozen=True):
 
 
 class CacheSection(_Section, frozen=True):
-    """The exact cache; `max_bytes = 0` turns it off."""
+    """The exact cache; `max_bytes = 0` keeps none in this process.
+
+    Attributes:
+        max_bytes: Room for answers in this process.
+        ttl_s: Seconds an answer is kept.
+        redis_url_env: Environment variable that holds the URL of a Redis that several gateways share; None shares none.
+        redis_timeout_s: Longest wait for that.
+    """
 
     max_bytes: int = 16 << 20
     ttl_s: float = 3600.0
+    redis_url_env: str | None = None
+    redis_timeout_s: float = 0.05
 
 
 class PolicySection(_Section, frozen=True):
@@ -185,9 +203,23 @@ class AuditSection(_Section, frozen=True):
 
 
 class StateSection(_Section, frozen=True):
-    """Durable state. Attributes: path: file that keeps outbox, answers and audits; None keeps them in memory."""
+    """Durable state.
+
+    Attributes:
+        path: File that keeps outbox, answers and audits; None keeps them in memory.
+        max_pending: Requests owed a final answer at once.
+        max_answers: Answers kept for pick-up, and as many owed to webhooks; the oldest go first.
+        max_bytes: Room of the owed requests, of the answers, and of those owed to webhooks: each.
+        max_age_s: Seconds after which an answer is owed no more, and those for which one is kept.
+        when_full: Whether one more owed request is refused, or the oldest is owed no more.
+    """
 
     path: str | None = None
+    max_pending: int = 10_000
+    max_answers: int = 100_000
+    max_bytes: int = 256 << 20
+    max_age_s: float = 604_800.0
+    when_full: Literal["refuse", "drop_oldest"] = "refuse"
 
 
 class ProfileSection(_Section, frozen=True):
@@ -371,12 +403,20 @@ def _check_ranges(config: Config) -> None:
         "edge.model_threads": config.edge.model_threads,
         "edge.inference_threads": config.edge.inference_threads,
         "cloud.timeout_s": config.cloud.timeout_s,
+        "cloud.slow_s": config.cloud.slow_s,
+        "cloud.attempts": config.cloud.attempts,
         "cloud.failures_to_open": config.cloud.failures_to_open,
         "cloud.cool_down_s": config.cloud.cool_down_s,
+        "cloud.max_cool_down_s": config.cloud.max_cool_down_s,
         "cloud.fail_over_after_s": config.cloud.fail_over_after_s,
         "server.max_body_bytes": config.server.max_body_bytes,
         "server.max_concurrency": config.server.max_concurrency,
         "cache.ttl_s": config.cache.ttl_s,
+        "cache.redis_timeout_s": config.cache.redis_timeout_s,
+        "state.max_pending": config.state.max_pending,
+        "state.max_answers": config.state.max_answers,
+        "state.max_bytes": config.state.max_bytes,
+        "state.max_age_s": config.state.max_age_s,
         "policy.calls_per_day": config.policy.calls_per_day,
         "policy.money_per_day": config.policy.money_per_day,
         "policy.price_per_call": config.policy.price_per_call,
@@ -399,6 +439,7 @@ def _check_ranges(config: Config) -> None:
         if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value!r}.", "Give 0 or more.")
     probabilities = {
+        "cloud.hedge_share": config.cloud.hedge_share,
         "audit.share": config.audit.share,
         "audit.recertify_share": config.audit.recertify_share,
         "policy.local_share": config.policy.local_share,

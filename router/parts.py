@@ -66,7 +66,11 @@ class Parts:
         self, cloud: CloudClient, on_reference: Callable[[Reference], None], on_open: Callable[[], None]
     ) -> Escalation:
         """The way to the cloud, behind a breaker."""
-        breaker = Breaker(failures_to_open=self._settings.failures_to_open, cool_down_s=self._settings.cool_down_s)
+        breaker = Breaker(
+            failures_to_open=self._settings.failures_to_open,
+            cool_down_s=self._settings.cool_down_s,
+            max_cool_down_s=self._settings.max_cool_down_s,
+        )
         return Escalation(
             cloud,
             breaker,
@@ -75,6 +79,9 @@ class Parts:
             timeout_s=self._settings.cloud_timeout_s,
             on_reference=on_reference,
             on_open=on_open,
+            slow_s=self._settings.slow_s,
+            attempts=self._settings.attempts,
+            hedge_share=self._settings.hedge_share,
         )
 
     def deliveries(
@@ -91,4 +98,6 @@ class Parts:
             retry_s=self._settings.cool_down_s,
             on_final=on_final,
             hooks=self._plugs.hooks,
+            max_age_s=self._settings.owed_s,
+            drop_oldest=self._settings.drop_oldest,
         )

@@ -51,8 +51,14 @@ class RouterSettings:
         audit_share: Probability with which a request is audited.
         audit_verdict_deadline_s: Seconds for which an audited local answer may wait for a cloud that is away.
         guard: What an audit alarm leads to.
-        failures_to_open: Consecutive cloud failures that open the breaker.
+        slow_s: Seconds after which a cloud call counts as failed; None goes by what calls usually take.
+        attempts: Cloud calls for one request at most, where a connection fails or the cloud is asked too much.
+        hedge_share: Second calls beside slow ones, by calls, at most.
+        failures_to_open: Failures, half of the latest calls, that open the breaker.
         cool_down_s: Seconds between probes of a cloud that fails.
+        max_cool_down_s: The most that this grows to while the cloud fails again soon after each good probe.
+        owed_s: Seconds after which a final answer is owed no more.
+        drop_oldest: Whether the oldest owed requests make room where the outbox is full; else one more is refused.
         reference_check_s: Seconds between checks that the cloud still is the certified one, while `running`.
         inference_threads: Edge predictions that run at the same time, but for those that are quicker than a thread is
             woken.
@@ -66,8 +72,14 @@ class RouterSettings:
     audit_share: float = 0.01
     audit_verdict_deadline_s: float = 900.0
     guard: GuardSettings = field(default_factory=GuardSettings)
+    slow_s: float | None = None
+    attempts: int = 3
+    hedge_share: float = 0.02
     failures_to_open: int = 3
     cool_down_s: float = 5.0
+    max_cool_down_s: float = 60.0
+    owed_s: float = 604_800.0
+    drop_oldest: bool = False
     reference_check_s: float = 60.0
     inference_threads: int = os.cpu_count() or 1
     profiles: Mapping[str, Profile] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgewise import tracing
 from edgewise.config import Config
-from edgewise.contracts import Served, ServiceInfo, new_id
+from edgewise.contracts import Served, ServiceInfo, SharedCache, new_id
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import ConfigError
 from edgewise.router import Plugs, Router, RouterSettings
@@ -19,10 +19,12 @@ from edgewise.router.policies import PolicySettings
 from edgewise.router.settings import Profile
 from edgewise.router.stages import GuardSettings, OnAlarm
 from edgewise.store import MemoryCache, SqliteStore
+from edgewise.store.redis import RedisCache
+from edgewise.store.sqlite import StoreLimits
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import front_door
 from edgewise.wire.serve import serve
-from edgewise.wiring.backends import cloud_of
+from edgewise.wiring.backends import cloud_of, secret
 from edgewise.wiring.promised import alarm_warnings, life_warnings, promised
 from edgewise.wiring.server import api_keys, check_address, limits
 
@@ -62,7 +64,7 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
     model = EdgeModel.load(Path(config.edge.bundle), threads=config.edge.model_threads)
     promise = promised(model, config)
     metrics = Metrics()
-    store = resources.enter_context(SqliteStore(config.state.path or ":memory:"))
+    store = resources.enter_context(SqliteStore(config.state.path or ":memory:", limits=_limits(config)))
     router = Router(
         model,
         cloud_of(config),
@@ -134,17 +136,42 @@ def _settings(config: Config) -> RouterSettings:
             recertify_share=config.audit.recertify_share,
             recertify_items=config.audit.recertify_items,
         ),
+        slow_s=config.cloud.slow_s,
+        attempts=config.cloud.attempts,
+        hedge_share=config.cloud.hedge_share,
         failures_to_open=config.cloud.failures_to_open,
         cool_down_s=config.cloud.cool_down_s,
+        max_cool_down_s=config.cloud.max_cool_down_s,
+        owed_s=config.state.max_age_s,
+        drop_oldest=config.state.when_full == "drop_oldest",
         inference_threads=config.edge.inference_threads or probe().cores,
         profiles={name: Profile(found.budget_ms, found.mode) for name, found in config.profiles.items()},
     )
+
+
+def _limits(config: Config) -> StoreLimits:
+    state = config.state
+    return StoreLimits(
+        max_pending=state.max_pending,
+        max_answers=state.max_answers,
+        max_hooks=state.max_answers,
+        max_bytes=state.max_bytes,
+        max_answer_age_s=state.max_age_s,
+    )
+
+
+def _shared_cache(config: Config) -> SharedCache | None:
+    url = secret(config.cache.redis_url_env)
+    if url is None:
+        return None
+    return RedisCache(url, config.cache.ttl_s, timeout_s=config.cache.redis_timeout_s, clock=time)
 
 
 def _plugs(config: Config, store: SqliteStore, metrics: Metrics) -> Plugs:
     cache = MemoryCache(config.cache.max_bytes, config.cache.ttl_s, time) if config.cache.max_bytes else None
     return Plugs(
         cache=cache,
+        shared_cache=_shared_cache(config),
         outbox=store.outbox,
         answers=store.answers,
         audits=store.audits,
