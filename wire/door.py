@@ -17,13 +17,14 @@ from typing import Any, TypeAlias
 import msgspec
 
 from edgewise import telemetry, tracing
-from edgewise.contracts import AnswerStore, Request, Served, new_id
+from edgewise.contracts import AnswerStore, new_id
 from edgewise.telemetry import Metrics
 from edgewise.wire import oip
 from edgewise.wire.accesslog import TENANT, observe
 from edgewise.wire.admission import Gate, Places, Rates
 from edgewise.wire.asking import Asking
 from edgewise.wire.catalog import Catalog, Models
+from edgewise.wire.events import EventStreams, Updates
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import (
     AsgiApp,
@@ -44,9 +45,7 @@ from edgewise.wire.inference import PREDICT, Hot, Inference
 from edgewise.wire.keys import ApiKeys, Hosts
 from edgewise.wire.pages import Pages
 from edgewise.wire.parsing import DEFAULT_MAX_BUDGET_MS
-
-GATE = "edgewise.gate"
-"""Where the door leaves its `Gate` in the scope of a WebSocket."""
+from edgewise.wire.stream import MAX_MESSAGE_BYTES, StreamLimits, Streams, refuse
 
 _ALIVE = b'{"status":"alive"}'
 _ANSWERS = "/v1/answers/"
@@ -55,12 +54,6 @@ _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/r
 
 PostHandler: TypeAlias = Callable[[bytes, str, Headers, Receive, Send], Awaitable[None]]
 """Answers a hot route: body, tenant, headers, receive, send."""
-
-EventsHandler: TypeAlias = Callable[[Served, Request, Headers, Gate, Receive, Send], Awaitable[None]]
-"""Answers one request as a stream of events: model, request, headers, gate, receive, send."""
-
-StreamHandler: TypeAlias = Callable[[Scope, Receive, Send, str], Awaitable[None]]
-"""Serves a WebSocket: scope, receive, send, tenant."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,8 +101,6 @@ def front_door(
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
     new_id: Callable[[], str] = new_id,
     report: Callable[[], Mapping[str, Any]] | None = None,
-    stream: StreamHandler | None = None,
-    events: EventsHandler | None = None,
     posts: Mapping[str, PostHandler] | Iterable[tuple[str, PostHandler]] = (),
     access_log: bool = False,
 ) -> FrontDoor:
@@ -124,13 +115,6 @@ def front_door(
         lifespan: Entered when the server starts and left when it stops.
         new_id: Makes the id of a request that brings none.
         report: Gives what the service promises now, for the front page; None where it promises nothing.
-        stream: Serves a WebSocket whose tenant is known, one of at most `max_streams`; None closes them all. It gets
-            the scope, `receive` before "websocket.connect" was read, `send` and the tenant. `scope[GATE]` is the
-            `Gate` at which each request inside the stream asks: `gate.admit(tenant, now)`, then `with gate.slots:`
-            around its answer; `gate.drain` tells that service ends.
-        events: Answers `POST /v1/predict` where the client accepts "text/event-stream", one of at most `max_streams`;
-            None answers it in JSON. It gets the model, the request, the headers, the gate (no slot is held), `receive`
-            after the whole body was read, and `send`.
         posts: Further hot routes, by path; each gets the body, the tenant, the headers (with `arrived_s`), `receive`
             after the whole body was read, and `send`, and answers within the same limits as `/v1/predict`. What any
             handler raises becomes an error in the shape of its path.
@@ -148,8 +132,6 @@ def front_door(
         lifespan=lifespan or contextlib.nullcontext,
         new_id=new_id,
         report=report,
-        stream=stream,
-        events=events,
         posts=dict(posts),
         access_log=access_log,
     )
@@ -169,8 +151,6 @@ class FrontDoor:
         lifespan: Callable[[], AbstractAsyncContextManager[None]],
         new_id: Callable[[], str],
         report: Callable[[], Mapping[str, Any]] | None,
-        stream: StreamHandler | None,
-        events: EventsHandler | None,
         posts: Mapping[str, PostHandler],
         access_log: bool,
     ) -> None:
@@ -178,16 +158,26 @@ class FrontDoor:
         self._keys = keys
         self._limits = limits
         self._lifespan = lifespan
-        self._stream = stream
-        self._events = events
         self._writes = access_log
         self._hosts = None if limits.hosts is None else Hosts(limits.hosts)
         rates = None if limits.rate_per_s is None else Rates(limits.rate_per_s, limits.burst)
         room_bytes = max(limits.max_buffered_bytes, limits.max_body_bytes)
         self._gate = Gate(limits.max_concurrency, room_bytes, rates)
         self._streams = Places(limits.max_streams, "streams are open")
+        asking = Asking(metrics)
         self._inference = Inference(
-            catalog, Asking(metrics), new_id, max_items=limits.max_items, max_budget_ms=limits.max_budget_ms
+            catalog, asking, new_id, max_items=limits.max_items, max_budget_ms=limits.max_budget_ms
+        )
+        updates = Updates(answers, limits.max_wait_ms / 1000, limits.max_polls)
+        self._events = EventStreams(updates, asking.count)
+        self._sockets = Streams(
+            catalog,
+            updates=updates,
+            count=asking.count,
+            on_fault=self._count_fault,
+            new_id=new_id,
+            max_budget_ms=limits.max_budget_ms,
+            limits=StreamLimits(max_message_bytes=min(MAX_MESSAGE_BYTES, limits.max_body_bytes)),
         )
         self._errors = metrics.counter(*telemetry.REQUEST_ERRORS)
         self._in_flight_gauge = metrics.gauge(*telemetry.IN_FLIGHT)
@@ -201,6 +191,8 @@ class FrontDoor:
             on_fault=self._count_fault,
             report=report,
             drain=self._gate.drain,
+            events=self._events,
+            streams=self._streams,
         ).app()
 
     def drain(self) -> None:
@@ -227,7 +219,7 @@ class FrontDoor:
         """
         hot = None if self._writes or tracing.on() else self._inference.at(scope["path"])
         headers = Headers(scope)
-        if hot is None or scope["method"] != "POST" or self._wants_events(headers):
+        if hot is None or scope["method"] != "POST" or _wants_events(headers):
             return None
         try:
             tenant = self._admit(scope, headers)
@@ -289,7 +281,7 @@ class FrontDoor:
             if post is not None:
                 with self._gate.slots:
                     await post(body, tenant, headers, receive, send)
-            elif scope["path"] == PREDICT and self._wants_events(headers):
+            elif scope["path"] == PREDICT and _wants_events(headers):
                 await self._send_events(body, tenant, headers, receive, send)
             elif hot is not None:
                 await self._send_answer(hot, body, tenant, headers, receive, send)
@@ -315,13 +307,9 @@ class FrontDoor:
         await _send(found, send)
 
     async def _send_events(self, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send) -> None:
-        if self._events is not None:
-            served, request = self._inference.request(body, tenant, headers)
-            with self._streams:
-                await self._events(served, request, headers, self._gate, receive, send)
-
-    def _wants_events(self, headers: Headers) -> bool:
-        return self._events is not None and b"text/event-stream" in headers.get(b"accept", b"")
+        served, request = self._inference.request(body, tenant, headers)
+        with self._streams:
+            await self._events.predict(served, request, headers, self._gate, receive, send)
 
     def _admit(self, scope: Scope, headers: Headers) -> str:
         tenant = scope[TENANT] = self._tenant(headers)
@@ -341,18 +329,14 @@ class FrontDoor:
             await self._pages(scope, receive, send)
 
     async def _serve_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a WebSocket in, or close it before it opens: the server tells the client 403."""
-        if self._stream is None:
-            await send({"type": "websocket.close", "code": 1000})
-            return
+        """Let a WebSocket in, or refuse it before it opens."""
         try:
             tenant = self._tenant(Headers(scope))
-            scope[GATE] = self._gate
             with self._streams:
-                await self._stream(scope, receive, send, tenant)
+                await self._sockets.serve(scope, receive, send, tenant, self._gate)
         except Fault as fault:
             self._count_fault(fault)
-            await send({"type": "websocket.close", "code": 1008, "reason": fault.message})
+            await refuse(fault, scope, send)
 
     def _tenant(self, headers: Headers) -> str:
         """Whose request it is.
@@ -393,7 +377,11 @@ class FrontDoor:
 
 
 async def _send(found: Reply, send: Send) -> None:
-    await reply(send, found.status, found.body, headers=found.headers)
+    await reply(send, found.status, found.body, content_type=found.content_type, headers=found.headers)
+
+
+def _wants_events(headers: Headers) -> bool:
+    return b"text/event-stream" in headers.get(b"accept", b"")
 
 
 def _is_open(path: str) -> bool:

@@ -19,7 +19,7 @@ from edgewise.errors import (
     RequestError,
     StoreError,
 )
-from edgewise.wire import native, oip
+from edgewise.wire import native, oip, openai
 
 _log = logging.getLogger("edgewise.wire")
 
@@ -63,6 +63,9 @@ class Fault(Exception):  # noqa: N818  not every fault is an error of ours
         """The fault in the shape of the protocol that `path` belongs to."""
         if path.startswith("/v2"):
             return oip.encode_error(f"{self.message} {self.remedy}".strip())
+        if openai.is_ours(path):
+            message = f"{self.message} {self.remedy}".strip()
+            return openai.encode_error(self.status, self.code, message, field=self.field)
         return native.encode_error(self.code, self.message, field=self.field, remedy=self.remedy)
 
 

@@ -1,7 +1,7 @@
 """The hot routes as values: a body becomes requests, and their answers become a reply.
 
-Owns `/v1/predict` and `/v2/models/…/infer` between the bytes of a body and those of a reply; does no I/O. Keys, limits
-and connections are the door's.
+Owns `/v1/predict`, `/v1/embeddings` and `/v2/models/…/infer` between the bytes of a body and those of a reply; does no
+I/O. Keys, limits and connections are the door's.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from edgewise.contracts import Answer, Request, Served
-from edgewise.wire import native, oip
+from edgewise.wire import native, oip, openai
 from edgewise.wire.asking import Asking, Work
 from edgewise.wire.catalog import Catalog, infer_path
 from edgewise.wire.facts import answer_headers
-from edgewise.wire.faults import Fault
 from edgewise.wire.http import Headers, Reply, trace_headers
 
 Replies: TypeAlias = Reply | Coroutine[Any, Any, Reply]
@@ -51,6 +50,8 @@ class Inference:
         """What answers at `path`; None where it is no hot route."""
         if path == PREDICT:
             return self.predict
+        if path == openai.EMBEDDINGS:
+            return self._embed
         model = infer_path(path)
         return None if model is None else partial(self._infer, *model)
 
@@ -76,16 +77,24 @@ class Inference:
         found = self._asking.one(served.service, request)
         return _answered(found, headers) if isinstance(found, Answer) else _awaited(found, headers)
 
+    def _embed(self, body: bytes, tenant: str, headers: Headers) -> Replies:
+        call = openai.decode_embeddings(
+            body,
+            headers,
+            tenant=tenant,
+            new_id=self._new_id,
+            max_items=self._max_items,
+            max_budget_ms=self._max_budget_ms,
+            arrived_s=headers.arrived_s,
+        )
+        served = self._catalog.named(call.model, field="model")
+        openai.check_embedder(served.info)
+        found = self._asking.all(served.service, call.requests)
+        encode = partial(_embedded, served, call, headers)
+        return encode(found) if isinstance(found, list) else _encoded(found, encode)
+
     def _infer(self, name: str, version: str | None, body: bytes, tenant: str, headers: Headers) -> Replies:
         served = self._catalog.named(name, version)
-        if b"inference-header-content-length" in headers:
-            raise Fault(
-                400,
-                "invalid_request",
-                "The binary tensor extension is not spoken here.",
-                field="inference-header-content-length",
-                remedy="Send the tensors as JSON.",
-            )
         call = oip.decode_infer_request(
             body,
             served.info,
@@ -93,6 +102,8 @@ class Inference:
             new_id=self._new_id,
             max_items=self._max_items,
             max_budget_ms=self._max_budget_ms,
+            json_length=headers.get(oip.HEADER),
+            arrived_s=headers.arrived_s,
         )
         found = self._asking.all(served.service, call.requests)
         encode = partial(_inferred, served, call, headers)
@@ -109,7 +120,16 @@ async def _awaited(work: Work, headers: Headers) -> Reply:
 
 def _inferred(served: Served, call: oip.InferCall, headers: Headers, found: Sequence[Answer]) -> Reply:
     facts = answer_headers(found[0]) if len(found) == 1 else ()
-    return Reply(200, oip.encode_infer_response(served.info, call, found), (*facts, *trace_headers(headers)))
+    body, json_bytes = oip.encode_infer_response(served.info, call, found)
+    if json_bytes is None:
+        return Reply(200, body, (*facts, *trace_headers(headers)))
+    frame = (oip.HEADER, b"%d" % json_bytes)
+    return Reply(200, body, (frame, *facts, *trace_headers(headers)), oip.CONTENT_TYPE)
+
+
+def _embedded(served: Served, call: openai.EmbeddingsCall, headers: Headers, found: Sequence[Answer]) -> Reply:
+    facts = answer_headers(found[0]) if len(found) == 1 else ()
+    return Reply(200, openai.encode_embeddings(served.info, call, found), (*facts, *trace_headers(headers)))
 
 
 async def _encoded(work: Coroutine[Any, Any, list[Answer]], encode: Callable[[Sequence[Answer]], Reply]) -> Reply:

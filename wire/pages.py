@@ -16,15 +16,30 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgewise import __version__
-from edgewise.contracts import AnswerStore, Served
+from edgewise.contracts import Answer, AnswerStore, Served
 from edgewise.telemetry import CONTENT_TYPE
-from edgewise.wire import native, oip
+from edgewise.wire import native, oip, openai
 from edgewise.wire.accesslog import TENANT
 from edgewise.wire.admission import Drain, Places
 from edgewise.wire.catalog import Catalog
+from edgewise.wire.events import EventStreams, has_seen_all
 from edgewise.wire.facts import answer_headers
 from edgewise.wire.faults import Fault, fault_of
-from edgewise.wire.http import unless_client_leaves
+from edgewise.wire.http import AsgiApp, ClientGoneError, Headers, Receive, Scope, Send, unless_client_leaves
+
+_ENDPOINTS = (
+    "/v1/predict",
+    "/v1/answers/{id}",
+    "/v1/answers/{id}/events",
+    "/v1/stream",
+    "/v1/embeddings",
+    "/v1/models",
+    "/v2",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+)
 
 _encoder = msgspec.json.Encoder()
 
@@ -41,6 +56,8 @@ class Pages:
         on_fault: Told of each fault before it is sent.
         report: Gives what the service promises now, or None.
         drain: Tells that service ends.
+        events: Tells answers as server-sent events.
+        streams: Places for streams of events.
     """
 
     def __init__(
@@ -53,7 +70,9 @@ class Pages:
         polls: Places,
         on_fault: Callable[[Fault], None],
         report: Callable[[], Mapping[str, Any]] | None = None,
-        drain: Drain | None = None,
+        drain: Drain,
+        events: EventStreams,
+        streams: Places,
     ) -> None:
         self._catalog = catalog
         self._answers = answers
@@ -62,7 +81,9 @@ class Pages:
         self._polls = polls
         self._on_fault = on_fault
         self._report = report
-        self._drain = drain or Drain()
+        self._drain = drain
+        self._events = events
+        self._streams = streams
 
     def app(self) -> Starlette:
         """The application."""
@@ -71,6 +92,9 @@ class Pages:
         routes = [
             Route("/", self._describe),
             Route("/v1/answers/{id}", self._answer),
+            Route("/v1/answers/{id}/events", self._answer_events),
+            Route(openai.MODELS, self._openai_models),
+            Route(f"{openai.MODELS}/{{id}}", self._openai_model),
             Route("/readyz", self._readyz),
             Route("/metrics", self._metrics),
             Route("/v2", self._server_metadata),
@@ -90,19 +114,50 @@ class Pages:
             "version": __version__,
             "service": self._catalog.default().info,
             "models": [served.info for served in self._catalog.models().values()],
-            "endpoints": ["/v1/predict", "/v1/answers/{id}", "/v2", "/healthz", "/readyz", "/metrics"],
+            "endpoints": _ENDPOINTS,
         }
         return _json(page if self._report is None else {**page, "promise": self._report()})
 
     async def _answer(self, request: HttpRequest) -> Response:
-        request_id = request.path_params["id"]
-        wait_ms = self._wait_ms(request)
+        wait_ms = self._wait_ms(request, 0.0)
+        answer, store = self._kept(request)
+        if wait_ms > 0:
+            work = store.wait_final(request.scope[TENANT], answer.id, timeout_s=wait_ms / 1000)
+            with self._polls:
+                newer = await unless_client_leaves(request.receive, self._drain.race(work))
+            answer = newer or answer
+        headers = {name.decode(): value.decode() for name, value in answer_headers(answer)}
+        return Response(native.encode_answer(answer), media_type="application/json", headers=headers)
+
+    async def _answer_events(self, request: HttpRequest) -> Response:
+        headers = Headers(request.scope)
+        if has_seen_all(headers, request.path_params["id"]):
+            return Response(status_code=204)  # tells an EventSource to stop coming back
+        wait_ms = self._wait_ms(request, self._max_wait_ms)
+        answer, _ = self._kept(request)
+        self._streams.check()
+
+        async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                with self._streams:
+                    tenant = scope[TENANT]
+                    await self._events.kept(answer, tenant, headers, self._drain, wait_ms / 1000, receive, send)
+            except ClientGoneError as gone:
+                self._on_fault(gone)
+
+        return _Telling(tell)
+
+    def _kept(self, request: HttpRequest) -> tuple[Answer, AnswerStore]:
+        """The answer that a path names, and the store that has it.
+
+        Raises:
+            Fault: There is none.
+        """
         if self._answers is None:
             raise Fault(
                 404, "not_found", "This service keeps no answers.", remedy="Use the answer to the request itself."
             )
-        tenant = request.scope[TENANT]
-        answer = self._answers.get(tenant, request_id)
+        answer = self._answers.get(request.scope[TENANT], request.path_params["id"])
         if answer is None:
             raise Fault(
                 404,
@@ -111,16 +166,10 @@ class Pages:
                 field="id",
                 remedy="Ask with the API key that sent the request; answers are kept for a limited time only.",
             )
-        if wait_ms > 0:
-            with self._polls:
-                work = self._answers.wait_final(tenant, request_id, timeout_s=wait_ms / 1000)
-                newer = await unless_client_leaves(request.receive, self._drain.race(work))
-            answer = newer or answer
-        headers = {name.decode(): value.decode() for name, value in answer_headers(answer)}
-        return Response(native.encode_answer(answer), media_type="application/json", headers=headers)
+        return answer, self._answers
 
-    def _wait_ms(self, request: HttpRequest) -> float:
-        text = request.query_params.get("wait_ms", "0")
+    def _wait_ms(self, request: HttpRequest, default: float) -> float:
+        text = request.query_params.get("wait_ms", str(default))
         try:
             wait_ms = float(text)
         except ValueError:
@@ -134,6 +183,13 @@ class Pages:
                 remedy=f"Send 0 to {self._max_wait_ms:g}.",
             )
         return wait_ms
+
+    async def _openai_models(self, request: HttpRequest) -> Response:
+        return Response(openai.encode_models(self._catalog.models().values()), media_type="application/json")
+
+    async def _openai_model(self, request: HttpRequest) -> Response:
+        served = self._catalog.named(request.path_params["id"], field="model")
+        return Response(openai.encode_model(served.info), media_type="application/json")
 
     async def _readyz(self, request: HttpRequest) -> Response:
         self._check_ready()
@@ -171,6 +227,18 @@ class Pages:
         self._on_fault(fault)
         body = fault.body(request.url.path)
         return Response(body, status_code=fault.status, media_type="application/json", headers=fault.headers)
+
+
+class _Telling(Response):
+    """A response that is told piece by piece."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        super().__init__()
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell it."""
+        await self._app(scope, receive, send)
 
 
 def _check_ready(reason: str | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
 import signal
 import socket
@@ -20,6 +21,8 @@ import uvicorn
 
 from edgewise.errors import ConfigError
 from edgewise.wire.http import AsgiApp, Receive, Scope, Send
+from edgewise.wire.sockets import PING_EVERY_S, PING_TIMEOUT_S, StreamProtocol
+from edgewise.wire.stream import MAX_MESSAGE_BYTES
 
 DEFAULT_PORT = 8700
 
@@ -28,6 +31,8 @@ _KEEP_ALIVE_S = 75
 
 _STOP_WAIT_S = 30.0
 _MAX_PORT = 65535
+
+_RAISED_ANYWAY = logging.Logger("edgewise.wire.lifespan", logging.CRITICAL)
 
 
 def serve(
@@ -136,7 +141,11 @@ class _Server(uvicorn.Server):
             lifespan="on",
             interface="asgi3",
             http=_http_protocol(),
-            ws="none",
+            ws=StreamProtocol,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_interval=PING_EVERY_S,
+            ws_ping_timeout=PING_TIMEOUT_S,
+            ws_per_message_deflate=False,  # a message would cost more memory than its size tells
             log_config=None,
             access_log=False,
             proxy_headers=False,
@@ -168,6 +177,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, take connections, and say so."""
+        # What a lifespan raises is raised by `serve`; uvicorn need not write it too.
+        self.lifespan.logger = _RAISED_ANYWAY
         await super().startup(sockets)
         if self._on_bound is not None and sockets:
             host, port = sockets[0].getsockname()[:2]
@@ -178,6 +189,8 @@ class _Server(uvicorn.Server):
 
         uvicorn would raise the signal again after draining, and the process would end by it instead of with code 0.
         """
+        if not self.started:  # nobody waits for an answer, and a model may take long to load
+            raise KeyboardInterrupt
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True

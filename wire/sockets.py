@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-MAX_MESSAGE_BYTES = 1024 * 1024
-"""The largest message; parts of one lie in memory before anybody counts them. A larger one closes with 1009."""
-
 PING_EVERY_S = 20.0
 PING_TIMEOUT_S = 20.0
 """A client that does not answer a ping in that time is gone."""

@@ -32,10 +32,13 @@ from edgewise.wire.admission import Gate
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.events import Count, Updates, asked, encode_done, is_settled, told
 from edgewise.wire.faults import Fault, fault_of
-from edgewise.wire.http import Headers, Message, Receive, Scope, Send
+from edgewise.wire.http import JSON, Headers, Message, Receive, Scope, Send
 from edgewise.wire.parsing import checked_id, decode_json
 
 PATH = "/v1/stream"
+MAX_MESSAGE_BYTES = 1024 * 1024
+"""The largest message that a server lets through; parts of one lie in memory before anybody counts them."""
+
 
 _NORMAL, _GOING_AWAY, _NO_TEXT, _POLICY, _TOO_BIG = 1000, 1001, 1003, 1008, 1009  # RFC 6455, section 7.4.1
 
@@ -138,6 +141,16 @@ def encode_fault(fault: Fault, request_id: str) -> bytes:
 def _typed(kind: str, body: bytes) -> bytes:
     """The body of HTTP, an object that is not empty, with its type in front."""
     return b'{"type":"%s",%s' % (kind.encode(), body[1:])
+
+
+async def refuse(fault: Fault, scope: Scope, send: Send) -> None:
+    """Refuse a WebSocket before it opens, with the error's status and body where the server can send them."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": _POLICY, "reason": fault.message})
+        return
+    lines = [(b"content-type", JSON), *((name.encode(), value.encode()) for name, value in fault.headers.items())]
+    await send({"type": "websocket.http.response.start", "status": fault.status, "headers": lines})
+    await send({"type": "websocket.http.response.body", "body": fault.body(PATH)})
 
 
 class Streams:
