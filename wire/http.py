@@ -173,21 +173,23 @@ async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> No
 
 
 class Reply(NamedTuple):
-    """One whole response in JSON.
+    """One whole response.
 
     Attributes:
         status: The status code.
         body: The body.
         headers: Headers besides type and length.
+        content_type: What the body is.
     """
 
     status: int
     body: bytes
     headers: tuple[Header, ...] = ()
+    content_type: bytes = JSON
 
     def lines(self) -> list[Header]:
         """All headers."""
-        return _lines(JSON, self.body, self.headers)
+        return _lines(self.content_type, self.body, self.headers)
 
 
 def _lines(content_type: bytes, body: bytes, headers: Iterable[Header]) -> list[Header]:

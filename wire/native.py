@@ -44,6 +44,7 @@ from edgewise.contracts import (
 from edgewise.errors import CloudResponseError, InputError, RequestError
 from edgewise.wire.parsing import (
     DEFAULT_MAX_BUDGET_MS,
+    checked_attributes,
     checked_budget,
     checked_choice,
     checked_id,
@@ -54,9 +55,6 @@ from edgewise.wire.parsing import (
 )
 
 JsonFloat: TypeAlias = float | Literal["inf", "-inf"] | None
-
-_MAX_ATTRIBUTES = 32
-_MAX_ATTRIBUTE_CHARACTERS = 256
 
 
 class ImageInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -179,7 +177,7 @@ def request_of(
         if sent.data_policy is None
         else checked_choice(sent.data_policy, DataPolicy, "data_policy"),
         session=None if sent.session is None else checked_id(sent.session, "session"),
-        attributes=_checked_attributes(sent.attributes),
+        attributes=checked_attributes(sent.attributes),
         arrived_s=arrived_s,
     )
 
@@ -196,21 +194,6 @@ def _decode_input(inputs: str | ImageInput) -> Input:
         "inputs: needs exactly one of image and pixels.",
         'Send a text, {"image": base64} or {"pixels": rows}.',
     )
-
-
-def _checked_attributes(attributes: dict[str, str]) -> dict[str, str]:
-    if len(attributes) > _MAX_ATTRIBUTES:
-        raise RequestError(
-            "attributes", f"attributes: {len(attributes)} entries.", f"Send at most {_MAX_ATTRIBUTES} attributes."
-        )
-    for name, value in attributes.items():
-        if max(len(name), len(value)) > _MAX_ATTRIBUTE_CHARACTERS:
-            raise RequestError(
-                "attributes",
-                "attributes: a name or a value is too long.",
-                f"Send at most {_MAX_ATTRIBUTE_CHARACTERS} characters in each.",
-            )
-    return attributes
 
 
 def encode_request(request: Request) -> bytes:

@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.contracts import DataPolicy, Input, Mode, Request
 from edgewise.errors import CloudResponseError, InputError
-from edgewise.wire.oip_messages import InferBody, InferReply, InputTensor, ModelMetadata
+from edgewise.wire import oip_binary
+from edgewise.wire.oip_binary import Chunks, Framed, FrameError
+from edgewise.wire.oip_messages import InferBody, InferReply, InputTensor, ModelMetadata, OutputTensor
 from edgewise.wire.parsing import shown
 
 T = TypeVar("T")
@@ -26,7 +29,7 @@ _error_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def encode_infer_request(request: Request, *, budget_ms: float | None, mode: Mode | None = None) -> bytes:
-    """Write one request as an infer request of one item.
+    """Write one request as an infer request of one item, in JSON.
 
     The request's own mode and profile govern the service that received it and are not passed on to the next one.
 
@@ -38,14 +41,33 @@ def encode_infer_request(request: Request, *, budget_ms: float | None, mode: Mod
     Raises:
         InputError: The item is an array that is not an image's pixels.
     """
+    tensor = _encode_item(request.inputs)
+    return _encoder.encode(InferBody(id=request.id, parameters=_parameters(request, budget_ms, mode), inputs=[tensor]))
+
+
+def encode_binary_infer_request(request: Request, *, budget_ms: float | None, mode: Mode | None = None) -> Framed:
+    """Write one request with its item as bytes behind the JSON, and ask for the outputs as bytes too.
+
+    For servers whose metadata lists the extension "binary_tensor_data". The length of the JSON travels as
+    `Inference-Header-Content-Length`, the content type is "application/octet-stream". Arguments and errors as
+    `encode_infer_request`.
+    """
+    tensor, chunk = _pack_item(request.inputs)
+    tensor = msgspec.structs.replace(tensor, parameters={oip_binary.SIZE: len(chunk)})
+    parameters = {**_parameters(request, budget_ms, mode), "binary_data_output": True}
+    text = _encoder.encode(InferBody(id=request.id, parameters=parameters, inputs=[tensor]))
+    return Framed(text + chunk, len(text))
+
+
+def _parameters(request: Request, budget_ms: float | None, mode: Mode | None) -> dict[str, Any]:
     options = {
         "budget_ms": budget_ms,
         "mode": mode,
         "session": request.session,
         "data_policy": None if request.data_policy is DataPolicy.ANY else request.data_policy,
+        "attributes": _encoder.encode(dict(request.attributes)).decode() if request.attributes else None,
     }
-    parameters = {name: value for name, value in options.items() if value is not None}
-    return _encoder.encode(InferBody(id=request.id, parameters=parameters, inputs=[_encode_item(request.inputs)]))
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _encode_item(item: Input) -> InputTensor:
@@ -53,29 +75,69 @@ def _encode_item(item: Input) -> InputTensor:
         return InputTensor("text", [1], "BYTES", [item])
     if isinstance(item, bytes):
         return InputTensor("image", [1], "BYTES", [base64.b64encode(item).decode("ascii")])
+    pixels, datatype = _pixels(item)
+    return InputTensor("pixels", [1, *item.shape], datatype, pixels.ravel().tolist())
+
+
+def _pack_item(item: Input) -> tuple[InputTensor, bytes]:
+    if isinstance(item, str):
+        return InputTensor("text", [1], "BYTES"), oip_binary.joined([item.encode()])
+    if isinstance(item, bytes):
+        return InputTensor("image", [1], "BYTES"), oip_binary.joined([item])
+    pixels, datatype = _pixels(item)
+    return InputTensor("pixels", [1, *item.shape], datatype), oip_binary.packed(pixels, datatype)
+
+
+def _pixels(item: NDArray[Any]) -> tuple[NDArray[Any], str]:
     if item.dtype == np.uint8:
-        return InputTensor("pixels", [1, *item.shape], "UINT8", item.ravel().tolist())
+        return item, "UINT8"
     if item.dtype.kind == "f" and np.isfinite(item).all():
-        return InputTensor("pixels", [1, *item.shape], "FP32", item.astype(np.float32).ravel().tolist())
+        return item.astype(np.float32, copy=False), "FP32"
     raise InputError(f"Pixels of type {item.dtype} cannot be sent.", "Give uint8, or finite floats.")
 
 
-def decode_infer_response(body: bytes) -> InferReply:
+def decode_infer_response(body: bytes, json_bytes: int | None = None) -> InferReply:
     """Read a server's infer response; data comes out flat.
+
+    Args:
+        body: What the server sent.
+        json_bytes: Its `Inference-Header-Content-Length`; None where it sent none, and all of the body is JSON.
 
     Raises:
         CloudResponseError: It is not an infer response, or a tensor's data does not fill its shape.
     """
-    reply = _decode_reply(body, _reply_decoder, "infer response")
-    outputs = []
-    for tensor in reply.outputs:
-        flat = _flattened(tensor.data)
-        if len(flat) != math.prod(tensor.shape):
-            raise CloudResponseError(
-                f"The server's output '{tensor.name}' has {len(flat)} elements for the shape {shown(tensor.shape)}."
-            )
-        outputs.append(msgspec.structs.replace(tensor, data=flat))
+    try:
+        text, chunks = oip_binary.split(body, json_bytes)
+    except FrameError as error:
+        raise CloudResponseError(f"The server's answer is cut: {error}") from error
+    reply = _decode_reply(text, _reply_decoder, "infer response")
+    outputs = [_whole(tensor, chunks) for tensor in reply.outputs]
+    if chunks.left:
+        raise CloudResponseError(f"{chunks.left} bytes follow the last tensor of the server's answer.")
     return msgspec.structs.replace(reply, outputs=outputs)
+
+
+def _whole(tensor: OutputTensor, chunks: Chunks) -> OutputTensor:
+    """The tensor with its data, flat, from wherever the server put them."""
+    count = math.prod(tensor.shape)
+    is_binary = oip_binary.SIZE in tensor.parameters
+    flat = _unpacked(tensor, chunks, count) if is_binary else _flattened(tensor.data)
+    if len(flat) != count:
+        raise CloudResponseError(
+            f"The server's output '{tensor.name}' has {len(flat)} elements for the shape {shown(tensor.shape)}."
+        )
+    return msgspec.structs.replace(tensor, data=flat)
+
+
+def _unpacked(tensor: OutputTensor, chunks: Chunks, count: int) -> list[Any]:
+    try:
+        chunk = chunks.take(tensor.parameters[oip_binary.SIZE])
+        if tensor.datatype != "BYTES":
+            flat: list[Any] = oip_binary.numbers(chunk, tensor.datatype, count).tolist()
+            return flat
+        return [str(element, "utf-8") for element in oip_binary.elements(chunk, count)]
+    except (FrameError, UnicodeDecodeError) as error:
+        raise CloudResponseError(f"The server's output {shown(tensor.name)} cannot be read: {error}") from error
 
 
 def decode_model_metadata(body: bytes) -> ModelMetadata:
@@ -96,7 +158,7 @@ def decode_error(body: bytes) -> str | None:
     return message if isinstance(message, str) else None
 
 
-def _decode_reply(body: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
+def _decode_reply(body: bytes | memoryview, decoder: msgspec.json.Decoder[T], what: str) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from edgewise.contracts import Output, Status
+from edgewise.contracts import Output, Request, Status
 from edgewise.errors import CloudResponseError
 from edgewise.wire.parsing import shown
 
@@ -23,10 +23,11 @@ class InputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: dict[str, Any] = {}  # msgspec copies an empty default
 
 
-class RequestedOutput(msgspec.Struct, frozen=True):
+class RequestedOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """One output that the client asks for."""
 
     name: str
+    parameters: dict[str, Any] = {}
 
 
 class InferBody(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -38,13 +39,30 @@ class InferBody(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     outputs: list[RequestedOutput] = []
 
 
-class OutputTensor(msgspec.Struct, frozen=True):
-    """One output of a response; `data` is flat, row-major."""
+class InferCall(msgspec.Struct, frozen=True):
+    """One decoded infer request.
+
+    Attributes:
+        id: The client's id, or a new one; the response carries it.
+        requests: One request an item, in order.
+        outputs: Names of the outputs to send, in order.
+        binary: Those of them to send as bytes.
+    """
+
+    id: str
+    requests: tuple[Request, ...]
+    outputs: tuple[str, ...]
+    binary: frozenset[str] = frozenset()
+
+
+class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One output of a response; `data` is flat, row-major, and left out of the JSON where bytes behind it have it."""
 
     name: str
     datatype: str
     shape: list[int]
-    data: list[Any]
+    data: list[Any] = []
+    parameters: dict[str, Any] = {}
 
 
 class InferReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

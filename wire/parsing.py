@@ -32,13 +32,15 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _NAME_AT_FAULT = re.compile(r"field `([^`]*)`")
 _PATH = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
 _SHOWN_CHARACTERS = 80
+_MAX_ATTRIBUTES = 32
+_MAX_ATTRIBUTE_CHARACTERS = 256
 
 _short = reprlib.Repr()
 _short.maxlevel = 3
 _short.maxstring = _short.maxother = _SHOWN_CHARACTERS
 
 
-def decode_json(body: bytes, decoder: msgspec.json.Decoder[T], known: Sequence[str]) -> T:
+def decode_json(body: bytes | memoryview, decoder: msgspec.json.Decoder[T], known: Sequence[str]) -> T:
     """Decode a body into the decoder's type.
 
     Args:
@@ -115,6 +117,23 @@ def checked_choice(value: object, kind: type[E], field: str) -> E:
     except ValueError as error:
         choices = ", ".join(member.value for member in kind)
         raise RequestError(field, f"{field}: {shown(value)} is unknown.", f"Choose one of: {choices}.") from error
+
+
+def checked_attributes(attributes: dict[str, str], field: str = "attributes") -> dict[str, str]:
+    """Return `attributes` if they are few and short enough.
+
+    Raises:
+        RequestError: They are not.
+    """
+    if len(attributes) > _MAX_ATTRIBUTES:
+        raise RequestError(field, f"{field}: {len(attributes)} entries.", f"Send at most {_MAX_ATTRIBUTES} attributes.")
+    if any(max(len(name), len(value)) > _MAX_ATTRIBUTE_CHARACTERS for name, value in attributes.items()):
+        raise RequestError(
+            field,
+            f"{field}: a name or a value is too long.",
+            f"Send at most {_MAX_ATTRIBUTE_CHARACTERS} characters in each.",
+        )
+    return attributes
 
 
 def checked_text(value: object, field: str, max_characters: int = 128) -> str:

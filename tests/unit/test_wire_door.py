@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.contracts import Reason, Source, Status
+from edgewise.contracts import Reason, Request, Source, Status
 from edgewise.errors import (
     CloudTimeoutError,
     CloudUnreachableError,
@@ -203,10 +203,23 @@ async def test_what_oip_does_not_know_is_named(house: House, method: str, path: 
     assert remedy in oip.decode_error(response.content)
 
 
-async def test_the_binary_extension_is_refused_by_name(house: House) -> None:
-    response = await house.client.post(INFER, content=b"{}xx", headers={"inference-header-content-length": "2"})
+async def test_tensors_travel_as_bytes_both_ways(house: House) -> None:
+    sent = oip.encode_binary_infer_request(Request(id="c", inputs="hello"), budget_ms=None)
+    length = {"inference-header-content-length": str(sent.json_bytes)}
+    response = await house.client.post(INFER, content=sent.body, headers=length)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/octet-stream"
+    read = oip.decode_infer_response(response.content, int(response.headers["inference-header-content-length"]))
+    assert read.output() == "earn"
+    assert house.service.requests[0].inputs == "hello"
+
+
+async def test_bytes_that_are_cut_are_refused_by_the_tensors_name(house: House) -> None:
+    sent = oip.encode_binary_infer_request(Request(id="c", inputs="hello"), budget_ms=None)
+    length = {"inference-header-content-length": str(sent.json_bytes)}
+    response = await house.client.post(INFER, content=sent.body[:-1], headers=length)
     assert response.status_code == 400
-    assert "binary" in oip.decode_error(response.content)
+    assert "'text'" in oip.decode_error(response.content)
 
 
 async def test_metadata_and_health(house: House) -> None:
@@ -694,14 +707,20 @@ async def test_the_servers_own_cancellation_goes_on_after_a_reply(house: House) 
     assert house.service.cancelled == ["new"]
 
 
-async def test_a_websocket_is_declined(house: House) -> None:
+async def test_a_websocket_elsewhere_is_declined(house: House) -> None:
     sent: list[dict] = []
 
     async def send(message: dict) -> None:
         sent.append(message)
 
-    await house.app({"type": "websocket", "path": "/"}, None, send)
-    assert sent == [{"type": "websocket.close", "code": 1000}]
+    await house.app({"type": "websocket", "path": "/", "headers": []}, None, send)
+    assert [(message["type"], message["code"]) for message in sent] == [("websocket.close", 1008)]
+    scope = {"type": "websocket", "path": "/", "headers": [], "extensions": {"websocket.http.response": {}}}
+    sent.clear()
+    await house.app(scope, None, send)
+    assert sent[0]["status"] == 404
+    assert native.decode_error(sent[1]["body"]).code == "not_found"
+    assert house.counted('edgewise_request_errors_total{code="not_found"} 2.0')
 
 
 # Life

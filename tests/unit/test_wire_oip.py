@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import json
 import sys
@@ -125,7 +126,7 @@ def test_one_long_text_among_pixels_costs_no_more_than_itself(datatype: str) -> 
 def test_requested_outputs_are_honoured_in_their_order() -> None:
     call = decode(text_body(outputs=[{"name": "score"}, {"name": "label"}, {"name": "score"}]))
     assert call.outputs == ("score", "label")
-    reply = json.loads(oip.encode_infer_response(TEXT, call, [fakes.make_answer()]))
+    reply = json.loads(oip.encode_infer_response(TEXT, call, [fakes.make_answer()]).body)
     assert [output["name"] for output in reply["outputs"]] == ["score", "label"]
 
 
@@ -151,7 +152,7 @@ def image_tensor(**changes: object) -> list[dict]:
             TEXT,
             {"inputs": [tensor(parameters={"binary_data_size": 9})]},
             "inputs[0].parameters.binary_data_size",
-            "JSON",
+            "'text', 9 bytes are announced, and 0 are left",
         ),
         (TEXT, {"inputs": [tensor(datatype="FP32", data=[1.0])]}, "inputs[0].datatype", "BYTES"),
         (TEXT, {"inputs": [tensor(data=[7])]}, "inputs[0].data[0]", "not a string"),
@@ -267,12 +268,196 @@ def test_pixels_that_no_model_reads_are_not_sent() -> None:
         oip.encode_infer_request(Request(id="1", inputs=np.zeros((2, 2), complex)), budget_ms=None)
 
 
+def test_attributes_travel_as_the_text_of_an_object() -> None:
+    sent = Request(id="1", inputs="x", attributes={"country": "nl", "ü": "\n"})
+    (read,) = decode(oip.encode_infer_request(sent, budget_ms=None)).requests
+    assert read.attributes == sent.attributes
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"a": "b"}, "not a text"),
+        ("{", "not a JSON object"),
+        ('{"a":1}', "not a JSON object"),
+        ("[" * 5000, "not a JSON"),
+    ],
+)
+def test_attributes_that_are_no_such_text_are_refused(value: object, words: str) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        decode(text_body(parameters={"attributes": value}))
+    assert caught.value.field == "parameters.attributes"
+
+
+# Tensors as bytes
+
+
+def framed(header: object, *chunks: bytes) -> tuple[bytes, bytes]:
+    text = json.dumps(header).encode()
+    return b"".join((text, *chunks)), str(len(text)).encode()
+
+
+def binary(chunk: bytes, name: str = "text", shape: list[int] | None = None, datatype: str = "BYTES", **rest: object):
+    size = {"binary_data_size": len(chunk), **rest}
+    return framed({"inputs": [tensor(name, shape, datatype, parameters=size)]}, chunk)
+
+
+@given(st.lists(texts, min_size=1, max_size=5))
+def test_texts_travel_as_bytes(items: list[str]) -> None:
+    chunk = b"".join(len(item.encode()).to_bytes(4, "little") + item.encode() for item in items)
+    body, length = binary(chunk, shape=[len(items)])
+    assert [request.inputs for request in decode(body, json_length=length).requests] == items
+
+
+@pytest.mark.parametrize("padding", range(4))
+@pytest.mark.parametrize(("datatype", "dtype"), [("UINT8", np.uint8), ("FP32", np.float32)])
+def test_pixels_travel_as_bytes_wherever_they_stand(padding: int, datatype: str, dtype: type) -> None:
+    pixels = np.arange(24, dtype=dtype).reshape(2, 3, 4)
+    body, length = binary(pixels.tobytes(), "pixels", [2, 3, 4], datatype, ignored="x" * padding)
+    read = decode(body, IMAGE, json_length=length).requests
+    np.testing.assert_array_equal(np.stack([request.inputs for request in read]), pixels)
+    assert all(request.inputs.dtype == dtype and request.inputs.flags.aligned for request in read)
+
+
+def test_pixels_as_bytes_are_not_copied() -> None:
+    pixels = np.zeros((1, 1000, 1000), np.uint8)
+    body, length = binary(pixels.tobytes(), "pixels", [1, 1000, 1000], "UINT8")
+    tracemalloc.start()
+    try:
+        (request,) = decode(body, IMAGE, json_length=length).requests
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert request.inputs.shape == (1000, 1000)
+
+
+@pytest.mark.parametrize("length", [b"-1", b"x", b"", b"9" * 5000, b"99", b"1.0", "١".encode()])
+def test_a_length_of_the_json_that_is_none_is_named(length: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode(text_body(), json_length=length)
+    assert caught.value.field == "inference-header-content-length"
+    assert len(str(caught.value)) < 300
+
+
+ELEMENT = b"\x05\0\0\0hello"
+
+
+@pytest.mark.parametrize(
+    ("sent", "info", "words"),
+    [
+        (binary(ELEMENT, binary_data_size=10), TEXT, "10 bytes are announced, and 9 are left"),
+        (binary(ELEMENT, binary_data_size=8), TEXT, "1 bytes follow the last tensor 'text'"),
+        (binary(ELEMENT, binary_data_size=-1), TEXT, "not a number of bytes"),
+        (binary(ELEMENT, binary_data_size=True), TEXT, "not a number of bytes"),
+        (binary(ELEMENT, binary_data_size="9"), TEXT, "not a number of bytes"),
+        (binary(ELEMENT[:3]), TEXT, "'text', element 0 ends within its length"),
+        (binary(ELEMENT[:-1]), TEXT, "'text', element 0 has 5 bytes, and 4 are left"),
+        (binary(b"\xff\xff\xff\xff"), TEXT, "element 0 has 4294967295 bytes"),
+        (binary(ELEMENT * 2), TEXT, "9 bytes follow its 1 elements"),
+        (binary(ELEMENT, shape=[2]), TEXT, "'text', 1 elements do not fill its shape of 2"),
+        (binary(ELEMENT, shape=[5]), TEXT, "at most 4"),
+        (binary(ELEMENT, shape=[1, 2]), TEXT, "[N]"),
+        (binary(b"\x01\0\0\0\xff"), TEXT, "not UTF-8"),
+        (binary(b"\0" * 8, datatype="INT64"), TEXT, "'INT64'"),
+        (binary(ELEMENT, "pixels", [1, 3, 3], "INT64"), IMAGE, "'INT64'"),
+        (binary(ELEMENT, "pixels", [1, 3, 3], "UINT8"), TEXT, "named 'text'"),
+        (binary(ELEMENT[:8], "pixels", [1, 3, 3], "UINT8"), IMAGE, "'pixels', 8 bytes do not fill its shape"),
+        (binary(ELEMENT, "pixels", [1, 10**9, 10**9], "FP32"), IMAGE, "do not fill"),
+        (binary(np.float32([np.nan]).tobytes(), "pixels", [1, 1, 1], "FP32"), IMAGE, "finite"),
+        (binary(b"\0\0\0\0", "image"), IMAGE, "empty"),
+        (framed({"inputs": [tensor(data=["x"], parameters={"binary_data_size": 0})]}), TEXT, "in JSON and in bytes"),
+        (framed({"inputs": []}, b"x"), TEXT, "1 bytes follow"),
+        (framed(text_body(outputs=[{"name": "label", "parameters": {"binary_data": 1}}])), TEXT, "true or false"),
+        (framed(text_body(parameters={"binary_data_output": "yes"})), TEXT, "true or false"),
+    ],
+)
+def test_bytes_that_are_no_tensor_name_it_and_the_remedy(sent: tuple[bytes, bytes], info, words: str) -> None:
+    body, length = sent
+    with pytest.raises(RequestError) as caught:
+        decode(body, info, json_length=length, max_items=4)
+    assert words in str(caught.value)
+    assert caught.value.field
+    assert caught.value.remedy
+    assert len(str(caught.value)) < 600
+
+
+@given(
+    texts
+    | st.binary(min_size=1)
+    | hnp.arrays(np.uint8, shapes)
+    | hnp.arrays(np.float32, shapes, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
+)
+def test_what_the_client_writes_as_bytes_the_server_reads(item) -> None:
+    sent = Request(id="1", inputs=item, attributes={"a": "b"})
+    body, length = oip.encode_binary_infer_request(sent, budget_ms=7)
+    info = TEXT if isinstance(item, str) else IMAGE
+    call = decode(body, info, json_length=str(length).encode())
+    (read,) = call.requests
+    assert (read.id, read.budget_ms, read.attributes, type(read.inputs)) == ("1", 7, {"a": "b"}, type(item))
+    np.testing.assert_array_equal(read.inputs, item)
+    assert call.binary == set(call.outputs)
+
+
+@given(
+    st.lists(texts.filter(bool) | st.none(), min_size=1, max_size=4),
+    st.sets(st.sampled_from(["label", "status", "source", "reason", "score"])),
+)
+def test_what_the_server_writes_as_bytes_the_client_reads(labels: list[str | None], wanted: set[str]) -> None:
+    outputs = [{"name": name, "parameters": {"binary_data": name in wanted}} for name in ("score", "label", "status")]
+    call = decode(text_body(inputs=[tensor(shape=[len(labels)], data=["x"] * len(labels))], outputs=outputs))
+    answers = [fakes.make_answer(output=label or "", score=0.5 if label else float("nan")) for label in labels]
+    body, length = oip.encode_infer_response(TEXT, call, answers)
+    read = oip.decode_infer_response(body, length)
+    assert (length is None) is not bool(wanted & {"score", "label", "status"})
+    assert [tensor.name for tensor in read.outputs] == ["score", "label", "status"]
+    assert read.tensor("label").data == [label or "" for label in labels]
+    scores = [None if score != score else score for score in read.tensor("score").data]
+    assert scores == [0.5 if label else None for label in labels]
+
+
+@given(hnp.arrays(np.float32, (2, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_vectors_travel_as_bytes_bit_for_bit(vectors) -> None:
+    info = fakes.service_info(task="feature-extraction", labels=())
+    body = text_body(inputs=[tensor(shape=[2], data=["a", "b"])], parameters={"binary_data_output": True})
+    answers = [fakes.make_answer(output=tuple(map(float, row))) for row in vectors]
+    sent = oip.encode_infer_response(info, decode(body, info), answers)
+    read = oip.decode_infer_response(sent.body, sent.json_bytes)
+    assert [read.output(index) for index in range(2)] == [answer.output for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda body, length: (body[:-1], length), "cannot be read"),
+        (lambda body, length: (body + b"x", length), "follow the last tensor"),
+        (lambda body, length: (body, len(body) + 1), "cut"),
+        (lambda body, length: (body, -1), "cut"),
+        (lambda body, length: (body.replace(b'"FP64"', b'"FP65"'), length), "FP65"),
+        (lambda body, length: (body.replace(b'"shape":[1]', b'"shape":[2]'), length), "do not fill"),
+    ],
+)
+def test_a_response_that_is_cut_or_wrong_is_a_cloud_error(change, words: str) -> None:
+    call = decode(text_body(parameters={"binary_data_output": True}))
+    body, length = oip.encode_infer_response(TEXT, call, [fakes.make_answer()])
+    with pytest.raises(CloudResponseError, match=words):
+        oip.decode_infer_response(*change(body, length))
+
+
+@given(bodies, st.binary(max_size=40), st.none() | st.integers(-1, 60), st.sampled_from([TEXT, IMAGE]))
+def test_any_frame_is_read_or_refused(text: bytes, chunk: bytes, length: int | None, info) -> None:
+    header = None if length is None else str(length).encode()
+    with contextlib.suppress(RequestError):
+        decode(text + chunk, info, json_length=header)
+    with contextlib.suppress(CloudResponseError):
+        oip.decode_infer_response(text + chunk, length)
+
+
 # Responses
 
 
 def test_a_response_has_the_documented_shape() -> None:
     call = decode(text_body(id="c"))
-    assert json.loads(oip.encode_infer_response(TEXT, call, [fakes.make_answer("c")])) == {
+    assert json.loads(oip.encode_infer_response(TEXT, call, [fakes.make_answer("c")]).body) == {
         "model_name": "newswire",
         "model_version": "sha256:1",
         "id": "c",
@@ -308,7 +493,7 @@ def test_items_that_differ_share_no_fact() -> None:
             model_digest="v2",
         ),
     ]
-    reply = json.loads(oip.encode_infer_response(TEXT, call, answers))
+    reply = json.loads(oip.encode_infer_response(TEXT, call, answers).body)
     assert reply["parameters"] == {"provisional": 1, "total_ms": 1.5, "policy": "certified"}
     assert [output["data"] for output in reply["outputs"]] == [
         ["acq", "earn"],
@@ -326,7 +511,7 @@ def test_vectors_go_out_as_one_tensor() -> None:
     info = fakes.service_info(task="feature-extraction", labels=())
     call = decode(text_body(inputs=[tensor(shape=[2], data=["a", "b"])]), info)
     answers = [fakes.make_answer(output=(1.0, 2.0)), fakes.make_answer(output=(3.0, 4.0))]
-    body = oip.encode_infer_response(info, call, answers)
+    body = oip.encode_infer_response(info, call, answers).body
     first = json.loads(body)["outputs"][0]
     assert first == {"name": "embedding", "datatype": "FP32", "shape": [2, 2], "data": [1.0, 2.0, 3.0, 4.0]}
     assert oip.decode_infer_response(body).output(1) == (3.0, 4.0)
@@ -392,10 +577,10 @@ def test_model_metadata_reads_back() -> None:
     assert metadata.parameters == {"task": "image-classification", "labels": ["acq", "earn"], "role": "gateway"}
 
 
-def test_server_metadata_promises_no_extension() -> None:
+def test_server_metadata_lists_the_extension_that_is_spoken() -> None:
     metadata = json.loads(oip.encode_server_metadata())
     assert metadata["name"] == "edgewise"
-    assert metadata["extensions"] == []
+    assert metadata["extensions"] == ["binary_tensor_data"]
 
 
 def test_an_error_reads_back() -> None:
