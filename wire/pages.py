@@ -122,8 +122,8 @@ class Pages:
         wait_ms = self._wait_ms(request, 0.0)
         answer, store = self._kept(request)
         if wait_ms > 0:
-            work = store.wait_final(request.scope[TENANT], answer.id, timeout_s=wait_ms / 1000)
             with self._polls:
+                work = store.wait_final(request.scope[TENANT], answer.id, timeout_s=wait_ms / 1000)
                 newer = await unless_client_leaves(request.receive, self._drain.race(work))
             answer = newer or answer
         headers = {name.decode(): value.decode() for name, value in answer_headers(answer)}
