@@ -233,18 +233,19 @@ def _opener(model: CloudModel, settings: CloudSettings, metrics: Metrics) -> Ope
         engine="auto" if settings.engine == RAY else settings.engine,
     )
     if settings.engine == RAY:
-        return _on_ray(spec, settings)
+        return _on_ray(spec, settings, metrics)
     if settings.replicas:
         return _in_processes(spec, settings, metrics, settings.replicas)
-    return _InThisProcess(spec, settings.max_batch)
+    return _InThisProcess(spec, settings.max_batch, metrics)
 
 
 class _InThisProcess:
     """Opens a model in this process; the first time it is loaded here and now, where Ctrl-C still ends everything."""
 
-    def __init__(self, spec: EngineSpec, max_batch: int) -> None:
+    def __init__(self, spec: EngineSpec, max_batch: int, metrics: Metrics) -> None:
         self._spec = spec
         self._max_batch = max_batch
+        self._metrics = metrics
         self._first: Engine | None = self._loaded()
 
     async def __call__(self) -> ModelService:
@@ -253,7 +254,7 @@ class _InThisProcess:
         engine, self._first = self._first, None
         if engine is None:
             engine = await asyncio.to_thread(self._loaded)
-        return _service(ThreadWorkers(engine), self._max_batch)
+        return _service(ThreadWorkers(engine), self._max_batch, self._metrics)
 
     def _loaded(self) -> Engine:
         from edgewise.cloud.engine import load_engine
@@ -272,26 +273,26 @@ def _in_processes(spec: EngineSpec, settings: CloudSettings, metrics: Metrics, r
 
     async def opened() -> ModelService:
         workers = ProcessWorkers(shared, replicas=replicas, on_death=lambda: deaths.inc(str(spec.name)))
-        return _service(workers, settings.max_batch)
+        return _service(workers, settings.max_batch, metrics)
 
     return opened
 
 
-def _on_ray(spec: EngineSpec, settings: CloudSettings) -> Opener:
+def _on_ray(spec: EngineSpec, settings: CloudSettings, metrics: Metrics) -> Opener:
     from edgewise.cloud.rayserve import RayWorkers
 
     replicas = _cores() if settings.replicas is None else settings.replicas
 
     async def opened() -> ModelService:
-        return _service(RayWorkers(spec, max_replicas=replicas), settings.max_batch)
+        return _service(RayWorkers(spec, max_replicas=replicas), settings.max_batch, metrics)
 
     return opened
 
 
-def _service(workers: Workers, max_batch: int) -> ModelService:
+def _service(workers: Workers, max_batch: int, metrics: Metrics) -> ModelService:
     from edgewise.cloud.service import EngineService
 
-    return EngineService(workers, clock=time, max_batch=max_batch)
+    return EngineService(workers, clock=time, max_batch=max_batch, metrics=metrics)
 
 
 def _cores() -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import time
 import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ import typer.main
 
 from edgewise import cli, config
 from edgewise.cloud.clients import CLIENTS
+from edgewise.cloud.service import EngineService
+from edgewise.cloud.workers import ThreadWorkers
 from edgewise.contracts import CloudClient, Mode, Prediction, Reason, Reference, Request
 from edgewise.errors import CloudError, CloudResponseError, InputError
 from edgewise.quantize.generation import GENERATION_RECIPES
@@ -167,6 +170,17 @@ def test_every_metric_is_documented_with_its_kind_and_labels():
     for name, kind, labels, *_ in rows:
         # Asking again for a metric under other labels is refused.
         getattr(registry, kind)(name, "", tuple(re.findall(r"\w+", labels)))
+
+
+def test_every_metric_of_the_cloud_service_is_documented_with_its_kind_and_labels():
+    registry = Metrics()
+    EngineService(ThreadWorkers(None), clock=time, metrics=registry)
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", registry.render().decode(), re.MULTILINE))
+    rows = {row[0]: row for row in table(read("docs/cloud.md"), "## Metrics")}
+    assert set(kinds) <= set(rows)
+    for name, kind in kinds.items():
+        assert rows[name][1] == kind
+        getattr(registry, kind)(name, "", tuple(re.findall(r"\w+", rows[name][2])))
 
 
 def test_every_reason_and_mode_is_documented():
