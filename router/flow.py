@@ -220,7 +220,8 @@ class Flow:
 
     async def _predict(self, turn: Turn) -> Prediction:
         """The edge model's prediction, off the event loop unless a hop would take longer."""
-        await self._inference.measure()
+        if not self._inference.is_measured and not self._background.closed:
+            self._background.start(self._inference.measure())
         if self._inference.is_quick:
             return self._predict_here(turn)
         return await self._predicted(turn, self._start_prediction(turn))

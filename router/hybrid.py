@@ -206,11 +206,10 @@ class Router:
             OutboxFullError: A provisional answer's update could not be owed.
             RuntimeError: It was closed, before or meanwhile.
         """
+        if not tracing.on():
+            return self._block(request)
         with tracing.span("route") as span:
-            turn = self._begin(request)
-            found = self._flow.at_once(turn, here=not self._recall.asks_shared(request))
-            if not isinstance(found, Answer):
-                found = self._loop_thread.run(self._later(turn, found))
+            found = self._block(request)
             _describe(span, found)
             return found
 
@@ -262,6 +261,11 @@ class Router:
             given = Given(found) if isinstance(found, Answer) else await self._flow.work(turn, found)
             _describe(span, given.answer)
             return given
+
+    def _block(self, request: Request) -> Answer:
+        turn = self._begin(request)
+        found = self._flow.at_once(turn, here=not self._recall.asks_shared(request))
+        return found if isinstance(found, Answer) else self._loop_thread.run(self._later(turn, found))
 
     async def _traced(self, request: Request) -> Answer:
         return (await self._give(request)).answer
@@ -317,8 +321,6 @@ class Router:
 
 def _describe(span: tracing.Span, answer: Answer) -> None:
     """What became of a request, in its span; never what was asked or answered."""
-    if not tracing.on():
-        return
     decision = answer.decision
     span.set("edgewise.reason", decision.reason.value)
     span.set("edgewise.action", decision.action.value)

@@ -68,10 +68,13 @@ class Inference:
         submitted = self._clock.monotonic()
         return asyncio.get_running_loop().run_in_executor(self._pool, self._in_pool, item, submitted)
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether what a hop costs was measured, or is being measured."""
+        return self._measuring
+
     async def measure(self) -> None:
-        """Measure what a hop costs, once, beside the pool that may be busy already."""
-        if self._measuring:
-            return
+        """Measure what a hop costs, beside the pool that may be busy already."""
         self._measuring = True
         loop, shortest = asyncio.get_running_loop(), _LONGEST_HOP_S
         with ThreadPoolExecutor(1, thread_name_prefix="edgewise-hop") as pool:

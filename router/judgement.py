@@ -11,7 +11,7 @@ import msgspec
 from edgewise.contracts import Certificate, Decision, Policy, Prediction, Reason, Request
 from edgewise.router.drift import ScoreDrift
 from edgewise.router.instruments import Instruments
-from edgewise.router.signals import check_signal, is_foreign, score_of
+from edgewise.router.signals import is_foreign, scorer
 
 if TYPE_CHECKING:
     from edgewise.router.fitted import Fitted
@@ -34,15 +34,14 @@ class Judgement:
     """
 
     def __init__(self, certificate: Certificate | None, fitted: Fitted | None, instruments: Instruments) -> None:
-        self._signal = certificate.signal if certificate else _SIGNAL_WITHOUT_CERTIFICATE
-        check_signal(self._signal, fitted)
+        self._score = scorer(certificate.signal if certificate else _SIGNAL_WITHOUT_CERTIFICATE, fitted)
         self._fitted = fitted
         self._instruments = instruments
         self._drift = Drift(certificate, instruments)
 
     def decide(self, policy: Policy, request: Request, prediction: Prediction) -> Decision:
         """The policy's decision on a prediction; an input that is out of distribution is called so."""
-        score = score_of(prediction, self._signal, self._fitted)
+        score = self._score(prediction)
         foreign = math.isnan(score) and is_foreign(prediction, self._fitted)
         decision = policy.after(request, prediction, score)
         self._drift.watch(score)

@@ -34,11 +34,6 @@ class Pace:
         self._seen = 0
         self._slow = 0
 
-    @property
-    def knows_hop(self) -> bool:
-        """Whether the cost of a hop was measured."""
-        return self._hop_s is not None
-
     def hop_takes(self, seconds: float) -> None:
         """To another thread and back takes so long."""
         self._hop_s = seconds

@@ -236,6 +236,27 @@ def score_of(prediction: Prediction, signal: str, fitted: Fitted | None = None) 
     return float(signal_named(signal)(prediction.logits))
 
 
+def scorer(signal: str, fitted: Fitted | None = None) -> Callable[[Prediction], float]:
+    """`score_of` of one signal, its name read once: right after a prediction, with cold caches, that is a third of it.
+
+    Raises:
+        ConfigError: There is no such signal, or "combined" was not fitted.
+    """
+    check_signal(signal, fitted)
+    if _parsed(signal)[0] not in SIGNALS or (fitted is not None and fitted.neighbours is not None):
+        return partial(score_of, signal=signal, fitted=fitted)
+    of_logits, is_margin = signal_named(signal), signal == "margin"
+
+    def score(prediction: Prediction) -> float:
+        if prediction.out_of_distribution or prediction.logits is None:
+            return math.nan
+        if is_margin and prediction.margin is not None:
+            return prediction.margin
+        return float(of_logits(prediction.logits))
+
+    return score
+
+
 def _combined(prediction: Prediction, fitted: Fitted) -> float:
     """The score of the combination, the neighbours looked up once for the veto and the features."""
     combination, neighbours, embedding = fitted.combination, fitted.neighbours, prediction.embedding

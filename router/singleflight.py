@@ -1,6 +1,6 @@
 """Identical work in flight is done once and shared; each who waits for it keeps its own patience.
 
-Owns who shares what, and that work nobody waits for any longer is cancelled. What is identical, a key says: the caller's.
+Owns who shares what, and that work nobody waits for any longer is cancelled. What is identical, the caller's key says.
 Nothing is remembered: work that has ended, well or badly, is done anew.
 """
 
