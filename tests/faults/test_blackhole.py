@@ -12,10 +12,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edgewise.cloud.engine import load_engine
 from edgewise.config import parse_config
 from edgewise.wire.serve import BackgroundServer
-from edgewise.wiring.cloud import build_cloud
+from edgewise.wiring.cloud import CloudModel, CloudSettings, build_cloud
 from edgewise.wiring.gateway import build_gateway
 
 WORDS = ("wheat", "vessel", "tariff", "corn", "cargo", "export")
@@ -26,8 +25,8 @@ GAVE_UP = {"budget_spent", "cloud_failed"}
 
 @pytest.fixture(scope="module")
 def cloud(tiny_text_bundle):
-    engine = load_engine(tiny_text_bundle, threads=1, name="news")
-    with BackgroundServer(build_cloud(engine, parse_config({}), max_batch=4)) as server:
+    settings = CloudSettings(models=(CloudModel("news", tiny_text_bundle),), engine="onnx", threads=1)
+    with BackgroundServer(build_cloud(settings, parse_config({})).app) as server:
         yield server
 
 
