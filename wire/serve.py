@@ -42,8 +42,11 @@ def serve(
     port: int = DEFAULT_PORT,
     on_bound: Callable[[str, int], None] | None = None,
     drain_s: float = 10.0,
+    linger_s: float = 0.0,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then take no new connection and let requests in flight finish.
+
+    An application that has `drain()` is told at once that service ends.
 
     Args:
         app: The application.
@@ -51,6 +54,7 @@ def serve(
         port: The port to bind; 0 takes a free one.
         on_bound: Told the address and the port once the application has started and connections are taken.
         drain_s: Seconds that requests in flight get to finish; then they are cancelled.
+        linger_s: Seconds before that in which new connections are still taken.
 
     Raises:
         ConfigError: The address cannot be bound.
@@ -59,7 +63,7 @@ def serve(
     sock = bind(host, port)
     try:
         life = _Life(app)
-        _Server(life, on_bound, drain_s).run_until_stopped(sock)
+        _Server(life, on_bound, drain_s, linger_s).run_until_stopped(sock)
     finally:
         sock.close()
 
@@ -111,7 +115,14 @@ class _Life:
         self._app = app
         self.at_once = getattr(app, "at_once", None)
         """What our protocol asks first; see `protocol`."""
+        self.drain: Callable[[], None] = getattr(app, "drain", _nothing)
         self.error: Exception | None = None
+
+    def drain(self) -> None:
+        """Tell the application that service ends, if it wants to know."""
+        drain = getattr(self._app, "drain", None)
+        if drain is not None:
+            drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
@@ -122,6 +133,10 @@ class _Life:
         except Exception as error:  # kept for `serve` to raise: the server only logs it
             self.error = error
             raise
+
+
+def _nothing() -> None:
+    pass
 
 
 def _http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:
@@ -135,7 +150,9 @@ def _http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:
 class _Server(uvicorn.Server):
     """uvicorn's server, told when it is bound, raising instead of exiting, and ending well after a signal."""
 
-    def __init__(self, life: _Life, on_bound: Callable[[str, int], None] | None, drain_s: float) -> None:
+    def __init__(
+        self, life: _Life, on_bound: Callable[[str, int], None] | None, drain_s: float, linger_s: float = 0.0
+    ) -> None:
         config = uvicorn.Config(
             life,
             lifespan="on",
@@ -156,6 +173,9 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._life = life
         self._on_bound = on_bound
+        self._linger_s = linger_s
+        self._stopping_s: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run_until_stopped(self, sock: socket.socket) -> None:
         """Serve on a bound socket; raises what the application's lifespan raised."""
@@ -167,22 +187,34 @@ class _Server(uvicorn.Server):
             raise self._life.error
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: close the connections whose deadline is over."""
+        """Ten times a second: close the connections whose deadline is over, and find out whether to stop."""
         now_s = asyncio.get_running_loop().time()
         for connection in tuple(self.server_state.connections):
             check = getattr(connection, "check_deadline", None)
             if check is not None:
                 check(now_s)
-        return await super().on_tick(counter)
+        return await super().on_tick(counter) and self._has_lingered(now_s)
+
+    def _has_lingered(self, now_s: float) -> bool:
+        if self._stopping_s is None:
+            self._stopping_s = now_s
+            self._life.drain()
+        return self.force_exit or now_s - self._stopping_s >= self._linger_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, take connections, and say so."""
+        self._loop = asyncio.get_running_loop()
         # What a lifespan raises is raised by `serve`; uvicorn need not write it too.
         self.lifespan.logger = _RAISED_ANYWAY
         await super().startup(sockets)
         if self._on_bound is not None and sockets:
             host, port = sockets[0].getsockname()[:2]
             self._on_bound(host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell the application that service ends, and let what is in flight finish."""
+        self._life.drain()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, stop at once at a second Ctrl-C.
@@ -194,6 +226,8 @@ class _Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._life.drain)
 
 
 class BackgroundServer:

@@ -226,19 +226,24 @@ class _Connection:
 
     async def run(self) -> None:
         """Take messages until the connection ends, whoever ends it; nothing of it goes on afterwards."""
-        end: _Close | None = None
         try:
             end = await self._take_messages()
         except asyncio.CancelledError:
-            # The server's last word after a drain; this task ends here, with a close that the client understands.
-            end = _Close(_GOING_AWAY, "the service is shutting down")
+            # The server's last word after a drain: no time is left but for a close that the client understands.
+            self._cancel_all()
+            await self._close(_Close(_GOING_AWAY, "the service is shutting down"))
+            return
         except _SlowReaderError:
             end = None
-        finally:
-            await self._cancel_all()
+        cancelled = self._cancel_all()
+        if cancelled:
+            await asyncio.wait(cancelled)
         if end is not None:
-            with suppress(_SlowReaderError):
-                await self._write({"type": "websocket.close", "code": end.code, "reason": end.reason})
+            await self._close(end)
+
+    async def _close(self, end: _Close) -> None:
+        with suppress(_SlowReaderError):
+            await self._write({"type": "websocket.close", "code": end.code, "reason": end.reason})
 
     async def _take_messages(self) -> _Close | None:
         """Take one message after the other; how to close, or None where nobody listens any more."""
@@ -290,7 +295,9 @@ class _Connection:
         self._bad_messages = 0
         try:
             await self._act(sent, len(data))
-        except (RequestError, Fault) as error:
+        except _SlowReaderError:
+            raise
+        except Exception as error:  # whatever it is, the client is told, and the connection stays
             await self._refuse(fault_of(error), sent.id or "")
         return None
 
@@ -385,12 +392,11 @@ class _Connection:
         else:
             await self._say(Done(request_id, pending=not is_settled(asked_for.first.answer)))
 
-    async def _cancel_all(self) -> None:
+    def _cancel_all(self) -> list[asyncio.Task[None]]:
         tasks = [asked.task for asked in self._asked.values()]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        return tasks
 
     async def _refuse(self, fault: Fault, request_id: str) -> None:
         self._streams.on_fault(fault)
