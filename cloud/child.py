@@ -29,7 +29,7 @@ itself held up has looked once, not four times."""
 _BEATS = 10
 """Signs of life that a worker gives in the time it may be silent."""
 
-_END_S = 5.0
+_END_S = 2.0
 """What a worker that is told to end gets before it is killed."""
 
 

@@ -76,12 +76,15 @@ class BundleEngine:
 
     @classmethod
     def load(cls, bundle: Path, *, threads: int = 1, name: str | None = None) -> BundleEngine:
-        """Verify and load a bundle.
+        """Verify and load a bundle, and have it answer its golden items, if it has any.
 
         Raises:
             BundleError: It cannot be read, or is not what its manifest promises.
+            CertificateError: A golden item comes out differently on this machine.
         """
         model = EdgeModel.load(bundle, threads=threads)
+        if model.bundle.golden():
+            model.check_golden()
         return cls(model, name or model.bundle.core.name)
 
     @property

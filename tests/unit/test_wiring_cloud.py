@@ -1,0 +1,119 @@
+"""What a cloud service is made of: names, engines, who may load; and what is refused before a model is loaded."""
+
+import importlib.util
+import socket
+
+import pytest
+
+from edgewise import wiring
+from edgewise.cloud import rayserve
+from edgewise.config import Config, ServerSection
+from edgewise.errors import CheckpointError, ConfigError, MissingExtraError
+from edgewise.wiring import CloudSettings, cloud_models
+from edgewise.wiring.rayserve import ray_arguments
+
+
+def config(**server):
+    return Config(server=ServerSection(port=0, **server))
+
+
+def settings(path, **changes):
+    return CloudSettings(models=cloud_models([str(path)]), **changes)
+
+
+def test_models_are_named_by_themselves_or_by_whoever_asks(tiny_text_bundle, tmp_path):
+    folder = tmp_path / "a=b"
+    folder.mkdir()
+    found = cloud_models([str(tiny_text_bundle), "second=/models/x", f"third={folder}"], name="first")
+    assert [model.name for model in found] == ["first", "second", "third"]
+    assert [model.path for model in found] == [tiny_text_bundle, *map(type(tmp_path), ("/models/x", folder))]
+    assert cloud_models([str(tiny_text_bundle)])[0].name == "tiny-text"
+    assert cloud_models([str(tmp_path / "checkpoint")])[0].name == "checkpoint"
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "checkpoint")
+    assert cloud_models([str(link)])[0].name == "checkpoint"
+    # An existing folder is one, whatever its name looks like.
+    with pytest.raises(ConfigError, match="'a=b' cannot stand in a URL"):
+        cloud_models([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "told"),
+    [
+        ([], None, "No model is given"),
+        (["a=/x", "a=/y"], None, "Two models are named a"),
+        (["/models/a", "a=/y"], None, "Two models are named a"),
+        (["a=/x"], "b", "named twice"),
+        (["/x"], "no/name", "cannot stand in a URL"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(given, name, told):
+    with pytest.raises(ConfigError, match=told):
+        cloud_models(given, name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "server", "told"),
+    [
+        ({"engine": "abacus"}, {}, "no engine 'abacus'"),
+        ({"replicas": -1}, {}, "replicas is -1"),
+        ({"allow_load": True}, {"host": "0.0.0.0"}, "let everybody who reaches 0.0.0.0"),
+        ({"allow_load": True}, {"api_keys_env": "EDGEWISE_TEST_KEYS"}, "without API keys"),
+        ({"admins": frozenset({"ops"})}, {}, "no API keys are configured"),
+        ({"admins": frozenset({"ops", "who"})}, {"api_keys_env": "EDGEWISE_TEST_KEYS"}, "names who"),
+        ({"max_batch": 0, "replicas": 0}, {}, "max_batch is 0"),
+    ],
+)
+async def test_settings_that_contradict_each_other_are_refused(tiny_text_bundle, monkeypatch, changes, server, told):
+    monkeypatch.setenv("EDGEWISE_TEST_KEYS", "ops:k1,shop:k2")
+    with pytest.raises(ConfigError, match=told):
+        async with wiring.build_cloud(settings(tiny_text_bundle, **changes), config(**server)).repository.lifespan():
+            pass
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = ServerSection(port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match="in use"):
+            wiring.serve_cloud(settings(tmp_path / "nothing"), Config(server=server), lambda *_: None)
+
+
+def test_a_model_in_this_process_is_loaded_before_the_server_starts(tmp_path):
+    with pytest.raises(CheckpointError, match="is no folder"):
+        wiring.build_cloud(settings(tmp_path / "nothing", replicas=0), config())
+
+
+async def test_a_bundle_that_answers_its_golden_items_otherwise_is_not_served(tiny_models, tmp_path, monkeypatch):
+    from edgewise.edge import EdgeModel
+    from edgewise.errors import CertificateError
+
+    bundle = tiny_models.pack_text(tmp_path)
+    honest = EdgeModel.predict
+    monkeypatch.setattr(EdgeModel, "predict", lambda self, items: honest(self, ["vessel port" for _ in items]))
+    with pytest.raises(CertificateError, match="comes out differently"):
+        wiring.build_cloud(settings(bundle), config())
+
+
+def test_ray_that_is_not_installed_is_named_with_its_command(tiny_text_bundle, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(rayserve, "find_spec", lambda name: None if name == "ray" else find(name))
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgewise\[ray\]'"):
+        wiring.serve_cloud(settings(tiny_text_bundle, engine="ray"), config(), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({}, "missing required field `models`"),
+        ({"models": {}}, "No model is given"),
+        ({"models": {"a": "/x"}, "replicas": 3}, "unknown field `replicas`"),
+        ({"models": {"a/b": "/x"}}, "cannot stand in a URL"),
+        ({"models": {"a": "/x"}, "min_replicas": 3, "max_replicas": 2}, "max_replicas"),
+        ({"models": {"a": "/x"}, "threads": 0}, "below 1"),
+    ],
+)
+def test_arguments_of_a_ray_application_are_checked(args, told):
+    with pytest.raises(ConfigError, match=told):
+        ray_arguments(args)
