@@ -21,10 +21,12 @@ import pytest
 from edgewise.contracts import Action, Answer, Decision, Reason, Request, Source, Status
 from edgewise.store import SqliteStore
 from edgewise.store import database as databases
+from edgewise.store.sqlite import StoreLimits
 
 SECTOR = 512
+LIMITS = StoreLimits(max_pending=12, max_answers=25, max_hooks=8, max_bytes=120_000)
 _IN_EVERY_RUN = 6
-_IN_TORTURE = 150
+_IN_TORTURE = 80
 _CUTS_EACH = 12
 
 
@@ -154,8 +156,10 @@ def steps(store: SqliteStore, seed: int) -> Iterator[Callable[[], object]]:
     moments = random.Random(seed)
     for number, name in enumerate(NAMES):
         size = moments.choice([10, 900, 5000, 20_000])
-        session = "s" if number % 3 else None
-        yield lambda: store.outbox.put(Request(id=name, inputs="x" * size, session=session))
+        request = Request(id=name, inputs="x" * size, session="s" if number % 3 else None)
+        for owed in store.outbox.in_the_way(request):
+            yield lambda: store.outbox.done("public", owed.id)
+        yield lambda: store.outbox.put(request)
         yield lambda: store.answers.put("public", provisional(name))
         if number % 4 == 0:
             yield lambda: store.audits.drawn(name, "c")
@@ -173,11 +177,10 @@ def played(folder: Path, seed: int, change: Callable[[str], str] = str) -> Tape:
     """Run a store once over the recording file system."""
     tape, name = Tape(), f"recording-{seed}-{folder.name}"
     file_system = recording_file_system(name, tape)
-    limits = databases_limits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(databases, "connect", lambda path: Adapted(path, name, change))
         patch.setattr(databases, "_PAGES_RECLAIMED_AT_ONCE", 4)
-        with SqliteStore(folder / "store.db", limits=limits) as store:
+        with SqliteStore(folder / "store.db", limits=LIMITS) as store:
             tape.states.append(holds(store, NAMES))
             for step in steps(store, seed):
                 began = len(tape.ops)
@@ -186,12 +189,6 @@ def played(folder: Path, seed: int, change: Callable[[str], str] = str) -> Tape:
                 tape.states.append(holds(store, NAMES))
     file_system.unregister()
     return tape
-
-
-def databases_limits() -> Any:
-    from edgewise.store.sqlite import StoreLimits
-
-    return StoreLimits(max_answers=25, max_hooks=8, max_bytes=200_000)
 
 
 def after_cut(tape: Tape, length: int, luck: random.Random) -> dict[str, bytes]:
@@ -251,7 +248,7 @@ def lost(tape: Tape, length: int, luck: random.Random, folder: Path) -> str:
         (folder / name).write_bytes(content)
     acknowledged = sum(done <= length for _, done in tape.moments)
     begun = sum(began < length for began, _ in tape.moments)
-    with SqliteStore(folder / "store.db", limits=databases_limits()) as store:
+    with SqliteStore(folder / "store.db", limits=LIMITS) as store:
         if store._database.query("PRAGMA integrity_check") != [("ok",)]:
             return "the file is damaged"
         found = holds(store, NAMES)
