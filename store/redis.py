@@ -56,6 +56,7 @@ class RedisCache:
         self._pause_s = _FIRST_PAUSE_S
         self._look_at: float | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[Any]] = set()
 
     @property
     def is_away(self) -> bool:
@@ -88,16 +89,26 @@ class RedisCache:
 
     async def aclose(self) -> None:
         """Close its connections."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        running = [*self._asking, *([] if self._looking is None else [self._looking])]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self._redis.aclose()
 
     async def _within(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """What Redis says, or None where it does not in time; nobody waits while it is known to be away."""
+        """What Redis says, or None where it does not in time; nobody waits while it is known to be away.
+
+        Whoever has less patience leaves, and the question goes on: else a Redis that hangs would never be found out.
+        """
         if self._look_at is not None:
             self._look(self._look_at)
             return None
+        asking = asyncio.ensure_future(self._asked(ask))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+        return await asyncio.shield(asking)
+
+    async def _asked(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         try:
             async with asyncio.timeout(self._timeout_s):
                 said = await ask()

@@ -194,18 +194,26 @@ async def test_a_cache_that_dies_is_empty_and_one_that_is_back_is_asked_again(se
     await cache.aclose()
 
 
-async def test_a_cache_that_accepts_and_never_answers_costs_its_time_out_a_few_times_and_then_nothing() -> None:
-    held = []
+@pytest.fixture
+async def black_hole() -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
+    """The URL of a server that accepts and never answers, and the connections it has."""
+    held: list[asyncio.StreamWriter] = []
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held.append(writer)
         await reader.read()
         writer.close()
 
-    black_hole = await asyncio.start_server(hold, "127.0.0.1", 0)
-    port = black_hole.sockets[0].getsockname()[1]
-    cache = RedisCache(f"redis://127.0.0.1:{port}", 60.0, timeout_s=0.02, clock=SetClock())
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", held
+    server.close()
+
+
+async def test_a_cache_that_never_answers_costs_its_time_out_a_few_times_and_then_nothing(black_hole) -> None:
+    url, held = black_hole
+    cache = RedisCache(url, 60.0, timeout_s=0.02, clock=SetClock())
     for _ in range(3):
+        assert not cache.is_away
         assert await cache.get(KEY) is None
     connections = len(held)
     assert await cache.get(KEY) is None
@@ -213,7 +221,17 @@ async def test_a_cache_that_accepts_and_never_answers_costs_its_time_out_a_few_t
     assert cache.is_away
     assert len(held) == connections
     await cache.aclose()
-    black_hole.close()
+
+
+async def test_readers_with_less_patience_find_it_out_too(black_hole) -> None:
+    cache = RedisCache(black_hole[0], 60.0, timeout_s=0.02, clock=SetClock())
+    async with asyncio.timeout(10):
+        while not cache.is_away:
+            reader = asyncio.ensure_future(cache.get(KEY))
+            await asyncio.sleep(0)
+            reader.cancel()
+            await asyncio.sleep(0.001)
+    await cache.aclose()
 
 
 async def test_a_wrong_password_is_an_empty_cache_that_tells_no_secret(
