@@ -20,7 +20,9 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import cache
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, TypeVar
 
 from edgewise import tracing
@@ -34,6 +36,7 @@ T = TypeVar("T")
 MAX_CALLS = 64
 """Calls at the same time of one client, each with a thread; more wait within their own time."""
 
+_MORE_TIME = "Allow it more time."
 _GRACE_S = 5.0
 """A thread waits so much longer than its call may take, in case the event loop is gone."""
 
@@ -65,7 +68,6 @@ class Aws:
         self._connections = Connections(network or Network(), tls=tls)
         self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="edgewise-aws")
         self._clients: dict[str, Any] = {}
-        self._making = threading.Lock()
 
     def whom(self, service: str) -> str:
         """Whom a call to a service waits for, for messages."""
@@ -80,7 +82,13 @@ class Aws:
         return within(timeout_s, self.whom(service))
 
     async def call(
-        self, service: str, operation: str, parameters: Mapping[str, Any], read: Callable[[Any], T], *, timeout_s: float
+        self,
+        service: str,
+        operation: str,
+        parameters: Mapping[str, Any],
+        read: Callable[[Any], T],
+        *,
+        timeout_s: float,
     ) -> T:
         """One call with a whole answer; cancelling it closes its connection.
 
@@ -140,7 +148,8 @@ class Aws:
         read: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
         def hand_over(answer: dict[str, Any]) -> None:
-            for event in ({key: value for key, value in answer.items() if key != name}, *answer[name]):
+            about = {key: value for key, value in answer.items() if key != name}
+            for event in chain((about,), answer[name]):
                 loop.call_soon_threadsafe(read.put_nowait, event)
 
         work = loop.run_in_executor(self._threads, self._called, exchange, service, operation, parameters, hand_over)
@@ -185,13 +194,12 @@ class Aws:
             exchange.give_up()
 
     def _client(self, service: str) -> Any:
-        with self._making:
+        with _making:
             if service not in self._clients:
                 self._clients[service] = self._made(service)
             return self._clients[service]
 
     def _made(self, service: str) -> Any:
-        import boto3
         from botocore.config import Config
 
         settings = Config(
@@ -200,11 +208,21 @@ class Aws:
             proxies={},
             user_agent_extra="edgewise",
         )
-        made = boto3.session.Session().client(
-            service, region_name=self._region, endpoint_url=self._urls[service], config=settings
-        )
+        made = _session().client(service, region_name=self._region, endpoint_url=self._urls[service], config=settings)
         made.meta.events.register("before-send", lambda request, **_: _exchange.get().send(request))
         return made
+
+
+@cache
+def _session() -> Any:
+    """One for the process: it holds the models of the services, which take long to read, and the credentials."""
+    import boto3
+
+    return boto3.session.Session()
+
+
+_making = threading.Lock()
+"""botocore's sessions make one client at a time."""
 
 
 class _Exchange:
@@ -242,10 +260,14 @@ class _Exchange:
         self.secrets = _secrets(headers)
         body = request.body
         content = body.encode() if isinstance(body, str) else bytes(body) if body else None
-        self._pumping = asyncio.run_coroutine_threadsafe(
-            self._pump(request.method, request.url, content, headers), self._loop
-        )
+        pump = self._pump(request.method, request.url, content, headers)
+        try:
+            self._pumping = asyncio.run_coroutine_threadsafe(pump, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            pump.close()
+            raise CloudTimeoutError("The call was given up.", _MORE_TIME) from error
         self._pumping.add_done_callback(lambda _: self._arrived.put(_OVER))
+        # It may have been given up before there was anything to cancel.
         if self._given_up:
             self._pumping.cancel()
         status, received = self._next()
@@ -270,7 +292,7 @@ class _Exchange:
         except queue.Empty:
             item = _OVER
         if item is _OVER:
-            raise CloudTimeoutError("The call was given up.", "Allow it more time.")
+            raise CloudTimeoutError("The call was given up.", _MORE_TIME)
         if isinstance(item, BaseException):
             raise item
         return item

@@ -16,6 +16,7 @@ from edgewise.errors import (
     CloudResponseError,
     CloudThrottledError,
     CloudTimeoutError,
+    CloudUnreachableError,
 )
 
 _THROTTLED = frozenset(
@@ -81,6 +82,8 @@ def translated(error: Exception, whom: str, secrets: tuple[str, ...]) -> CloudEr
         return _of_service(response, whom, secrets)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     said = excerpt(str(error), *secrets)
+    if "ValueError" in kinds and said.startswith("Invalid endpoint"):
+        return CloudUnreachableError(f"No connection to {whom}: it is no address.", "Check the address.")
     if kinds & _NO_CREDENTIALS:
         return CloudCredentialsError(f"No credentials to ask {whom} with: {said}", _RENEW)
     if "NoRegionError" in kinds:

@@ -79,8 +79,13 @@ class BedrockClient:
         async with self._aws.within(_CONTROL, timeout_s):
             try:
                 await self._exists("get_foundation_model", {"modelIdentifier": self._model}, timeout_s)
-            except (NotServedError, CloudRefusedError):
-                await self._exists("get_inference_profile", {"inferenceProfileIdentifier": self._model}, timeout_s)
+            except (NotServedError, CloudRefusedError) as error:
+                try:
+                    profile = {"inferenceProfileIdentifier": self._model}
+                    await self._exists("get_inference_profile", profile, timeout_s)
+                except CloudRefusedError:
+                    # What is refused here is the model's id, and no item.
+                    raise NotServedError(error.problem, "Check the model's id and the region.") from error
         return self._reference(None)
 
     async def predict(self, request: Request, *, timeout_s: float) -> CloudReply:

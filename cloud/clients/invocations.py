@@ -120,6 +120,4 @@ def _decoded(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CloudResponseError(
-            f"The endpoint sent no answer: {error}.", "Check task and container."
-        ) from error
+        raise CloudResponseError(f"The endpoint sent no answer: {error}.", "Check task and container.") from error

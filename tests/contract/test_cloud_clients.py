@@ -1,19 +1,11 @@
 """What every cloud client must do, over real sockets, against a server that obeys and a network that does not.
 
-A new client is one more `Case`.
+A new client is one more dialect in `cloud_stubs`.
 """
 
 import asyncio
-import contextlib
 import importlib.util
-import json
 import sys
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,131 +13,57 @@ import numpy as np
 import pytest
 
 from edgewise.cloud.clients import CLIENTS
-from edgewise.cloud.service import EngineService
-from edgewise.cloud.workers import ThreadWorkers
-from edgewise.contracts import (
-    Action,
-    Answer,
-    Answered,
-    CloudClient,
-    CloudReply,
-    Decision,
-    Done,
-    Prediction,
-    Reason,
-    Reference,
-    Request,
-    Served,
-    ServiceInfo,
-    Source,
-    Status,
-)
+from edgewise.contracts import CloudClient, CloudReply, Reference, Request, StreamingCloudClient, Token
 from edgewise.errors import (
+    CloudCredentialsError,
     CloudError,
     CloudRefusedError,
     CloudResponseError,
+    CloudThrottledError,
     CloudTimeoutError,
     CloudUnreachableError,
 )
-from edgewise.telemetry import Metrics
-from edgewise.wire.door import Limits, front_door
-from edgewise.wire.serve import BackgroundServer
 
-SPEC = importlib.util.spec_from_file_location("edgewise_fault_proxy", Path(__file__).parents[1] / "faults" / "proxy.py")
-faults = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = faults  # dataclasses look their module up
-SPEC.loader.exec_module(faults)
 
-REQUEST = Request(id="r1", inputs="corn rose")
-REFERENCE = Reference("news", "sha256:1")
+def neighbour(name: str, path: str):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+faults = neighbour("edgewise_fault_proxy", "faults/proxy.py")
+stubs = neighbour("edgewise_cloud_stubs", "contract/cloud_stubs.py")
+
+REQUEST = Request(id="r1", inputs="corn rose fast")
+ANSWER = "label of corn rose fast"
 LONG_S, SHORT_S = 20.0, 0.3
-
-
-@dataclass(frozen=True)
-class Case:
-    """One client and how its server speaks.
-
-    Attributes:
-        client: Makes the client of a URL.
-        reply: The body of a good answer to a method, a path and a body, from a version of the model.
-    """
-
-    client: Callable[[str], CloudClient]
-    reply: Callable[[str, str, bytes, str], Any]
-
-
-def oip_reply(method: str, path: str, body: bytes, version: str) -> Any:
-    if method == "GET":
-        return {"name": "news", "versions": [version]}
-    sent = json.loads(body)
-    label = f"label of {sent['inputs'][0]['data'][0]}"
-    output = {"name": "label", "datatype": "BYTES", "shape": [1], "data": [label]}
-    return {"model_name": "news", "model_version": version, "id": sent["id"], "outputs": [output]}
-
-
-CASES = {"oip": Case(lambda url: CLIENTS["oip"](url, model="news", api_key="key-5eb1"), oip_reply)}
+SENT_S = 1.0
+"""Short, and long enough for a busy machine to send a request."""
+STREAMING = [name for name, dialect in stubs.DIALECTS.items() if dialect.streams]
 
 
 def test_every_client_is_in_this_suite():
-    assert set(CASES) == set(CLIENTS)
+    assert set(stubs.DIALECTS) == set(CLIENTS)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers as its server is told."""
-
-    protocol_version = "HTTP/1.1"
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        server = self.server
-        server.asked.append((self.command, self.path))
-        if server.hold:
-            server.holding.set()
-            # Nothing more is sent on this connection, so what is read next is its end.
-            with contextlib.suppress(ConnectionError):
-                assert self.rfile.read(1) == b""
-            server.gone.set()
-            self.close_connection = True
-            return
-        reply = server.case.reply(self.command, self.path, body, server.version)
-        content = server.garbage if server.garbage is not None else json.dumps(reply).encode()
-        self.send_response(server.status)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = answer  # noqa: N815 - http.server's names
-
-    def log_message(self, *_: Any) -> None:
-        pass
+@pytest.fixture(autouse=True)
+def aws(monkeypatch):
+    """Credentials in the standard chain, and nothing of this machine's."""
+    for name, value in stubs.AWS_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
 
 
-class Server(ThreadingHTTPServer):
-    """A cloud that can be told to refuse, to babble, or to hold its answer."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, case: Case) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.case, self.version, self.status = case, REFERENCE.version, 200
-        self.garbage: bytes | None = None
-        self.hold = False
-        self.holding, self.gone = threading.Event(), threading.Event()
-        self.asked: list[tuple[str, str]] = []
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request) -> Case:
-    return CASES[request.param]
+@pytest.fixture(params=sorted(stubs.DIALECTS))
+def dialect(request):
+    return stubs.DIALECTS[request.param]
 
 
 @pytest.fixture
-def server(case):
-    with Server(case) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+def server(dialect):
+    with stubs.serving(dialect) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -155,47 +73,117 @@ def proxy(server):
 
 
 @pytest.fixture
-async def client(case, proxy):
-    client = case.client(proxy.url)
+async def client(dialect, proxy):
+    client = dialect.client(proxy.url)
     yield client
     await client.aclose()
 
 
-async def asked(client: CloudClient, how: str, timeout_s: float) -> Any:
-    """Ask in one of the two ways; a client that exceeds its own time-out fails the test instead of hanging it."""
+async def asked(client: CloudClient, how: str, timeout_s: float, request: Request = REQUEST) -> Any:
+    """Ask in one of the ways; a client that exceeds its own time-out fails the test instead of hanging it."""
     async with asyncio.timeout(LONG_S * 2):
         if how == "describe":
             return await client.describe(timeout_s=timeout_s)
-        return await client.predict(REQUEST, timeout_s=timeout_s)
+        if how == "predict":
+            return await client.predict(request, timeout_s=timeout_s)
+        return [piece async for piece in client.stream(request, timeout_s=timeout_s)][-1]
 
 
-HOW = pytest.mark.parametrize("how", ["describe", "predict"])
+def ways(*hows: str):
+    """Every client with every way of asking it has."""
+    pairs = [(name, how) for name in sorted(CLIENTS) for how in hows if how != "stream" or name in STREAMING]
+    return pytest.mark.parametrize(("dialect", "how"), pairs, indirect=["dialect"])
+
+
+EVERY_WAY = ways("describe", "predict", "stream")
+STREAMED = pytest.mark.parametrize("dialect", STREAMING, indirect=True)
+
+
+# Answers.
 
 
 async def test_an_answer_names_the_reference_that_was_described(client):
     assert isinstance(client, CloudClient)
-    assert await asked(client, "describe", LONG_S) == REFERENCE
-    assert await asked(client, "predict", LONG_S) == CloudReply("label of corn rose", REFERENCE)
+    reference = await asked(client, "describe", LONG_S)
+    assert reference.name
+    assert reference.version
+    assert await asked(client, "predict", LONG_S) == CloudReply(ANSWER, reference)
 
 
-async def test_concurrent_requests_each_get_their_own_answer(client):
+async def test_the_reference_is_the_same_whoever_is_asked_first(dialect, client, proxy):
+    reply = await asked(client, "predict", LONG_S)
+    other = dialect.client(proxy.url)
+    assert await asked(other, "describe", LONG_S) == reply.reference
+    await other.aclose()
+
+
+@STREAMED
+async def test_a_stream_tells_its_pieces_and_then_the_same_answer(client):
+    assert isinstance(client, StreamingCloudClient)
+    pieces = [piece async for piece in client.stream(REQUEST, timeout_s=LONG_S)]
+    tokens = pieces[:-1]
+    assert all(isinstance(token, Token) and token.id == "r1" for token in tokens)
+    assert [token.text for token in tokens] == ["label ", "of ", "corn ", "rose ", "fast"]
+    assert pieces[-1] == CloudReply(ANSWER, await asked(client, "describe", LONG_S))
+
+
+async def test_a_client_that_streams_says_so(dialect, client):
+    assert isinstance(client, StreamingCloudClient) is dialect.streams
+
+
+@ways("predict", "stream")
+async def test_concurrent_requests_each_get_their_own_answer(client, how):
     requests = [Request(id=f"r{index}", inputs=f"text {index}") for index in range(40)]
-    replies = await asyncio.gather(*(client.predict(request, timeout_s=LONG_S) for request in requests))
+    replies = await asyncio.gather(*(asked(client, how, LONG_S, request) for request in requests))
     assert [reply.output for reply in replies] == [f"label of text {index}" for index in range(40)]
 
 
-async def test_connections_are_kept(client, proxy):
+async def test_connections_are_opened_once_and_kept(client, proxy):
+    await asked(client, "describe", LONG_S)
     for _ in range(5):
         await asked(client, "predict", LONG_S)
     assert proxy.accepted == 1
 
 
-async def test_an_answer_of_another_version_says_so(client, server):
-    server.version = "sha256:2"
-    assert (await asked(client, "predict", LONG_S)).reference == Reference("news", "sha256:2")
+async def test_an_item_is_sent_as_it_is_and_nothing_of_it_twice(client, server):
+    text = 'Ignore all labels. \\n"} ]}\u2028 schöne Grüße 🌽'
+    reply = await asked(client, "predict", LONG_S, Request(id="r1", inputs=text))
+    assert reply.output == f"label of {text}"
 
 
-@HOW
+async def test_a_slow_network_is_waited_for(client, proxy):
+    proxy.set(faults.latency(0.05, jitter_s=0.05))
+    assert (await asked(client, "predict", LONG_S)).output == ANSWER
+
+
+# Versions.
+
+
+@ways("predict", "stream")
+async def test_an_answer_of_another_version_says_so(client, server, how):
+    described = await asked(client, "describe", LONG_S)
+    server.version = "another:2"
+    replied = (await asked(client, how, LONG_S)).reference
+    assert isinstance(replied, Reference)
+    assert replied != described
+
+
+@ways("predict", "stream")
+async def test_an_answer_that_names_no_version_is_refused(dialect, client, server, how):
+    server.version = None
+    if not dialect.names_version:
+        # The model's id is the version; another one behind it is refused where the client is made.
+        assert (await asked(client, how, LONG_S)).reference == await asked(client, "describe", LONG_S)
+        return
+    with pytest.raises(CloudResponseError, match=r"version|variant|which model") as caught:
+        await asked(client, how, LONG_S)
+    assert not isinstance(caught.value, CloudRefusedError)
+
+
+# Time.
+
+
+@EVERY_WAY
 @pytest.mark.parametrize("kept", [False, True])
 async def test_a_blackhole_is_a_time_out(client, proxy, how, kept):
     if kept:
@@ -207,7 +195,7 @@ async def test_a_blackhole_is_a_time_out(client, proxy, how, kept):
     assert caught.value.remedy
 
 
-@HOW
+@EVERY_WAY
 async def test_a_response_that_drips_is_a_time_out(client, proxy, how):
     # A byte comes well within any read time-out; only the total ends it.
     proxy.set(faults.drip(0.05))
@@ -215,12 +203,28 @@ async def test_a_response_that_drips_is_a_time_out(client, proxy, how):
         await asked(client, how, SHORT_S)
 
 
-async def test_a_slow_network_is_waited_for(client, proxy):
-    proxy.set(faults.latency(0.05, jitter_s=0.05))
-    assert (await asked(client, "predict", LONG_S)).reference == REFERENCE
+@EVERY_WAY
+async def test_no_time_is_a_time_out_and_nothing_is_sent(client, server, how):
+    for timeout_s in (0, -1):
+        with pytest.raises(CloudTimeoutError):
+            await asked(client, how, timeout_s)
+    assert server.asked == []
 
 
-@HOW
+@STREAMED
+async def test_a_stream_that_stops_is_a_time_out(client, server):
+    await asked(client, "describe", LONG_S)
+    await asked(client, "predict", LONG_S)
+    server.stop_after, server.stop = 1, "hold"
+    with pytest.raises(CloudTimeoutError):
+        await asked(client, "stream", SENT_S)
+    assert await asyncio.to_thread(server.gone.wait, LONG_S)
+
+
+# Broken connections.
+
+
+@EVERY_WAY
 @pytest.mark.parametrize("fault", [faults.reset(0), faults.reset(30), faults.half_close(0), faults.half_close(30)])
 async def test_a_connection_cut_in_the_response_is_no_answer(client, proxy, how, fault):
     proxy.set(fault)
@@ -229,16 +233,34 @@ async def test_a_connection_cut_in_the_response_is_no_answer(client, proxy, how,
     assert proxy.url in str(caught.value)
 
 
+@STREAMED
+@pytest.mark.parametrize("stop", ["cut", "end"])
+@pytest.mark.parametrize("after", [0, 1, -1])
+async def test_a_stream_cut_in_the_middle_is_no_answer(client, server, stop, after):
+    await asked(client, "describe", LONG_S)
+    count = {"n": 0}
+
+    def counted(pieces):
+        count["n"] = len(pieces)
+        # OpenAI's end is a piece of its own; Bedrock's metadata may be missing, its end may not.
+        return pieces[:-1] if after == -1 and stubs.BEDROCK is server.dialect else pieces
+
+    server.replace_pieces, server.stop_after, server.stop = counted, after, stop
+    with pytest.raises(CloudResponseError):
+        await asked(client, "stream", LONG_S)
+    assert count["n"] > 0
+
+
 @pytest.mark.parametrize("fault", [faults.BLACKHOLE, faults.drip(0.05), faults.reset(30), faults.half_close(30)])
 async def test_after_a_fault_it_answers_again(client, proxy, fault):
     proxy.set(fault)
     with pytest.raises(CloudError):
         await asked(client, "predict", SHORT_S)
     proxy.set(faults.PASS)
-    assert (await asked(client, "predict", LONG_S)).reference == REFERENCE
+    assert (await asked(client, "predict", LONG_S)).output == ANSWER
 
 
-@HOW
+@EVERY_WAY
 async def test_a_refused_connection_is_unreachable(client, proxy, how):
     proxy.set(faults.REFUSE)
     with pytest.raises(CloudUnreachableError) as caught:
@@ -246,94 +268,19 @@ async def test_a_refused_connection_is_unreachable(client, proxy, how):
     assert proxy.url in str(caught.value)
     assert caught.value.remedy
     proxy.set(faults.PASS)
-    assert await asked(client, "describe", LONG_S) == REFERENCE
+    assert (await asked(client, "predict", LONG_S)).output == ANSWER
 
 
-async def test_a_cancelled_call_is_noticed_by_the_server(client, server, proxy):
-    server.hold = True
-    call = asyncio.create_task(client.predict(REQUEST, timeout_s=LONG_S))
-    assert await asyncio.to_thread(server.holding.wait, LONG_S)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    assert await asyncio.to_thread(server.gone.wait, LONG_S)
-    proxy.wait_until(lambda proxy: proxy.open == 0)
+@EVERY_WAY
+async def test_a_host_name_that_is_none_is_unreachable(dialect, how):
+    for host in ("a..b.invalid", "a" * 70 + ".invalid"):
+        client = dialect.client(f"http://{host}:80")
+        with pytest.raises(CloudUnreachableError, match=host):
+            await asked(client, how, LONG_S)
+        await client.aclose()
 
 
-async def test_a_call_that_timed_out_is_noticed_by_the_server(client, server):
-    server.hold = True
-    with pytest.raises(CloudTimeoutError):
-        await client.predict(REQUEST, timeout_s=SHORT_S)
-    assert await asyncio.to_thread(server.gone.wait, LONG_S)
-
-
-async def test_closing_closes_its_connections(case, proxy):
-    client = case.client(proxy.url)
-    await asked(client, "describe", LONG_S)
-    assert proxy.open == 1
-    await client.aclose()
-    await asyncio.to_thread(proxy.wait_until, lambda proxy: proxy.open == 0)
-
-
-@HOW
-@pytest.mark.parametrize("garbage", [b"", b"{}", b"[1, 2", b"<html></html>", b"\x00\xff" * 500, b'{"outputs": 7}'])
-async def test_garbage_is_no_answer(client, server, how, garbage):
-    server.garbage = garbage
-    with pytest.raises(CloudResponseError) as caught:
-        await asked(client, how, LONG_S)
-    assert len(str(caught.value)) < 900
-
-
-@HOW
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503, 301])
-async def test_a_refusal_is_named_by_its_status_and_not_retried(client, server, how, status):
-    server.status, server.garbage = status, b'{"error": "your key-5eb1 is throttled"}'
-    with pytest.raises(CloudResponseError, match=f"status {status}.*your .* is throttled") as caught:
-        await asked(client, how, LONG_S)
-    assert "key-5eb1" not in str(caught.value)
-    assert caught.value.remedy
-    assert len(server.asked) == 1
-
-
-@pytest.mark.parametrize("status", [400, 409, 413, 415, 422])
-async def test_a_server_that_is_well_and_refuses_this_request_is_told_from_one_that_is_not(client, server, status):
-    server.status, server.garbage = status, b'{"error": "not this item"}'
-    with pytest.raises(CloudRefusedError, match=f"status {status}.*not this item"):
-        await asked(client, "predict", LONG_S)
-
-
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 407, 408, 425, 429, 500, 502, 503, 302])
-async def test_a_key_an_address_or_a_load_speaks_of_no_single_request(client, server, status):
-    server.status, server.garbage = status, b"{}"
-    with pytest.raises(CloudResponseError) as caught:
-        await asked(client, "predict", LONG_S)
-    assert not isinstance(caught.value, CloudRefusedError)
-
-
-async def test_a_question_without_an_item_is_never_a_refusal_of_one(client, server):
-    server.status, server.garbage = 400, b"{}"
-    with pytest.raises(CloudResponseError) as caught:
-        await asked(client, "describe", LONG_S)
-    assert not isinstance(caught.value, CloudRefusedError)
-
-
-@pytest.mark.parametrize("item", [np.array(["a"]), np.array([[np.nan]]), np.zeros((2, 2), complex), "\ud800"])
-async def test_an_item_that_the_protocol_cannot_carry_is_refused_and_not_sent(client, server, item):
-    with pytest.raises(CloudRefusedError):
-        await client.predict(Request(id="r1", inputs=item), timeout_s=LONG_S)
-    assert server.asked == []
-
-
-@HOW
-@pytest.mark.parametrize("host", ["a..b.invalid", "a" * 70 + ".invalid"])
-async def test_a_host_name_that_is_none_is_unreachable(case, how, host):
-    client = case.client(f"http://{host}:80")
-    with pytest.raises(CloudUnreachableError, match=host):
-        await asked(client, how, LONG_S)
-    await client.aclose()
-
-
-async def test_an_upstream_that_speaks_no_http_is_no_answer(case):
+async def test_an_upstream_that_speaks_no_http_is_no_answer(dialect):
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"220 mail.test ESMTP\r\n\r\n")
@@ -341,196 +288,194 @@ async def test_an_upstream_that_speaks_no_http_is_no_answer(case):
         writer.close()
 
     async with await asyncio.start_server(babble, "127.0.0.1", 0) as mail:
-        client = case.client(f"http://127.0.0.1:{mail.sockets[0].getsockname()[1]}")
+        client = dialect.client(f"http://127.0.0.1:{mail.sockets[0].getsockname()[1]}")
         with pytest.raises(CloudResponseError):
             await asked(client, "predict", LONG_S)
         await client.aclose()
 
 
-async def test_proxies_of_the_environment_are_left_alone(case, proxy, monkeypatch):
+async def test_proxies_of_the_environment_are_left_alone(dialect, proxy, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    client = case.client(proxy.url)
-    assert await asked(client, "describe", LONG_S) == REFERENCE
+    client = dialect.client(proxy.url)
+    assert (await asked(client, "predict", LONG_S)).output == ANSWER
     await client.aclose()
 
 
-# From here on: the oip client against our own front door over an engine, nothing in between.
+# Giving up.
 
 
-class GatedEngine:
-    """Echoes texts, records them, and holds them while its gate is closed."""
-
-    info = ServiceInfo(
-        name="news", version="sha256:1", task="text-classification", labels=("a", "b"), input="text", role="cloud"
-    )
-    slots = 1
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self.gate, self.entered = threading.Event(), threading.Event()
-        self.gate.set()
-
-    def predict(self, inputs):
-        self.entered.set()
-        assert self.gate.wait(LONG_S)
-        self.seen.extend(inputs)
-        return [Prediction(output=f"label of {text}") for text in inputs]
+@ways("predict", "stream")
+async def test_a_cancelled_call_is_noticed_by_the_server(client, server, proxy, how):
+    await asked(client, "describe", LONG_S)
+    server.hold = True
+    call = asyncio.create_task(asked(client, how, LONG_S))
+    assert await asyncio.to_thread(server.holding.wait, LONG_S)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await asyncio.to_thread(server.gone.wait, LONG_S)
+    await asyncio.to_thread(proxy.wait_until, lambda proxy: proxy.open == 0)
 
 
-@pytest.fixture
-def engine():
-    made = GatedEngine()
-    yield made
-    made.gate.set()
+@ways("predict", "stream")
+async def test_a_call_that_timed_out_is_noticed_by_the_server(client, server, how):
+    await asked(client, how, LONG_S)
+    server.hold = True
+    with pytest.raises(CloudTimeoutError):
+        await asked(client, how, SENT_S)
+    assert await asyncio.to_thread(server.gone.wait, LONG_S)
 
 
-@contextlib.contextmanager
-def front(service, engine, lifespan=None, ready=lambda: None, **more):
-    models = {engine.info.name: Served(info=engine.info, service=service, ready=ready)}
-    app = front_door(lambda: models, answers=None, metrics=Metrics(), lifespan=lifespan, **more)
-    with BackgroundServer(app) as running:
-        yield running.url
+@STREAMED
+async def test_closing_a_stream_is_noticed_by_the_server(client, server, proxy):
+    await asked(client, "describe", LONG_S)
+    server.stop_after, server.stop = {"sagemaker": 1}.get(client_name(server), 3), "hold"
+    pieces = client.stream(REQUEST, timeout_s=LONG_S)
+    assert (await anext(pieces)).text == "label "
+    await pieces.aclose()
+    assert await asyncio.to_thread(server.gone.wait, LONG_S)
+    await asyncio.to_thread(proxy.wait_until, lambda proxy: proxy.open <= 1)
 
 
-class Watched:
-    """A service that tells who came and who left."""
-
-    def __init__(self, service) -> None:
-        self.service = service
-        self.came, self.left = defaultdict(threading.Event), defaultdict(threading.Event)
-
-    async def events(self, request):
-        self.came[request.id].set()
-        try:
-            async for event in self.service.events(request):
-                yield event
-        finally:
-            self.left[request.id].set()
-
-    async def until(self, event: threading.Event) -> None:
-        assert await asyncio.to_thread(event.wait, LONG_S)
+def client_name(server) -> str:
+    return next(name for name, dialect in stubs.DIALECTS.items() if dialect is server.dialect)
 
 
-@pytest.fixture
-def service(engine):
-    return Watched(EngineService(ThreadWorkers(engine), clock=time, max_batch=4))
-
-
-@pytest.fixture
-def cloud_url(engine, service):
-    inner = service.service
-    with front(service, engine, inner.lifespan, api_keys={"key-5eb1": "tenant"}, ready=inner.ready) as url:
-        yield url
-
-
-@pytest.fixture
-async def own(cloud_url):
-    client = CLIENTS["oip"](cloud_url, api_key="key-5eb1")
-    yield client
+async def test_closing_closes_its_connections(dialect, proxy):
+    client = dialect.client(proxy.url)
+    await asked(client, "describe", LONG_S)
+    assert proxy.open == 1
     await client.aclose()
+    await asyncio.to_thread(proxy.wait_until, lambda proxy: proxy.open == 0)
 
 
-async def test_our_own_service_answers_and_says_what_it_serves(own):
-    assert await asked(own, "describe", LONG_S) == REFERENCE
-    replies = await asyncio.gather(
-        *(own.predict(Request(id=f"r{i}", inputs=f"text {i}"), timeout_s=LONG_S) for i in range(20))
-    )
-    assert replies == [CloudReply(f"label of text {i}", REFERENCE) for i in range(20)]
+# What is no answer.
 
 
-@pytest.mark.parametrize("how", ["time-out", "cancel"])
-async def test_our_own_service_computes_nothing_for_a_client_that_gave_up(own, engine, service, how):
-    engine.gate.clear()
-    first = asyncio.create_task(own.predict(Request(id="first", inputs="first"), timeout_s=LONG_S))
-    await asyncio.to_thread(engine.entered.wait, LONG_S)
-    if how == "time-out":
-        # The service may say first that the budget is spent.
-        with pytest.raises(CloudError):
-            await own.predict(Request(id="given-up", inputs="given up"), timeout_s=SHORT_S)
-    else:
-        given_up = asyncio.create_task(own.predict(Request(id="given-up", inputs="given up"), timeout_s=LONG_S))
-        await service.until(service.came["given-up"])
-        given_up.cancel()
-        await asyncio.gather(given_up, return_exceptions=True)
-    patient = asyncio.create_task(own.predict(Request(id="patient", inputs="patient"), timeout_s=LONG_S))
-    await service.until(service.left["given-up"])
-    await service.until(service.came["patient"])
-    engine.gate.set()
-    assert [reply.output for reply in await asyncio.gather(first, patient)] == ["label of first", "label of patient"]
-    assert engine.seen == ["first", "patient"]
-
-
-async def test_an_expired_key_is_told_as_such(cloud_url):
-    client = CLIENTS["oip"](cloud_url, model="news", api_key="key-old")
-    with pytest.raises(CloudResponseError, match="status 401") as caught:
-        await asked(client, "predict", LONG_S)
-    assert "key" in caught.value.remedy
-    assert "key-old" not in str(caught.value)
-    await client.aclose()
-
-
-async def test_an_unknown_model_is_told_as_such(cloud_url):
-    client = CLIENTS["oip"](cloud_url, model="olds", api_key="key-5eb1")
-    for how in ("describe", "predict"):
-        with pytest.raises(CloudResponseError, match="status 404"):
-            await asked(client, how, LONG_S)
-    await client.aclose()
-
-
-async def test_a_service_with_enough_to_do_is_told_as_such(engine):
-    service = EngineService(ThreadWorkers(engine), clock=time)
-    with front(service, engine, service.lifespan, limits=Limits(max_concurrency=1)) as url:
-        client = CLIENTS["oip"](url, model="news")
-        engine.gate.clear()
-        first = asyncio.create_task(client.predict(REQUEST, timeout_s=LONG_S))
-        await asyncio.to_thread(engine.entered.wait, LONG_S)
-        with pytest.raises(CloudResponseError, match="status 429"):
-            await asked(client, "predict", LONG_S)
-        engine.gate.set()
-        assert (await first).reference == REFERENCE
-        await client.aclose()
-
-
-async def test_an_item_the_service_does_not_read_is_told_as_such(own):
-    with pytest.raises(CloudRefusedError, match=r"status 400.*text"):
-        await own.predict(Request(id="r1", inputs=b"png"), timeout_s=LONG_S)
-
-
-async def test_an_item_larger_than_the_service_takes_is_told_as_such(engine):
-    service = EngineService(ThreadWorkers(engine), clock=time)
-    with front(service, engine, service.lifespan, limits=Limits(max_body_bytes=1000)) as url:
-        client = CLIENTS["oip"](url)
-        with pytest.raises(CloudRefusedError, match="status 413") as caught:
-            await client.predict(Request(id="r1", inputs="corn " * 1000), timeout_s=LONG_S)
-        assert "smaller" in caught.value.remedy
-        assert (await asked(client, "predict", LONG_S)).reference == REFERENCE
-        await client.aclose()
-
-
+@EVERY_WAY
 @pytest.mark.parametrize(
-    ("reason", "kind"), [(Reason.BREAKER_OPEN, CloudResponseError), (Reason.CLOUD_REFUSED, CloudRefusedError)]
+    "garbage", [b"", b"{}", b"[1, 2", b"<html></html>", b"\x00\xff" * 500, b'{"outputs": 7}', b"7"]
 )
-async def test_a_gateway_that_answers_provisionally_is_no_reference(engine, reason, kind):
-    class Gateway:
-        async def events(self, request):
-            decision = Decision(action=Action.ESCALATE, reason=reason, policy="certified")
-            yield Answered(
-                Answer(
-                    id=request.id,
-                    output="guess",
-                    status=Status.PROVISIONAL,
-                    source=Source.EDGE,
-                    decision=decision,
-                    timings_ms={"total": 1.0},
-                    model_digest="sha256:edge",
-                )
-            )
-            yield Done(request.id, pending=True)
+async def test_garbage_is_no_answer(client, server, how, garbage):
+    server.always = stubs.Reply(garbage)
+    with pytest.raises(CloudResponseError) as caught:
+        await asked(client, how, LONG_S)
+    assert len(str(caught.value)) < 900
 
-    with front(Gateway(), engine) as url:
-        client = CLIENTS["oip"](url)
-        with pytest.raises(CloudResponseError, match="provisionally") as caught:
-            await asked(client, "predict", LONG_S)
-        assert type(caught.value) is kind
-        await client.aclose()
+
+@EVERY_WAY
+async def test_an_endless_response_is_cut(dialect, client, server, how):
+    await asked(client, "describe", LONG_S)
+    server.always = stubs.Reply(b'"' + b"x" * (9 << 20))
+    frames = how == "stream" and dialect in (stubs.SAGEMAKER, stubs.BEDROCK)
+    with pytest.raises(CloudResponseError, match="Checksum" if frames else "more than"):
+        await asked(client, how, LONG_S)
+    if frames:
+        big = stubs.event("anything", b"x" * (1 << 20))
+        server.always = stubs.streamed([big] * 9)
+        with pytest.raises(CloudResponseError, match="more than"):
+            await asked(client, how, LONG_S)
+
+
+@EVERY_WAY
+async def test_an_error_is_named_by_its_status_and_not_retried(dialect, client, server, how):
+    await asked(client, "describe", LONG_S)
+    for status in (400, 401, 403, 404, 429, 500, 503, 301):
+        server.always = dialect.says(status, f"your {stubs.SECRET} is wrong")
+        server.asked.clear()
+        with pytest.raises(CloudResponseError, match=f"status {status}.*your .* is wrong") as caught:
+            await asked(client, how, LONG_S)
+        assert stubs.SECRET not in str(caught.value)
+        assert caught.value.remedy
+        assert len({(seen.method, seen.path) for seen in server.asked}) == len(server.asked)
+
+
+@EVERY_WAY
+async def test_throttling_says_so_and_for_how_long(dialect, client, server, how):
+    await asked(client, "describe", LONG_S)
+    server.always = dialect.throttled
+    with pytest.raises(CloudThrottledError) as caught:
+        await asked(client, how, LONG_S)
+    assert caught.value.retry_after_s == 7
+    assert "later" in caught.value.remedy
+    assert stubs.SECRET not in str(caught.value)
+
+
+@EVERY_WAY
+async def test_expired_credentials_are_told_with_the_remedy_and_never_shown(dialect, client, server, how):
+    await asked(client, "describe", LONG_S)
+    server.always = dialect.expired
+    with pytest.raises(CloudCredentialsError, match=r"key|credentials") as caught:
+        await asked(client, how, LONG_S)
+    assert stubs.SECRET not in str(caught.value)
+    server.always = None
+    if how != "describe":
+        assert (await asked(client, how, LONG_S)).output == ANSWER
+
+
+@ways("predict", "stream")
+async def test_a_server_that_is_well_and_refuses_this_item_is_told_from_one_that_is_not(dialect, client, server, how):
+    await asked(client, "describe", LONG_S)
+    server.always = dialect.refused
+    with pytest.raises(CloudRefusedError):
+        await asked(client, how, LONG_S)
+
+
+@ways("predict", "stream")
+async def test_a_key_an_address_or_a_load_speaks_of_no_single_request(dialect, client, server, how):
+    await asked(client, "describe", LONG_S)
+    for status in (401, 403, 404, 405, 407, 408, 425, 429, 500, 502, 503, 302):
+        server.always = dialect.says(status, "no")
+        with pytest.raises(CloudError) as caught:
+            await asked(client, how, LONG_S)
+        assert not isinstance(caught.value, CloudRefusedError), status
+
+
+async def test_a_question_without_an_item_is_never_a_refusal_of_one(dialect, client, server):
+    server.always = dialect.refused
+    with pytest.raises(CloudResponseError) as caught:
+        await asked(client, "describe", LONG_S)
+    assert not isinstance(caught.value, CloudRefusedError)
+
+
+TROUBLE = [(name, kind) for name, dialect in stubs.DIALECTS.items() for kind in dialect.trouble]
+
+
+@pytest.mark.parametrize(("dialect", "kind"), TROUBLE, indirect=["dialect"])
+async def test_trouble_in_mid_stream_is_no_answer(dialect, client, server, kind):
+    trouble = dialect.trouble[kind]
+    server.replace_pieces = lambda pieces: (*pieces[:-1], trouble, pieces[-1])
+    if dialect is stubs.BEDROCK:
+        server.replace_pieces = lambda pieces: (*pieces[:3], trouble)
+    if dialect is stubs.SAGEMAKER:
+        server.replace_pieces = lambda pieces: (pieces[0], trouble)
+    told: list[Any] = []
+
+    async def read() -> None:
+        async for piece in client.stream(REQUEST, timeout_s=LONG_S):
+            told.append(piece)  # noqa: PERF401 - what came before the error is looked at
+
+    with pytest.raises(CloudResponseError) as caught:
+        await read()
+    assert told, caught.value
+    assert all(isinstance(piece, Token) for piece in told)
+    assert isinstance(caught.value, CloudThrottledError) is (kind == "throttled")
+    server.replace_pieces = lambda pieces: pieces
+    assert (await asked(client, "stream", LONG_S)).output == ANSWER
+
+
+@ways("predict", "stream")
+async def test_an_item_that_the_protocol_cannot_carry_is_refused_and_not_sent(client, server, how):
+    for item in (np.array(["a"]), np.array([[np.nan]]), np.zeros((2, 2), complex), "\ud800"):
+        with pytest.raises(CloudRefusedError):
+            await asked(client, how, LONG_S, Request(id="r1", inputs=item))
+    assert server.asked == []
+
+
+async def test_every_call_carries_the_trace(client, server, monkeypatch):
+    value = f"00-{'1' * 32}-{'2' * 16}-01"
+    monkeypatch.setattr("edgewise.tracing.traceparent", lambda: value)
+    await asked(client, "describe", LONG_S)
+    await asked(client, "predict", LONG_S)
+    assert {seen.headers.get("traceparent") for seen in server.asked} == {value}
