@@ -137,17 +137,35 @@ class ServerSection(_Section, frozen=True):
         host: Address to bind; loopback unless told otherwise.
         port: Port to bind; 0 takes a free one.
         api_keys_env: Environment variable with keys as "tenant:key,tenant:key".
+        http: What serves: "uvicorn", or "granian" where HTTP/2 is wanted (extra `http2`).
+        hosts: Names by which clients may call it, in the header `host`; None takes, where it is bound to loopback,
+            loopback's names, and elsewhere any.
         drain_s: Longest a shutdown waits for requests in flight.
+        linger_s: Seconds for which a stopping server still takes requests, with /readyz at 503, so that a load
+            balancer can notice.
         max_body_bytes: Largest request body.
+        body_timeout_s: Seconds from the headers to the end of the body.
         max_concurrency: Requests in flight before new ones are turned away.
+        max_polls: Polls that wait for an answer before new ones are turned away.
+        rate_per_s: Requests a second that one tenant may send for ever; None sets no limit.
+        burst: Requests that one tenant may send at once after a silence, where there is a rate.
+        access_log: Write a line of JSON for each request to the logger "edgewise.access".
     """
 
     host: str = "127.0.0.1"
     port: int = 8701
     api_keys_env: str | None = None
+    http: str = "uvicorn"
+    hosts: tuple[str, ...] | None = None
     drain_s: float = 10.0
+    linger_s: float = 0.0
     max_body_bytes: int = 8 << 20
+    body_timeout_s: float = 10.0
     max_concurrency: int = 256
+    max_polls: int = 1024
+    rate_per_s: float | None = None
+    burst: int = 50
+    access_log: bool = False
 
 
 class CacheSection(_Section, frozen=True):
@@ -411,6 +429,10 @@ def _check_ranges(config: Config) -> None:
         "cloud.fail_over_after_s": config.cloud.fail_over_after_s,
         "server.max_body_bytes": config.server.max_body_bytes,
         "server.max_concurrency": config.server.max_concurrency,
+        "server.max_polls": config.server.max_polls,
+        "server.body_timeout_s": config.server.body_timeout_s,
+        "server.rate_per_s": config.server.rate_per_s,
+        "server.burst": config.server.burst,
         "cache.ttl_s": config.cache.ttl_s,
         "cache.redis_timeout_s": config.cache.redis_timeout_s,
         "state.max_pending": config.state.max_pending,
@@ -428,6 +450,7 @@ def _check_ranges(config: Config) -> None:
     not_negative = {
         "edge.budget_ms": config.edge.budget_ms,
         "server.drain_s": config.server.drain_s,
+        "server.linger_s": config.server.linger_s,
         "cache.max_bytes": config.cache.max_bytes,
         **{f"profiles.{name}.budget_ms": profile.budget_ms for name, profile in config.profiles.items()},
         **_costs(config.cost),

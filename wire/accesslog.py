@@ -19,6 +19,17 @@ from edgewise.wire.http import WHOLE_BODY, Message, Receive, Scope, Send
 log = logging.getLogger("edgewise.access")
 """Gives one JSON object a request, at level INFO."""
 
+
+def write_to_stderr() -> None:
+    """Have the lines written, one JSON object a line, unless the process has said where they go."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(logging.INFO)
+
+
 TENANT = "edgewise.tenant"
 """Where the door leaves the tenant in the ASGI scope."""
 

@@ -142,6 +142,8 @@ class Drain:
 
     def begin(self) -> None:
         """Service ends: every `race` is lost. Call it in the thread of the event loop."""
+        if self.has_begun:
+            return
         self.has_begun = True
         for task in self._waiting:
             task.cancel()

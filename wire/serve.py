@@ -115,7 +115,6 @@ class _Life:
         self._app = app
         self.at_once = getattr(app, "at_once", None)
         """What our protocol asks first; see `protocol`."""
-        self.drain: Callable[[], None] = getattr(app, "drain", _nothing)
         self.error: Exception | None = None
 
     def drain(self) -> None:
@@ -133,10 +132,6 @@ class _Life:
         except Exception as error:  # kept for `serve` to raise: the server only logs it
             self.error = error
             raise
-
-
-def _nothing() -> None:
-    pass
 
 
 def _http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:

@@ -23,8 +23,7 @@ from edgewise.wire.catalog import check_model_name
 from edgewise.wire.door import front_door
 from edgewise.wire.keys import PUBLIC_TENANT
 from edgewise.wire.repository import repository_routes
-from edgewise.wire.serve import serve
-from edgewise.wiring.server import api_keys, check_address, limits
+from edgewise.wiring.server import api_keys, check_address, limits, serve_app
 
 if TYPE_CHECKING:
     from edgewise.cloud.engine import Engine
@@ -151,6 +150,7 @@ def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
         lifespan=lambda: _running(repository),
         new_id=new_id,
         posts=repository_routes(repository, admins),
+        access_log=config.server.access_log,
     )
     return CloudService(app, repository)
 
@@ -173,13 +173,7 @@ def _serve(
 ) -> None:
     tracing.start("cloud")
     try:
-        serve(
-            service.app,
-            host=config.server.host,
-            port=config.server.port,
-            on_bound=lambda host, port: on_bound(service.infos(), host, port),
-            drain_s=config.server.drain_s,
-        )
+        serve_app(service.app, config, lambda host, port: on_bound(service.infos(), host, port))
     finally:
         tracing.stop()
 

@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Callable, Mapping
 
 from edgewise.config import Config
 from edgewise.errors import ConfigError
-from edgewise.wire.door import Limits
-from edgewise.wire.serve import bind
+from edgewise.wire.accesslog import write_to_stderr
+from edgewise.wire.door import FrontDoor, Limits
+from edgewise.wire.serve import bind, serve
 from edgewise.wiring.backends import secret
 
 
 def check_address(config: Config) -> None:
     """Find out that an address cannot be bound, or a key is not set, before a model is loaded."""
     bind(config.server.host, config.server.port).close()
+    _server_of(config)
     api_keys(config.server.api_keys_env)
 
 
 def limits(config: Config) -> Limits:
     """What one client may ask of the front door."""
-    return Limits(max_body_bytes=config.server.max_body_bytes, max_concurrency=config.server.max_concurrency)
+    server = config.server
+    return Limits(
+        max_body_bytes=server.max_body_bytes,
+        body_timeout_s=server.body_timeout_s,
+        max_concurrency=server.max_concurrency,
+        max_polls=server.max_polls,
+        rate_per_s=server.rate_per_s,
+        burst=server.burst,
+        hosts=_hosts(server.host) if server.hosts is None else server.hosts,
+    )
+
+
+def _hosts(bound: str) -> tuple[str, ...] | None:
+    """The names of a server that nobody named: loopback's where it is bound to that, else any.
+
+    On loopback the only callers that use another name are web pages that had it made ours by DNS rebinding.
+    """
+    try:
+        is_loopback = ipaddress.ip_address(bound).is_loopback
+    except ValueError:
+        is_loopback = bound == "localhost"
+    return ("localhost", "127.0.0.1", "::1", bound) if is_loopback else None
+
+
+def serve_app(app: FrontDoor, config: Config, on_bound: Callable[[str, int], None]) -> None:
+    """Serve an application as configured, until it is told to stop; `on_bound` hears where, once it answers.
+
+    Raises:
+        ConfigError: The address cannot be bound, or `server.http` is unknown.
+        MissingExtraError: `server.http` is not installed.
+    """
+    server = config.server
+    if server.access_log:
+        write_to_stderr()
+    _server_of(config)(
+        app,
+        host=server.host,
+        port=server.port,
+        on_bound=on_bound,
+        drain_s=server.drain_s,
+        linger_s=server.linger_s,
+    )
+
+
+def _server_of(config: Config) -> Callable[..., None]:
+    if config.server.http == "uvicorn":
+        return serve
+    if config.server.http != "granian":
+        raise ConfigError(f"server.http is {config.server.http!r}.", "Choose one of: uvicorn, granian.")
+    from edgewise.wire.http2 import check_installed, serve_http2
+
+    check_installed()
+    return serve_http2
 
 
 def api_keys(variable: str | None) -> Mapping[str, str]:
