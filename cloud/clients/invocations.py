@@ -62,13 +62,7 @@ def decode(body: bytes, task: str) -> Output:
             raise CloudResponseError(f"The endpoint sent {len(found)} texts for one.")
         text: str = found[0].generated_text
         return text
-    # One list for one text; several scores for it come in a list of their own.
-    scored: list[Any] = _decoded(body, list[_Scored] | list[list[_Scored]])
-    labels: list[_Scored] = scored[0] if len(scored) == 1 and isinstance(scored[0], list) else scored
-    if not labels or isinstance(labels[0], list) or not all(math.isfinite(found.score) for found in labels):
-        raise CloudResponseError("The endpoint sent no labels with finite scores for one text.")
-    best = max(labels, key=lambda found: found.score)
-    return best.label
+    return _best(_decoded(body, list[_Scored | list[_Scored]])).label
 
 
 class TokenStream:
@@ -103,6 +97,15 @@ class TokenStream:
         if self._whole is None:
             raise CloudResponseError("The endpoint ended its stream before the last token.", "See its log.")
         return self._whole
+
+
+def _best(scored: list[_Scored | list[_Scored]]) -> _Scored:
+    """The label of the largest score; several scores for one text come in a list of their own, or not."""
+    rows = scored[0] if len(scored) == 1 and isinstance(scored[0], list) else scored
+    labels = [found for found in rows if isinstance(found, _Scored) and math.isfinite(found.score)]
+    if not labels or len(labels) != len(rows):
+        raise CloudResponseError("The endpoint sent no labels with finite scores for one text.")
+    return max(labels, key=lambda found: found.score)
 
 
 def _vector(rows: list[Any]) -> Output:
