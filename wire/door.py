@@ -19,7 +19,7 @@ import msgspec
 from edgewise import telemetry, tracing
 from edgewise.contracts import AnswerStore, new_id
 from edgewise.telemetry import Metrics
-from edgewise.wire import oip
+from edgewise.wire import oip, openapi
 from edgewise.wire.accesslog import TENANT, observe
 from edgewise.wire.admission import Gate, Places, Rates
 from edgewise.wire.asking import Asking
@@ -193,6 +193,7 @@ class FrontDoor:
             drain=self._gate.drain,
             events=self._events,
             streams=self._streams,
+            document=partial(self._document, catalog),
         ).app()
 
     def drain(self) -> None:
@@ -355,6 +356,18 @@ class FrontDoor:
 
     def _count_fault(self, fault: Fault) -> None:
         self._errors.inc(fault.code)
+
+    def _document(self, catalog: Catalog) -> Mapping[str, Any]:
+        limits = self._limits
+        served = openapi.Served(
+            models=[served.info for served in catalog.models().values()],
+            has_keys=self._keys.are_configured,
+            posts=self._posts,
+            max_items=limits.max_items,
+            max_budget_ms=limits.max_budget_ms,
+            max_wait_ms=limits.max_wait_ms,
+        )
+        return openapi.document(served)
 
     def _render_metrics(self) -> bytes:
         self._in_flight_gauge.set(self._gate.slots.taken)

@@ -32,6 +32,11 @@ class ApiKeys:
             raise ValueError("An API key and its tenant must not be empty.")
         self._tenants = [(_digest(key.encode()), tenant) for key, tenant in keys.items()]
 
+    @property
+    def are_configured(self) -> bool:
+        """Whether a request needs a key."""
+        return bool(self._tenants)
+
     def tenant(self, headers: Mapping[bytes, bytes]) -> str:
         """The tenant of a request, from `authorization: Bearer KEY` or `x-api-key: KEY`.
 

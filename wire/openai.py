@@ -228,13 +228,18 @@ def _number(value: float | str, field: str) -> float:
         raise RequestError(field, f"{field}: {shown(value)} is not a number.", "Send milliseconds.") from error
 
 
+def makes_embeddings(info: ServiceInfo) -> bool:
+    """Whether a model makes embeddings of texts."""
+    return info.task == EMBEDDING_TASK and info.input == "text"
+
+
 def check_embedder(info: ServiceInfo) -> None:
     """Find out whether a model makes embeddings of texts.
 
     Raises:
         RequestError: It does something else.
     """
-    if info.task != EMBEDDING_TASK or info.input != "text":
+    if not makes_embeddings(info):
         raise RequestError(
             "model",
             f"model: {info.name} does {info.task}, no embeddings.",

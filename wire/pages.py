@@ -26,6 +26,7 @@ from edgewise.wire.events import EventStreams, has_seen_all
 from edgewise.wire.facts import answer_headers
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import AsgiApp, ClientGoneError, Headers, Receive, Scope, Send, unless_client_leaves
+from edgewise.wire.operations import FrontPage
 
 _ENDPOINTS = (
     "/v1/predict",
@@ -58,6 +59,7 @@ class Pages:
         drain: Tells that service ends.
         events: Tells answers as server-sent events.
         streams: Places for streams of events.
+        document: Gives the OpenAPI document of what is served now.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Pages:
         drain: Drain,
         events: EventStreams,
         streams: Places,
+        document: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._catalog = catalog
         self._answers = answers
@@ -84,6 +87,7 @@ class Pages:
         self._drain = drain
         self._events = events
         self._streams = streams
+        self._document = document
 
     def app(self) -> Starlette:
         """The application."""
@@ -95,6 +99,7 @@ class Pages:
             Route("/v1/answers/{id}/events", self._answer_events),
             Route(openai.MODELS, self._openai_models),
             Route(f"{openai.MODELS}/{{id}}", self._openai_model),
+            Route("/openapi.json", self._openapi),
             Route("/readyz", self._readyz),
             Route("/metrics", self._metrics),
             Route("/v2", self._server_metadata),
@@ -109,14 +114,18 @@ class Pages:
         return app
 
     async def _describe(self, request: HttpRequest) -> Response:
-        page = {
-            "name": "edgewise",
-            "version": __version__,
-            "service": self._catalog.default().info,
-            "models": [served.info for served in self._catalog.models().values()],
-            "endpoints": _ENDPOINTS,
-        }
-        return _json(page if self._report is None else {**page, "promise": self._report()})
+        page = FrontPage(
+            name="edgewise",
+            version=__version__,
+            service=self._catalog.default().info,
+            models=[served.info for served in self._catalog.models().values()],
+            endpoints=_ENDPOINTS,
+            promise=None if self._report is None else self._report(),
+        )
+        return _json(page)
+
+    async def _openapi(self, request: HttpRequest) -> Response:
+        return _json(self._document())
 
     async def _answer(self, request: HttpRequest) -> Response:
         wait_ms = self._wait_ms(request, 0.0)

@@ -28,12 +28,19 @@ E = TypeVar("E", bound=StrEnum)
 DEFAULT_MAX_BUDGET_MS = 600_000.0
 """Ten minutes; a longer budget is taken for a unit error."""
 
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+ID_PATTERN = "[A-Za-z0-9._:-]{1,128}"
+"""What can name a request or a session."""
+
+MAX_TEXT_CHARACTERS = 128
+"""Length of the longest name of a task or a profile."""
+
+MAX_ATTRIBUTES = 32
+MAX_ATTRIBUTE_CHARACTERS = 256
+
+_ID = re.compile(ID_PATTERN, re.ASCII)
 _NAME_AT_FAULT = re.compile(r"field `([^`]*)`")
 _PATH = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
 _SHOWN_CHARACTERS = 80
-_MAX_ATTRIBUTES = 32
-_MAX_ATTRIBUTE_CHARACTERS = 256
 
 _short = reprlib.Repr()
 _short.maxlevel = 3
@@ -125,18 +132,18 @@ def checked_attributes(attributes: dict[str, str], field: str = "attributes") ->
     Raises:
         RequestError: They are not.
     """
-    if len(attributes) > _MAX_ATTRIBUTES:
-        raise RequestError(field, f"{field}: {len(attributes)} entries.", f"Send at most {_MAX_ATTRIBUTES} attributes.")
-    if any(max(len(name), len(value)) > _MAX_ATTRIBUTE_CHARACTERS for name, value in attributes.items()):
+    if len(attributes) > MAX_ATTRIBUTES:
+        raise RequestError(field, f"{field}: {len(attributes)} entries.", f"Send at most {MAX_ATTRIBUTES} attributes.")
+    if any(max(len(name), len(value)) > MAX_ATTRIBUTE_CHARACTERS for name, value in attributes.items()):
         raise RequestError(
             field,
             f"{field}: a name or a value is too long.",
-            f"Send at most {_MAX_ATTRIBUTE_CHARACTERS} characters in each.",
+            f"Send at most {MAX_ATTRIBUTE_CHARACTERS} characters in each.",
         )
     return attributes
 
 
-def checked_text(value: object, field: str, max_characters: int = 128) -> str:
+def checked_text(value: object, field: str, max_characters: int = MAX_TEXT_CHARACTERS) -> str:
     """Return `value` if it is a string of 1 to `max_characters` characters.
 
     Raises:
