@@ -40,12 +40,16 @@ class Metric(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-REQUESTS = Metric("edgewise_requests_total", "Answers sent, by where and why.", ("source", "reason", "status"))
-REQUEST_SECONDS = Metric("edgewise_request_seconds", "Seconds the service took for an answer, by where.", ("source",))
+REQUESTS = Metric(
+    "edgewise_requests_total", "Answers sent, by model, where and why.", ("model", "source", "reason", "status")
+)
+REQUEST_SECONDS = Metric(
+    "edgewise_request_seconds", "Seconds the service took for an answer, by model and where.", ("model", "source")
+)
 REQUEST_QUANTILES = Metric(
     "edgewise_request_quantile_seconds",
-    "Seconds the service took for an answer over the last minute, by where and quantile.",
-    ("source",),
+    "Seconds the service took for an answer over the last minute, by model, where and quantile.",
+    ("model", "source"),
 )
 REQUEST_ERRORS = Metric("edgewise_request_errors_total", "Requests answered with an error, by its code.", ("code",))
 IN_FLIGHT = Metric("edgewise_requests_in_flight", "Requests being answered now.")
@@ -53,7 +57,9 @@ CLOUD_CALLS = Metric(
     "edgewise_cloud_calls_total", "Requests to the cloud by outcome: ok, slow, failed, late or refused.", ("outcome",)
 )
 CLOUD_HEDGES = Metric(
-    "edgewise_cloud_hedges_total", "Second calls beside slow ones by outcome: won, lost, failed or denied.", ("outcome",)
+    "edgewise_cloud_hedges_total",
+    "Second calls beside slow ones by outcome: won, lost, failed or denied.",
+    ("outcome",),
 )
 CLOUD_RETRIES = Metric("edgewise_cloud_retries_total", "Calls that were made again after a failure that may pass.")
 AUDITS = Metric("edgewise_audits_total", "Audited requests by outcome: kept, violated or missing.", ("outcome",))
@@ -320,7 +326,7 @@ class Quantiles(_Family):
         rank = math.ceil(quantile * int(counts.sum()))
         bucket = int(np.searchsorted(counts.cumsum(), rank)) + self._FIRST
         # A bucket holds (γ^(i-1), γ^i]; this value is as far, relatively, from both ends.
-        return float(f"{2 * self._GAMMA**bucket / (self._GAMMA + 1):.4g}")
+        return float(f"{2 * self._GAMMA**bucket / (self._GAMMA + 1):.6g}")
 
 
 F = TypeVar("F", bound=_Family)

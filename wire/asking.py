@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from edgewise import telemetry
-from edgewise.contracts import Answer, AnswerService, Request, answer
+from edgewise.contracts import Answer, AnswerService, Request, Served, answer
 from edgewise.telemetry import Metrics
 
 Work: TypeAlias = Coroutine[Any, Any, Answer]
@@ -29,57 +29,57 @@ class Asking:
     def __init__(self, metrics: Metrics) -> None:
         self._requests = metrics.counter(*telemetry.REQUESTS)
         self._seconds = metrics.histogram(*telemetry.REQUEST_SECONDS)
+        self._quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
 
-    def one(self, service: AnswerService, request: Request) -> Answer | Work:
+    def one(self, served: Served, request: Request) -> Answer | Work:
         """The first whole answer to a request, or the work that brings it. Both raise what the service raises."""
         started_s = time.perf_counter()
-        found = _respond(service, request)
+        found = _respond(served.service, request)
         if not isinstance(found, Answer):
-            return self._awaited(found, started_s)
-        self.count(found, started_s)
+            return self._awaited(served, found, started_s)
+        self.count(served, found, started_s)
         return found
 
-    def all(
-        self, service: AnswerService, requests: Sequence[Request]
-    ) -> list[Answer] | Coroutine[Any, Any, list[Answer]]:
+    def all(self, served: Served, requests: Sequence[Request]) -> list[Answer] | Coroutine[Any, Any, list[Answer]]:
         """The answers to all requests, asked at once, or the work that brings them; the first that fails cancels it."""
         if len(requests) == 1:
-            found = self.one(service, requests[0])
+            found = self.one(served, requests[0])
             return [found] if isinstance(found, Answer) else _listed(found)
-        return self._gathered(service, requests)
+        return self._gathered(served, requests)
 
-    def count(self, found: Answer, started_s: float) -> None:
+    def count(self, served: Served, found: Answer, started_s: float) -> None:
         """Count an answer that was asked for at `started_s`, in seconds of `perf_counter`."""
-        self._seconds.observe(time.perf_counter() - started_s, found.source.value)
-        self._requests.inc(found.source.value, found.decision.reason.value, found.status.value)
+        model, source = served.info.name, found.source.value
+        seconds = time.perf_counter() - started_s
+        self._seconds.observe(seconds, model, source)
+        self._quantiles.observe(seconds, model, source)
+        self._requests.inc(model, source, found.decision.reason.value, found.status.value)
 
-    async def _gathered(self, service: AnswerService, requests: Sequence[Request]) -> list[Answer]:
+    async def _gathered(self, served: Served, requests: Sequence[Request]) -> list[Answer]:
         try:
             async with asyncio.TaskGroup() as group:
-                found = [self._begun(group, service, request) for request in requests]
+                found = [self._begun(group, served, request) for request in requests]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [one if isinstance(one, Answer) else one.result() for one in found]
 
-    def _begun(
-        self, group: asyncio.TaskGroup, service: AnswerService, request: Request
-    ) -> Answer | asyncio.Task[Answer]:
+    def _begun(self, group: asyncio.TaskGroup, served: Served, request: Request) -> Answer | asyncio.Task[Answer]:
         started_s = time.perf_counter()
-        found = _respond(service, request)
+        found = _respond(served.service, request)
         if isinstance(found, Answer):
-            self.count(found, started_s)
+            self.count(served, found, started_s)
             return found
         task = group.create_task(found)
-        task.add_done_callback(partial(self._count_task, started_s))
+        task.add_done_callback(partial(self._count_task, served, started_s))
         return task
 
-    def _count_task(self, started_s: float, task: asyncio.Task[Answer]) -> None:
+    def _count_task(self, served: Served, started_s: float, task: asyncio.Task[Answer]) -> None:
         if not task.cancelled() and task.exception() is None:
-            self.count(task.result(), started_s)
+            self.count(served, task.result(), started_s)
 
-    async def _awaited(self, work: Work, started_s: float) -> Answer:
+    async def _awaited(self, served: Served, work: Work, started_s: float) -> Answer:
         found = await work
-        self.count(found, started_s)
+        self.count(served, found, started_s)
         return found
 
 

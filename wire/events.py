@@ -60,7 +60,7 @@ class DoneBody(msgspec.Struct, frozen=True):
     pending: bool
 
 
-Count: TypeAlias = Callable[[Answer, float], None]
+Count: TypeAlias = Callable[[Served, Answer, float], None]
 """Counts a first whole answer to a request that was put at that `time.perf_counter`."""
 
 
@@ -111,7 +111,7 @@ async def asked(served: Served, request: Request, updates: Updates, count: Count
     try:
         async for event in events:
             if isinstance(event, Answered):
-                count(event.answer, started)
+                count(served, event.answer, started)
             if isinstance(event, Done) and event.pending:
                 async for late in updates.of(request.tenant, request.id):
                     yield late

@@ -74,7 +74,7 @@ class Inference:
     def predict(self, body: bytes, tenant: str, headers: Headers) -> Replies:
         """Answer `/v1/predict`. Raises as `request`, and what the service raises."""
         served, request = self.request(body, tenant, headers)
-        found = self._asking.one(served.service, request)
+        found = self._asking.one(served, request)
         return _answered(found, headers) if isinstance(found, Answer) else _awaited(found, headers)
 
     def _embed(self, body: bytes, tenant: str, headers: Headers) -> Replies:
@@ -89,7 +89,7 @@ class Inference:
         )
         served = self._catalog.named(call.model, field="model")
         openai.check_embedder(served.info)
-        found = self._asking.all(served.service, call.requests)
+        found = self._asking.all(served, call.requests)
         encode = partial(_embedded, served, call, headers)
         return encode(found) if isinstance(found, list) else _encoded(found, encode)
 
@@ -105,7 +105,7 @@ class Inference:
             json_length=headers.get(oip.HEADER),
             arrived_s=headers.arrived_s,
         )
-        found = self._asking.all(served.service, call.requests)
+        found = self._asking.all(served, call.requests)
         encode = partial(_inferred, served, call, headers)
         return encode(found) if isinstance(found, list) else _encoded(found, encode)
 

@@ -56,16 +56,16 @@ def test_any_label_value_reads_back(first: str, second: str) -> None:
 def test_buckets_count_what_is_at_most_their_bound(values: list[float]) -> None:
     metrics = Metrics()
     histogram = metrics.histogram(*telemetry.REQUEST_SECONDS)
-    histogram.observe(0.0, "edge")
+    histogram.observe(0.0, "news", "edge")
     for value in values:
-        histogram.observe(value, "edge")
+        histogram.observe(value, "news", "edge")
     read = samples(metrics)
     for bound in (*LATENCY_BUCKETS_S, math.inf):
         le = "+Inf" if bound == math.inf else repr(bound)
-        key = ("edgewise_request_seconds_bucket", (("le", le), ("source", "edge")))
+        key = ("edgewise_request_seconds_bucket", (("le", le), ("model", "news"), ("source", "edge")))
         assert read[key] == sum(value <= bound for value in [0.0, *values])
-    assert read["edgewise_request_seconds_count", (("source", "edge"),)] == len(values) + 1
-    assert read["edgewise_request_seconds_sum", (("source", "edge"),)] == pytest.approx(sum(values))
+    assert read["edgewise_request_seconds_count", (("model", "news"), ("source", "edge"))] == len(values) + 1
+    assert read["edgewise_request_seconds_sum", (("model", "news"), ("source", "edge"))] == pytest.approx(sum(values))
 
 
 def test_a_metric_without_labels_is_there_before_its_first_value() -> None:
@@ -124,7 +124,7 @@ class HandClock:
 
 
 def quantile_of(metrics: Metrics, quantile: str, source: str = "edge") -> float | None:
-    key = ("edgewise_request_quantile_seconds", (("quantile", quantile), ("source", source)))
+    key = ("edgewise_request_quantile_seconds", (("model", "news"), ("quantile", quantile), ("source", source)))
     return samples(metrics).get(key)
 
 
@@ -133,7 +133,7 @@ def test_quantiles_are_the_values_at_their_nearest_ranks_within_a_hundredth(valu
     metrics = Metrics()
     quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
     for value in values:
-        quantiles.observe(value, "edge")
+        quantiles.observe(value, "news", "edge")
     for quantile in telemetry.QUANTILES:
         exact = sorted(values)[math.ceil(quantile * len(values)) - 1]
         assert quantile_of(metrics, repr(quantile)) == pytest.approx(exact, rel=0.0101)
@@ -143,9 +143,9 @@ def test_quantiles_forget_what_is_older_than_their_window() -> None:
     clock = HandClock()
     metrics = Metrics(clock)
     quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
-    quantiles.observe(5.0, "edge")
+    quantiles.observe(5.0, "news", "edge")
     clock.now += 40
-    quantiles.observe(0.1, "edge")
+    quantiles.observe(0.1, "news", "edge")
     assert quantile_of(metrics, "0.99") == pytest.approx(5.0, rel=0.01)
     clock.now += telemetry.WINDOW_S - 40
     assert quantile_of(metrics, "0.99") == pytest.approx(0.1, rel=0.01)
@@ -157,9 +157,9 @@ def test_a_pause_longer_than_the_window_empties_it() -> None:
     clock = HandClock()
     metrics = Metrics(clock)
     quantiles = metrics.quantiles(*telemetry.REQUEST_QUANTILES)
-    quantiles.observe(5.0, "edge")
+    quantiles.observe(5.0, "news", "edge")
     clock.now += 100 * telemetry.WINDOW_S
-    quantiles.observe(0.1, "edge")
+    quantiles.observe(0.1, "news", "edge")
     assert quantile_of(metrics, "0.99") == pytest.approx(0.1, rel=0.01)
 
 
@@ -171,7 +171,7 @@ def test_the_window_is_a_minute_to_a_slice(steps: list[tuple[float, float]]) -> 
     came = []
     for pause, value in steps:
         clock.now += pause
-        quantiles.observe(value, "edge")
+        quantiles.observe(value, "news", "edge")
         came.append((clock.now, value))
     oldest = (int(clock.now / 10) - 5) * 10
     inside = sorted(value for when, value in came if when >= oldest)
@@ -186,15 +186,15 @@ def test_quantiles_keep_no_more_than_so_many_values() -> None:
     quantiles = Metrics(HandClock()).quantiles(*telemetry.REQUEST_QUANTILES)
     sizes = set()
     for _ in range(5000):
-        quantiles.observe(0.001, "edge")
-        sizes.add(len(quantiles._recent["edge",].pending))
+        quantiles.observe(0.001, "news", "edge")
+        sizes.add(len(quantiles._recent["news", "edge"].pending))
     assert max(sizes) == 1024
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0, 1e-6), (-1.0, 1e-6), (math.nan, 1e-6), (1e9, 1e4), (math.inf, 1e4)])
 def test_a_value_beyond_the_buckets_counts_as_their_end(value: float, shown: float) -> None:
     metrics = Metrics()
-    metrics.quantiles(*telemetry.REQUEST_QUANTILES).observe(value, "edge")
+    metrics.quantiles(*telemetry.REQUEST_QUANTILES).observe(value, "news", "edge")
     assert quantile_of(metrics, "0.5") == pytest.approx(shown, rel=0.0101)
 
 

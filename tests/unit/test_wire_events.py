@@ -58,7 +58,7 @@ def served(service: object) -> Served:
     return Served(info=fakes.service_info(), service=service, ready=lambda: None)
 
 
-def nothing_counted(answer: object, started_s: float) -> None:
+def nothing_counted(served: object, answer: object, started_s: float) -> None:
     return None
 
 
@@ -93,10 +93,10 @@ async def test_the_first_answer_is_counted() -> None:
         served(fakes.FakeService()),
         Request(inputs="x", id="7"),
         Updates(None, 1, 1),
-        lambda *both: counted.append(both),
+        lambda *told: counted.append(told),
     )
     assert len([event async for event in source]) == 2
-    ((answer, started_s),) = counted
+    ((_, answer, started_s),) = counted
     assert answer.id == "7"
     assert started_s > 0
 

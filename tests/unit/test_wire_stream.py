@@ -123,7 +123,7 @@ class House:
         self.streams = Streams(
             Catalog(fakes.served(self.service)),
             updates=Updates(None, 1, 1),
-            count=lambda answer, started_s: self.counted.append(answer.id),
+            count=lambda served, answer, started_s: self.counted.append(answer.id),
             on_fault=self.faults.append,
             new_id=lambda: "new",
             max_budget_ms=60_000,
