@@ -36,7 +36,7 @@ class Lasting(Generic[T]):
     async def get(self) -> T:
         """The fact, asked for where it has grown old; calls at the same time ask once."""
         async with self._asking:
-            return self._fresh() or await self.renewed()
+            return self._known[1] if self._known is not None and self._is_fresh() else await self.renewed()
 
     async def beside(self, call: Callable[[], Awaitable[U]]) -> tuple[U, T]:
         """What a call brings, and the fact; where that has grown old, both are asked for at the same time.
@@ -44,10 +44,10 @@ class Lasting(Generic[T]):
         Raises:
             Exception: Whatever the call or the asking raises; the other is cancelled.
         """
-        if self._fresh() is not None:
+        if self._is_fresh():
             # Read after the call: it may have been renewed meanwhile.
             reply = await call()
-            return reply, self._fresh() or await self.get()
+            return reply, await self.get()
         try:
             async with asyncio.TaskGroup() as group:
                 calling, asking = group.create_task(_awaited(call)), group.create_task(self.get())
@@ -55,10 +55,8 @@ class Lasting(Generic[T]):
             raise errors.exceptions[0] from None
         return calling.result(), asking.result()
 
-    def _fresh(self) -> T | None:
-        if self._known is None or self._now() - self._known[0] > KEEP_S:
-            return None
-        return self._known[1]
+    def _is_fresh(self) -> bool:
+        return self._known is not None and self._now() - self._known[0] <= KEEP_S
 
 
 async def _awaited(call: Callable[[], Awaitable[U]]) -> U:

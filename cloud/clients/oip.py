@@ -7,6 +7,7 @@ connections `http`'s.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ import msgspec
 
 from edgewise.cloud.clients.connections import Network
 from edgewise.cloud.clients.http import HttpBackend, NotServedError, Response, authorization
+from edgewise.cloud.clients.lasting import Lasting
 from edgewise.cloud.clients.tensors import Tensors
 from edgewise.contracts import CloudReply, Reference, Request
 from edgewise.errors import CloudResponseError, CloudTimeoutError
@@ -55,6 +57,7 @@ class OipClient:
         self._model = model
         self._discovered: str | None = None
         self._tensors = tensors or Tensors()
+        self._extensions = Lasting(self._ask_extensions, time.monotonic)
         self._http = HttpBackend(
             url, headers=authorization(api_key), secret=api_key, network=network, transport=transport
         )
@@ -90,16 +93,29 @@ class OipClient:
         deadline = asyncio.get_running_loop().time() + timeout_s
 
         async def infer(path: str) -> Response:
-            content = self._tensors.encoded(request, self._left_ms(deadline, timeout_s))
-            return await self._http.exchange("POST", f"{path}/infer", content)
+            framed = self._tensors.encoded(request, self._left_ms(deadline, timeout_s), binary=binary)
+            return await self._http.exchange("POST", f"{path}/infer", framed.body, _frame_headers(framed))
 
+        binary = not isinstance(request.inputs, str)
+        if binary:
+            # What cannot be written is refused before anything is asked.
+            self._tensors.encoded(request, timeout_s * 1e3, binary=True)
         async with self._http.within(timeout_s):
+            binary = binary and oip.EXTENSION in await self._extensions.get()
             response = await self._of_model(infer)
-        return self._http.decoded(response, self._tensors.cloud_reply)
+        json_bytes = _json_bytes(response)
+        return self._http.decoded(response, lambda body: self._tensors.cloud_reply(body, json_bytes))
 
     async def aclose(self) -> None:
         """Close its connections."""
         await self._http.aclose()
+
+    async def _ask_extensions(self) -> tuple[str, ...]:
+        """What the server speaks besides the protocol itself; nothing, where it does not say."""
+        try:
+            return msgspec.json.decode((await self._http.exchange("GET", "/v2")).body, type=_Server).extensions
+        except (CloudResponseError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ()
 
     def _left_ms(self, deadline: float, timeout_s: float) -> float:
         left_ms = (deadline - asyncio.get_running_loop().time()) * 1e3
@@ -137,6 +153,21 @@ def _served_model(body: bytes) -> str:
         raise CloudResponseError(
             f"This server does not say which model it serves: {error}.", "Name the model, or check the URL."
         ) from error
+
+
+def _frame_headers(framed: oip.Framed) -> dict[str, str]:
+    if framed.json_bytes is None:
+        return {}
+    return {oip.HEADER.decode(): str(framed.json_bytes), "content-type": oip.CONTENT_TYPE.decode()}
+
+
+def _json_bytes(response: Response) -> int | None:
+    value = response.headers.get(oip.HEADER.decode(), "")
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 12 else None
+
+
+class _Server(msgspec.Struct):
+    extensions: tuple[str, ...] = ()
 
 
 class _Service(msgspec.Struct):

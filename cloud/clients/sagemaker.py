@@ -180,7 +180,7 @@ class SageMakerClient:
 
     def _parameters(self, request: Request, timeout_s: float, *, stream: bool) -> dict[str, Any]:
         if self._tensors is not None:
-            body = self._tensors.encoded(request, timeout_s * 1e3)
+            body = self._tensors.encoded(request, timeout_s * 1e3).body
         else:
             body = invocations.encode(text_of(request.inputs), self._task, self._max_tokens, stream=stream)
         json = "application/json"

@@ -46,32 +46,44 @@ class Tensors:
         if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"The labels {list(self.labels)} do not tell answers apart.", "Give one a position.")
 
-    def encoded(self, request: Request, budget_ms: float) -> bytes:
+    def encoded(self, request: Request, budget_ms: float, *, binary: bool = False) -> oip.Framed:
         """An infer request of one item.
+
+        Args:
+            request: The request.
+            budget_ms: What is left of its time, in milliseconds.
+            binary: Whether the server takes an item's bytes as they are; texts are sent as JSON all the same.
 
         Raises:
             CloudRefusedError: The item cannot be written in this protocol.
         """
         try:
-            return self._renamed(oip.encode_infer_request(request, budget_ms=budget_ms), budget_ms)
+            if binary and not isinstance(request.inputs, str):
+                framed = oip.encode_binary_infer_request(request, budget_ms=budget_ms)
+            else:
+                framed = oip.Framed(oip.encode_infer_request(request, budget_ms=budget_ms))
         except InputError as error:
             raise CloudRefusedError(error.problem, error.remedy) from error
         except UnicodeEncodeError as error:
             raise CloudRefusedError(
                 f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode."
             ) from error
+        return self._renamed(framed, budget_ms)
 
-    def _renamed(self, content: bytes, budget_ms: float) -> bytes:
+    def _renamed(self, framed: oip.Framed, budget_ms: float) -> oip.Framed:
         """The request in the model's own tensor; another maker's server is told the budget as its queue's time-out."""
         if self.input is None and not self.input_shape:
-            return content
-        body = msgspec.json.decode(content, type=InferBody)
+            return framed
+        body = msgspec.json.decode(framed.body[: framed.json_bytes], type=InferBody)
         (tensor,) = body.inputs
         tensor = msgspec.structs.replace(
             tensor, name=self.input or tensor.name, shape=list(self.input_shape) or tensor.shape
         )
         timeout_us = max(1, int(budget_ms * 1000))
-        return msgspec.json.encode(msgspec.structs.replace(body, inputs=[tensor], parameters={"timeout": timeout_us}))
+        text = msgspec.json.encode(msgspec.structs.replace(body, inputs=[tensor], parameters={"timeout": timeout_us}))
+        if framed.json_bytes is None:
+            return oip.Framed(text)
+        return oip.Framed(text + framed.body[framed.json_bytes :], len(text))
 
     def reference(self, name: str, version: str) -> Reference:
         """Who answers: labels of ours are part of the version, since another order is another answer."""
@@ -80,14 +92,18 @@ class Tensors:
         digest = hashlib.sha256(msgspec.json.encode((self.output, self.labels))).hexdigest()
         return Reference(name, f"{version}, labels {digest[:16]}")
 
-    def cloud_reply(self, body: bytes) -> CloudReply:
+    def cloud_reply(self, body: bytes, json_bytes: int | None = None) -> CloudReply:
         """The final answer in an infer response.
+
+        Args:
+            body: The response.
+            json_bytes: Length of its JSON, where tensors follow it as bytes.
 
         Raises:
             CloudRefusedError: A gateway answered provisionally, and no update will follow.
             CloudResponseError: It is no final answer of a named version.
         """
-        reply = oip.decode_infer_response(body)
+        reply = oip.decode_infer_response(body, json_bytes)
         if not reply.model_version:
             raise CloudResponseError(
                 f"The model {reply.model_name} does not say which version answered.",

@@ -46,14 +46,14 @@ def test_the_largest_number_tells_the_label():
 
 
 def test_a_request_has_the_models_names_and_shape_and_the_queues_time_out():
-    sent = json.loads(TRITON.encoded(Request(id="r1", inputs="corn"), 250.4))
+    sent = json.loads(TRITON.encoded(Request(id="r1", inputs="corn"), 250.4).body)
     (tensor,) = sent["inputs"]
     assert (tensor["name"], tensor["shape"], tensor["datatype"], tensor["data"]) == ("TEXT", [1, 1], "BYTES", ["corn"])
     assert sent["parameters"] == {"timeout": 250_400}
 
 
 def test_our_own_names_are_sent_as_they_are():
-    sent = json.loads(Tensors().encoded(Request(id="r1", inputs="corn"), 250.0))
+    sent = json.loads(Tensors().encoded(Request(id="r1", inputs="corn"), 250.0).body)
     assert sent["inputs"][0]["name"] == "text"
     assert sent["parameters"]["budget_ms"] == 250
 

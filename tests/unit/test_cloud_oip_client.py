@@ -147,7 +147,51 @@ async def test_pixels_and_files_are_sent_as_images():
     asked = client(server)
     await asked.predict(Request(id="1", inputs=np.zeros((2, 2), np.uint8)), timeout_s=5)
     await asked.predict(Request(id="2", inputs=b"png"), timeout_s=5)
-    assert [json.loads(seen.content)["inputs"][0]["name"] for seen in server.seen] == ["pixels", "image"]
+    paths = [seen.url.path for seen in server.seen]
+    assert paths == ["/v2", "/v2/models/news/infer", "/v2/models/news/infer"], "asked once, and answered with 404"
+    assert [json.loads(seen.content)["inputs"][0]["name"] for seen in server.seen[1:]] == ["pixels", "image"]
+
+
+async def test_pixels_are_sent_as_bytes_where_the_server_takes_them():
+    server = Server()
+    server.answers["/v2"] = {"name": "triton", "extensions": ["classification", "binary_tensor_data"]}
+    asked = client(server)
+    pixels = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    assert (await asked.predict(Request(id="1", inputs=pixels), timeout_s=5)).output == "grain"
+    sent = server.seen[-1]
+    length = int(sent.headers["inference-header-content-length"])
+    assert sent.headers["content-type"] == "application/octet-stream"
+    assert json.loads(sent.content[:length])["inputs"][0]["parameters"] == {"binary_data_size": 4}
+    assert sent.content[length:] == pixels.tobytes()
+    await asked.predict(REQUEST, timeout_s=5)
+    assert "inference-header-content-length" not in server.seen[-1].headers, "texts stay JSON"
+
+
+async def test_an_answer_of_bytes_is_read():
+    text = json.dumps(
+        REPLY
+        | {
+            "outputs": [
+                {"name": "label", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 9}},
+            ]
+        }
+    ).encode()
+    length = {"inference-header-content-length": str(len(text))}
+    body = text + b"\x05\x00\x00\x00grain"
+    server = Server(infer=httpx.Response(200, content=body, headers=length))
+    assert (await client(server).predict(REQUEST, timeout_s=5)).output == "grain"
+    for value in ("99999", "-1", "x", "9" * 40):
+        cut = {"inference-header-content-length": value}
+        with pytest.raises(CloudResponseError):
+            await client(Server(infer=httpx.Response(200, content=body, headers=cut))).predict(REQUEST, timeout_s=5)
+
+
+@pytest.mark.parametrize("said", [b"{}", b"[", b'{"extensions": 7}', b"\xff", httpx.Response(500)])
+async def test_a_server_that_does_not_say_what_it_speaks_is_sent_json(said):
+    server = Server()
+    server.answers["/v2"] = said
+    await client(server).predict(Request(id="1", inputs=b"png"), timeout_s=5)
+    assert json.loads(server.seen[-1].content)["inputs"][0]["name"] == "image"
 
 
 async def test_names_are_quoted_in_the_path():
