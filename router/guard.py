@@ -8,7 +8,7 @@ Owns the order of the stages, the samples that a recertification looks at and th
 writes through the audit log alone, so that a process that is killed resumes exactly where it was; time is passed in.
 Draws are `audit`'s, the proof is `monitor`'s, and what a stage means for a request is the policies'.
 
-One thread calls a guard.
+One thread at a time calls a guard: `promise` holds its lock meanwhile.
 """
 
 from __future__ import annotations

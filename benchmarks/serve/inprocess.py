@@ -198,7 +198,7 @@ def blocking_us(subject: Subject, calls: int) -> dict[str, float]:
 
 
 async def awaited(subject: Subject, calls: int, seconds: float) -> tuple[float, float, list[float]]:
-    """Microseconds of one awaited answer; of a crowd answers a second, and by how many ms a timer beside it was late."""
+    """Microseconds of one awaited answer; answers a second of a crowd, and how late a timer beside it was, in ms."""
     router = Router(subject.model, NoCloud(), certificate(subject.model))
     clock, texts = time.perf_counter_ns, subject.texts
     taken = []

@@ -25,6 +25,7 @@ from edgewise.contracts import (
 from edgewise.errors import RequestError
 from edgewise.router import RouterSettings
 from edgewise.router.pace import Pace, Recent
+from edgewise.router.policies import PolicySettings
 from edgewise.router.settings import Profile
 from edgewise.telemetry import Metrics
 
@@ -418,6 +419,19 @@ async def test_who_wants_to_know_of_settled_answers_is_told_before_the_debt_is_f
     cloud.release.set()
     await store.wait_final("shop", "h", timeout_s=10)
     assert told == [("shop", "h", "b", "b", 1)]
+    await flow.aclose()
+
+
+async def test_a_saved_answer_does_not_take_the_place_of_one_that_is_kept_under_its_id():
+    store = fakes.DictStore()
+    settings = RouterSettings(policy=PolicySettings(use="budgeted", calls_per_day=1))
+    store.days["1970-01-01"] = 1.0
+    flow = router(fakes.ScriptedCloud(), settings=settings, spending=store, answers=store, clock=fakes.Steps())
+    saved = await flow.answer(Request(inputs=DOUBTFUL, id="s"))
+    assert (saved.decision.reason, store.get("public", "s")) == (Reason.SAVED, saved)
+    with pytest.raises(RequestError, match="/v1/answers/s"):
+        await flow.answer(Request(inputs="0.55 0.45", id="s"))
+    assert store.get("public", "s") == saved
     await flow.aclose()
 
 

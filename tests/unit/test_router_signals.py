@@ -21,6 +21,7 @@ from edgewise.router.signals import (
     check_signal,
     is_foreign,
     score_of,
+    scorer,
     signal_named,
     softmax,
 )
@@ -226,3 +227,21 @@ def test_a_combination_that_reads_neighbours_has_no_score_without_them():
 def test_the_combined_signal_has_to_be_fitted(fitted):
     with pytest.raises(ConfigError, match="was not"):
         score_of(Prediction(output="a", logits=LOGITS), "combined", fitted)
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=5) | st.none(),
+    st.none() | st.floats(0, 1),
+    st.booleans(),
+    st.sampled_from(["margin", "margin:temperature=1.5", "entropy", "max_logit", "first_margin"]),
+)
+def test_a_scorer_gives_the_very_score(logits, margin_of_graph, foreign, name):
+    prediction = Prediction(
+        output="a",
+        logits=None if logits is None else np.array(logits, dtype=np.float32),
+        margin=margin_of_graph,
+        out_of_distribution=foreign,
+    )
+    with np.errstate(all="ignore"):
+        expected, found = score_of(prediction, name), scorer(name)(prediction)
+    assert np.array_equal(found, expected, equal_nan=True)
