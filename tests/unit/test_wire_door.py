@@ -98,7 +98,7 @@ async def test_predict_answers(house: House) -> None:
     (request,) = house.service.requests
     assert (request.inputs, request.tenant, request.budget_ms) == ("hello", "public", 50)
     assert house.counted('edgewise_requests_total{model="newswire",source="edge",reason="confident",status="final"} 1.0')
-    assert house.counted('edgewise_request_seconds_count{source="edge"} 1')
+    assert house.counted('edgewise_request_seconds_count{model="newswire",source="edge"} 1')
 
 
 async def test_a_provisional_answer_says_so_in_body_header_and_metrics(house: House) -> None:
