@@ -25,7 +25,7 @@ from edgewise.wire.admission import Gate, Places, Rates
 from edgewise.wire.asking import Asking
 from edgewise.wire.catalog import Catalog, Models
 from edgewise.wire.events import EventStreams, Updates
-from edgewise.wire.faults import Fault, fault_of
+from edgewise.wire.faults import SHUTTING_DOWN, Fault, fault_of
 from edgewise.wire.http import (
     AsgiApp,
     ClientGoneError,
@@ -256,8 +256,7 @@ class FrontDoor:
         except ClientGoneError as gone:
             self._count_fault(gone)
         except asyncio.CancelledError:
-            fault = Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
-            await _send(self._failed(fault, scope["path"], headers), send)
+            await _send(self._failed(SHUTTING_DOWN, scope["path"], headers), send)
             raise
         except Exception as error:  # of any service
             await _send(self._failed(fault_of(error), scope["path"], headers), send)
@@ -272,8 +271,7 @@ class FrontDoor:
         headers: Headers,
     ) -> None:
         limits, room = self._limits, self._gate.room
-        if scope["method"] != "POST":
-            raise Fault(405, "method_not_allowed", "The method does not fit the path.", headers={"allow": "POST"})
+        _check_method(scope, "POST")
         tenant = self._admit(scope, headers)  # nobody sends a body in vain
         body = await read_body(
             scope, receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s, room=room
@@ -319,7 +317,8 @@ class FrontDoor:
 
     async def _serve_rest(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         path = scope["path"]
-        if path == "/healthz" and scope["method"] in ("GET", "HEAD"):
+        if path == "/healthz":
+            _check_method(scope, "GET", "HEAD")
             await reply(send, 200, _ALIVE)
             return
         scope[TENANT] = "" if _is_open(path) else self._tenant(headers)
@@ -391,6 +390,12 @@ class FrontDoor:
 
 async def _send(found: Reply, send: Send) -> None:
     await reply(send, found.status, found.body, content_type=found.content_type, headers=found.headers)
+
+
+def _check_method(scope: Scope, *allowed: str) -> None:
+    if scope["method"] not in allowed:
+        allow = {"allow": ", ".join(allowed)}
+        raise Fault(405, "method_not_allowed", "The method does not fit the path.", headers=allow)
 
 
 def _wants_events(headers: Headers) -> bool:

@@ -222,10 +222,9 @@ def _given(value: Any, name: str, headers: Mapping[bytes, bytes]) -> tuple[Any, 
 
 
 def _number(value: float | str, field: str) -> float:
-    try:
-        return float(value)
-    except ValueError as error:
-        raise RequestError(field, f"{field}: {shown(value)} is not a number.", "Send milliseconds.") from error
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        raise RequestError(field, f"{field}: {shown(value)} is no number.", "Send whole milliseconds in digits.")
+    return float(value)
 
 
 def makes_embeddings(info: ServiceInfo) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 from edgewise import __version__
 from edgewise.contracts import DataPolicy, Mode, ServiceInfo
 from edgewise.wire import native, openai
-from edgewise.wire.oip_messages import InferBody
+from edgewise.wire.oip_messages import InferBody, InputTensor
 from edgewise.wire.operations import OPERATIONS, Operation, Parameter, Reply, Schema
 from edgewise.wire.parsing import ID_PATTERN, MAX_ATTRIBUTE_CHARACTERS, MAX_ATTRIBUTES, MAX_TEXT_CHARACTERS
 
@@ -187,6 +187,7 @@ def _words(served: Served) -> Mapping[str, Json]:
         "task": {"type": "string", "enum": ["", *sorted({info.task for info in served.models})]},
         "wait_ms": {"type": "number", "minimum": 0, "maximum": served.max_wait_ms, "default": 0},
         "budget_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": served.max_budget_ms},
+        "whole_ms": {"type": "integer", "minimum": 1, "maximum": int(served.max_budget_ms)},
         "mode": {"type": "string", "enum": [mode.value for mode in Mode]},
         "data_policy": {"type": "string", "enum": [policy.value for policy in DataPolicy]},
         "profile": {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS},
@@ -272,6 +273,10 @@ def _infer_body(components: Json, served: Served) -> None:
     properties["id"] = {"anyOf": [words["id"], {"const": ""}]}
     properties["parameters"] = {"type": "object", "properties": {name: _or_null(words[name]) for name in names}}
     properties["inputs"] |= {"minItems": 1, "maxItems": 1}
+    tensor = components[InputTensor.__name__]["properties"]
+    tensor["name"] |= {"enum": ["text", "image", "pixels"]}
+    tensor["datatype"] |= {"enum": ["BYTES", "UINT8", "FP32"]}
+    tensor["shape"] |= {"minItems": 1, "maxItems": 4, "items": {"type": "integer", "minimum": 1}}
 
 
 _NARROWED = {

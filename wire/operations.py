@@ -106,7 +106,16 @@ _TRACE = ("traceparent",)
 _POSTED = (400, 404, 408, 413, 415, 429)
 """What every route with a body may refuse."""
 
-_STREAM = {"type": "string", "description": 'Events "answer", "revise", "done" and "error".'}
+_STREAM = {
+    "type": "object",
+    "description": "One event; `data` is JSON: a native answer, whether an update is pending, or a native error.",
+    "properties": {
+        "event": {"enum": ["answer", "revise", "done", "error"]},
+        "id": {"type": "string"},
+        "data": {"type": "string"},
+    },
+    "required": ["event", "id", "data"],
+}
 _BYTES = {"type": "string", "format": "binary", "description": "The JSON, then the tensors."}
 
 
@@ -124,8 +133,13 @@ _WAIT = Parameter("wait_ms", "query", "wait_ms", "Milliseconds to wait for the f
 _MODEL = Parameter("model", "path", "model", "Name of a model.")
 _VERSION = Parameter("version", "path", "version", "Version of that model.")
 _OURS = tuple(
-    Parameter(f"x-edgewise-{name.replace('_', '-')}", "header", name, f"As `{name}` in the body, which goes before it.")
-    for name in ("budget_ms", "mode", "profile", "data_policy")
+    Parameter(f"x-edgewise-{name.replace('_', '-')}", "header", word, f"As `{name}` in the body, which goes before it.")
+    for name, word in (
+        ("budget_ms", "whole_ms"),
+        ("mode", "mode"),
+        ("profile", "profile"),
+        ("data_policy", "data_policy"),
+    )
 )
 
 _NATIVE = (
