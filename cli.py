@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from edgewise import __version__, rendering
-from edgewise.config import BackendSection, Config, load_config
+from edgewise.config import Config, load_config
 from edgewise.contracts import Mode
 from edgewise.errors import DiskFullError, EdgewiseError
 
@@ -43,8 +43,8 @@ DataOption = Annotated[Path, typer.Option("--data", help="JSONL, CSV, or a folde
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 TextField = Annotated[str, typer.Option("--text-field", help="Field of the text in the data.")]
 LabelField = Annotated[str, typer.Option("--label-field", help="Field of the label in the data.")]
-CloudUrl = Annotated[str | None, typer.Option("--cloud", help="URL of the cloud service.")]
-CloudKind = Annotated[str, typer.Option("--cloud-kind", help="Protocol of the cloud: oip.")]
+CloudUrl = Annotated[str | None, typer.Option("--cloud", help="URL of the cloud service, or a .toml that names it.")]
+CloudKind = Annotated[str, typer.Option("--cloud-kind", help="Protocol: oip, openai, sagemaker or bedrock.")]
 CloudModel = Annotated[str | None, typer.Option("--cloud-model", help="Model there; our own service needs no name.")]
 CloudKeyEnv = Annotated[str | None, typer.Option("--cloud-key-env", help="Environment variable with the cloud's key.")]
 CachedOption = Annotated[bool, typer.Option("--cached", help="Keep an output that was made from exactly these inputs.")]
@@ -331,7 +331,7 @@ def plan(
         if predictions is not None:
             found = plan_with_predictions(job, costs, predictions, progress, tuning_predictions=tuning_predictions)
         else:
-            backend = BackendSection(url=cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+            backend = wiring.backend_at(cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
             found = plan_with_cloud(job, costs, wiring.connect(backend), progress)
     _show(rendering.planned_view(found), found.plan, as_json)
     if not found.goal_met:
@@ -425,7 +425,7 @@ def certify(
         if predictions is not None:
             found = certify_with_predictions(job, predictions, progress, tuning_predictions=tuning_predictions)
         else:
-            backend = BackendSection(url=cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+            backend = wiring.backend_at(cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
             found = certify_with_cloud(job, wiring.connect(backend), progress)
     _show(rendering.certified_view(found), encode(found.certificate), as_json)
     if not found.goal_met:
@@ -538,7 +538,7 @@ def evaluate(
         overwrite=overwrite,
         since=since,
     )
-    backend = BackendSection(url=cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+    backend = wiring.backend_at(cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
     with rendering.progress_on(ERR) as progress:
         found = evaluate_gateway(job, wiring.connect(backend), progress)
     _show(rendering.summary_view(found.summary), found.summary, as_json)
@@ -649,8 +649,9 @@ def edge_serve(
         server={"host": host, "port": port, "api_keys_env": api_keys_env},
     )
     if cloud is not None:
-        backend = BackendSection(url=cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
-        settings = _overridden(settings, cloud={"use": "command line", "backends": {"command line": backend}})
+        backend = wiring.backend_at(cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+        backends = {"command line": backend}
+        settings = _overridden(settings, cloud={"use": "command line", "backends": backends, "fail_over": ()})
 
     def ready(gateway: wiring.Gateway, bound_host: str, bound_port: int) -> None:
         for warning in gateway.warnings:

@@ -3,7 +3,7 @@
 Owns which part goes where. Decides nothing about a request and prints nothing.
 """
 
-from edgewise.wiring.backends import connect, secret
+from edgewise.wiring.backends import backend_at, connect, secret
 from edgewise.wiring.cloud import CloudModel, CloudService, CloudSettings, build_cloud, cloud_models, serve_cloud
 from edgewise.wiring.gateway import Gateway, build_gateway, serve_gateway
 
@@ -12,6 +12,7 @@ __all__ = [
     "CloudService",
     "CloudSettings",
     "Gateway",
+    "backend_at",
     "build_cloud",
     "build_gateway",
     "cloud_models",

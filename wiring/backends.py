@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edgewise.cloud.clients import CLIENTS, FailOverClient, Network, Tensors
-from edgewise.config import BackendSection, Config, backends_in_use
+from edgewise.config import BackendSection, Config, backend_in_use, backends_in_use, load_config
 from edgewise.contracts import CloudClient, Mode
 from edgewise.errors import ConfigError
 
@@ -40,6 +41,26 @@ def connect(backend: BackendSection) -> CloudClient:
             f"A cloud backend of kind {backend.kind!r} takes no {names}.", "Drop it, or choose another kind."
         )
     return make(backend.url or None, model=backend.model, api_key=secret(backend.api_key_env), **options)
+
+
+def backend_at(cloud: str, *, kind: str, model: str | None, api_key_env: str | None) -> BackendSection:
+    """The backend that the command line names: by its URL, or by a configuration file in which one is in use.
+
+    Args:
+        cloud: A URL, or the path of a file that ends in .toml.
+        kind: Its client; of a URL only, as the rest is.
+        model: Its model.
+        api_key_env: Environment variable that holds its key.
+
+    Raises:
+        ConfigError: The file cannot be used, or has no cloud in use.
+    """
+    if not cloud.endswith(".toml"):
+        return BackendSection(url=cloud, kind=kind, model=model, api_key_env=api_key_env)
+    backend = backend_in_use(load_config(Path(cloud)).cloud)
+    if backend is None:
+        raise ConfigError(f"{cloud} names no cloud backend.", "Add [cloud.backends.NAME].")
+    return backend
 
 
 def cloud_of(config: Config) -> CloudClient | None:

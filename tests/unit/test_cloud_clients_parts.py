@@ -377,3 +377,15 @@ def test_a_network_without_its_own_settings_is_the_default():
 def test_every_error_of_a_cloud_is_a_cloud_error():
     assert issubclass(CloudThrottledError, CloudResponseError)
     assert issubclass(CloudCredentialsError, CloudError)
+
+
+def test_the_command_line_names_a_cloud_by_url_or_by_file(tmp_path):
+    named = {"kind": "oip", "model": "m", "api_key_env": None}
+    assert wiring.backend_at("http://a", **named) == BackendSection(url="http://a", model="m")
+    path = tmp_path / "edgewise.toml"
+    path.write_text('[cloud.backends.a]\nkind = "bedrock"\nmodel = "x"\nlabels = ["yes", "no"]\n')
+    found = wiring.backend_at(str(path), **named)
+    assert (found.kind, found.model, found.labels) == ("bedrock", "x", ("yes", "no"))
+    path.write_text("")
+    with pytest.raises(ConfigError, match="no cloud backend"):
+        wiring.backend_at(str(path), **named)
