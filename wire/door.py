@@ -193,7 +193,7 @@ class FrontDoor:
             drain=self._gate.drain,
             events=self._events,
             streams=self._streams,
-            document=partial(self._document, catalog),
+            document=partial(self._document, catalog, answers is not None),
         ).app()
 
     def drain(self) -> None:
@@ -356,11 +356,12 @@ class FrontDoor:
     def _count_fault(self, fault: Fault) -> None:
         self._errors.inc(fault.code)
 
-    def _document(self, catalog: Catalog) -> Mapping[str, Any]:
+    def _document(self, catalog: Catalog, keeps_answers: bool) -> Mapping[str, Any]:
         limits = self._limits
         served = openapi.Served(
             models=[served.info for served in catalog.models().values()],
             has_keys=self._keys.are_configured,
+            keeps_answers=keeps_answers,
             posts=self._posts,
             max_items=limits.max_items,
             max_budget_ms=limits.max_budget_ms,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from edgewise.errors import (
     CloudError,
+    CloudRefusedError,
     CloudTimeoutError,
     EdgewiseError,
     InputError,
@@ -69,6 +70,9 @@ class Fault(Exception):  # noqa: N818  not every fault is an error of ours
         return native.encode_error(self.code, self.message, field=self.field, remedy=self.remedy)
 
 
+SHUTTING_DOWN = Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
+
+
 def fault_of(error: Exception) -> Fault:
     """The reply to an error; what nobody raised on purpose is logged and shown as an opaque id."""
     if isinstance(error, Fault):
@@ -83,6 +87,7 @@ def fault_of(error: Exception) -> Fault:
 
 _KINDS: tuple[tuple[type[EdgewiseError], int, str], ...] = (
     (InputError, 400, "invalid_request"),
+    (CloudRefusedError, 422, "cloud_refused"),
     (CloudTimeoutError, 503, "cloud_timeout"),
     (CloudError, 503, "cloud_unavailable"),
     (OutboxFullError, 503, "outbox_full"),

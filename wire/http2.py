@@ -16,11 +16,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from edgewise.errors import MissingExtraError
-from edgewise.wire.http import AsgiApp, Receive, Scope, Send
+from edgewise.wire.faults import SHUTTING_DOWN
+from edgewise.wire.http import AsgiApp, Receive, Scope, Send, reply
 from edgewise.wire.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES
 from edgewise.wire.serve import DEFAULT_PORT, bind
 
 _CONNECT_S = 0.01
+_FLUSH_S = 0.2
 _CLOSE_S = 1.0
 _STARTUP_S = 10.0
 
@@ -65,8 +67,12 @@ class _InFlight:
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_open = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._is_open and scope["type"] == "http":
+            await reply(send, 503, SHUTTING_DOWN.body(scope["path"]), headers=[(b"retry-after", b"1")])
+            return
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("A request is answered inside a task.")
@@ -77,7 +83,8 @@ class _InFlight:
             self._tasks.discard(task)
 
     async def finish(self, drain_s: float) -> None:
-        """Wait until all are answered, and cancel those that are not after `drain_s`."""
+        """Take no more requests, wait until all are answered, and cancel those that are not after `drain_s`."""
+        self._is_open = False
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=drain_s)
             for task in late:
@@ -121,8 +128,11 @@ async def _serve(
         await stop.wait()
         getattr(app, "drain", lambda: None)()
         await asyncio.sleep(linger_s)
-        server.stop()  # type: ignore[no-untyped-call]  # granian says no types here
+        # Answered first: told to stop, granian says so to HTTP/2 clients at once, and some then drop what they have not
+        # read. When a reply has left, granian tells nobody.
         await requests.finish(drain_s)
+        await asyncio.sleep(_FLUSH_S)
+        server.stop()  # type: ignore[no-untyped-call]  # granian says no types here
         # granian waits for ever for clients that keep an idle connection.
         await asyncio.wait({serving}, timeout=_CLOSE_S)
         if serving.done():

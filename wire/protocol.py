@@ -57,7 +57,8 @@ class _Cycle(RequestResponseCycle):
         if body is None or self.response_started or self.disconnected or self.flow.write_paused:
             await super().send(message)  # type: ignore[arg-type]
             return None
-        if self.scope["method"] == "HEAD" or not self.keep_alive:
+        closes = not self.keep_alive or any(name == b"connection" for name, _ in message["headers"])
+        if closes or self.scope["method"] == "HEAD":
             await super().send(message)  # type: ignore[arg-type]
             return None
         self._send_whole(message["status"], message["headers"], body)

@@ -18,7 +18,7 @@ from types import ModuleType
 import httpx
 import pytest
 
-from edgewise.contracts import Answered, Done, Status
+from edgewise.contracts import Answered, Done, Request, Status
 from edgewise.errors import ConfigError, InputError
 from edgewise.store import SqliteStore
 from edgewise.telemetry import Metrics
@@ -26,6 +26,7 @@ from edgewise.wire import native, oip
 from edgewise.wire.door import Limits, front_door
 from edgewise.wire.serve import BackgroundServer, bind, serve
 
+INFER = "/v2/models/newswire/infer"
 FAKES = Path(__file__).parents[1] / "unit" / "fake_service.py"
 
 
@@ -62,6 +63,14 @@ class ThreadedService:
 
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._go.set)
+
+
+class AtOnce(fakes.FakeService):
+    """Answers at once."""
+
+    def respond(self, request):
+        self.requests.append(request)
+        return fakes.make_answer(request.id)
 
 
 def wait_until_closed(url: str) -> None:
@@ -120,8 +129,19 @@ def test_many_clients_at_once(server: BackgroundServer) -> None:
     [
         (b"x" * 100_001, 413),
         (b"x" * 5_000_000, 413),
+        (b"x" * 50_000_000, 413),
         (b'{"inputs":' + b"[" * 90_000, 400),
+        (b'{"inputs":{"pixels":' + b"[" * 90_000, 400),
+        (b'{"inputs":"x","attributes":' + b'{"a":' * 15_000, 400),
         (b'{"inputs":"\xff\xfe"}', 400),
+        (b'{"inputs":"\\ud800"}', 400),
+        (b'{"inputs":"x","budget_ms":-1}', 400),
+        (b'{"inputs":"x","budget_ms":1e300}', 400),
+        (b'{"inputs":"x","budget_ms":1e999}', 400),
+        (b'{"inputs":"x","budget_ms":NaN}', 400),
+        (b'{"inputs":"x","budget_ms":' + b"9" * 5000 + b"}", 400),
+        (b'{"inputs":"x","mode":"fast"}', 400),
+        (b'{"inputs":"x","model":"nobody"}', 404),
         (b"", 400),
     ],
 )
@@ -132,7 +152,42 @@ def test_rude_bodies_get_an_answer_and_leave_the_server_well(
         response = client.post("/v1/predict", content=body)
         assert response.status_code == status
         assert response.json()["error"]["message"]
+        infer = client.post(INFER, content=body)
+        assert infer.status_code in (400, 413)
+        assert list(infer.json()) == ["error"]
         assert client.post("/v1/predict", json={"inputs": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("parameters", "path"),
+    [
+        ('{"budget_ms":-1}', INFER),
+        ('{"budget_ms":1e308}', INFER),
+        ('{"mode":"fast"}', INFER),
+        ('{"attributes":"[]"}', INFER),
+        ("{}", INFER.replace("newswire", "nobody")),
+        ("{}", INFER.replace("infer", "versions/7/infer")),
+    ],
+)
+def test_what_an_infer_request_may_not_say_is_refused_in_its_protocols_shape(
+    server: BackgroundServer, parameters: str, path: str
+) -> None:
+    body = f'{{"parameters":{parameters},"inputs":[{{"name":"text","shape":[1],"datatype":"BYTES","data":["x"]}}]}}'
+    response = httpx.post(f"{server.url}{path}", content=body)
+    assert response.status_code in (400, 404)
+    assert oip.decode_error(response.content)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_tensors_that_are_cut_are_refused_over_the_socket(server: BackgroundServer, cut: int) -> None:
+    sent = oip.encode_binary_infer_request(Request(id="c", inputs="hello" * 10), budget_ms=None)
+    headers = {"inference-header-content-length": str(sent.json_bytes)}
+    response = httpx.post(f"{server.url}{INFER}", content=sent.body[:-cut], headers=headers)
+    assert response.status_code == 400
+    assert "'text'" in (oip.decode_error(response.content) or "")
+    whole = httpx.post(f"{server.url}{INFER}", content=sent.body, headers=headers)
+    length = int(whole.headers["inference-header-content-length"])
+    assert oip.decode_infer_response(whole.content, length).output() == "earn"
 
 
 def test_a_chunked_body_over_the_limit_is_refused(server: BackgroundServer) -> None:
@@ -249,6 +304,17 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
         b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
         b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
         b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\nGET",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 5, 5\r\n\r\nhello",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: +5\r\n\r\nhello",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\nhello",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhelloX0\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length : 5\r\n\r\nhello",
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\nx: a\x00b\r\ncontent-length: 5\r\n\r\nhello",
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{",
     ],
@@ -260,6 +326,61 @@ def test_what_is_not_http_never_reaches_the_service(data: bytes) -> None:
         assert heard == b"" or heard.startswith(b"HTTP/1.1 4")
         assert not service.entered.is_set()
         assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_a_reply_at_once_keeps_pipelined_requests_in_order() -> None:
+    body = b'{"inputs":"x","id":"%d"}'
+    requests = b"".join(
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body % n), body % n)
+        for n in range(5)
+    )
+    with BackgroundServer(front_door(fakes.served(AtOnce()), answers=None, metrics=Metrics())) as server:
+        heard = raw(server, requests)
+    assert [line for line in heard.split(b"\r\n") if line.startswith(b"x-edgewise-id")] == [
+        b"x-edgewise-id: %d" % n for n in range(5)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_request_in_pieces_is_answered_as_one_in_one_piece(size: int) -> None:
+    body = b'{"inputs":"%s","id":"7"}' % (b"x" * 100_000 if size == 4096 else b"x")
+    data = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body
+    service = AtOnce()
+    with (
+        BackgroundServer(front_door(fakes.served(service), answers=None, metrics=Metrics())) as server,
+        socket.create_connection((server.host, server.port), timeout=30) as connection,
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(data), size):
+            connection.sendall(data[start : start + size])
+        heard = b""
+        while piece := connection.recv(65536):
+            heard += piece
+    assert heard.startswith(b"HTTP/1.1 200 ")
+    assert len(service.requests) == 1
+
+
+def test_a_body_that_is_not_waited_for_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.wire.protocol.HEAD_TIMEOUT_S", 0.05)
+    with (
+        BackgroundServer(door()) as server,
+        socket.create_connection((server.host, server.port), timeout=30) as connection,
+    ):
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{")
+        heard = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                heard += piece
+                connection.sendall(b" ")  # a byte now and then must not keep the connection
+    assert heard.startswith(b"HTTP/1.1 404 ")
+
+
+def test_another_hosts_name_is_refused() -> None:
+    with BackgroundServer(door(limits=Limits(hosts=("localhost", "127.0.0.1")))) as server:
+        assert httpx.post(f"{server.url}/v1/predict", json={"inputs": "x"}).status_code == 200
+        rebound = httpx.post(f"{server.url}{INFER}", content=b"{}", headers={"host": "evil.example"})
+    assert rebound.status_code == 421
+    assert oip.decode_error(rebound.content)
 
 
 def test_a_client_that_hangs_up_cancels_its_work() -> None:
@@ -316,6 +437,7 @@ _SERVING = """
 import asyncio, contextlib, importlib.util, sys
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import front_door
+from edgewise.wire.http2 import serve_http2
 from edgewise.wire.serve import serve
 
 spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
@@ -338,15 +460,16 @@ async def life():
     print("stopped", flush=True)
 
 app = front_door(fakes.served(Slow()), answers=None, metrics=Metrics(), lifespan=life)
-serve(app, port=0, on_bound=lambda host, port: print(host, port, flush=True))
+run = serve_http2 if sys.argv[2] == "granian" else serve
+run(app, port=0, on_bound=lambda host, port: print(host, port, flush=True), linger_s=float(sys.argv[3]))
 print("returned", flush=True)
 """
 
 
-@pytest.fixture
-def process() -> Iterator[tuple[subprocess.Popen, str]]:
+@contextlib.contextmanager
+def serving(http: str = "uvicorn", linger_s: float = 0.0) -> Iterator[tuple[subprocess.Popen, str]]:
     """A serving process and its URL."""
-    command = [sys.executable, "-c", _SERVING, str(FAKES)]
+    command = [sys.executable, "-c", _SERVING, str(FAKES), http, str(linger_s)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
@@ -354,6 +477,12 @@ def process() -> Iterator[tuple[subprocess.Popen, str]]:
         host, port = running.stdout.readline().split()
         yield running, f"http://{host}:{port}"
         running.kill()
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[subprocess.Popen, str]]:
+    with serving() as found:
+        yield found
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
@@ -372,6 +501,39 @@ def test_a_signal_drains_and_the_process_ends_well(process: tuple[subprocess.Pop
     assert out == "stopped\nreturned\n"
     assert err == ""
     assert running.returncode == 0
+
+
+def test_a_server_that_lingers_says_that_it_is_not_ready_and_answers() -> None:
+    with serving(linger_s=1.0) as (running, url), httpx.Client(base_url=url) as client:
+        assert client.get("/readyz").status_code == 200
+        running.send_signal(signal.SIGTERM)
+        while httpx.get(f"{url}/readyz").status_code == 200:
+            pass
+        assert "shutting down" in httpx.get(f"{url}/readyz").text
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.post(f"{url}/v1/predict", json={"inputs": "x"}).status_code == 200
+        out, err = running.communicate(timeout=30)
+    assert (out, err, running.returncode) == ("stopped\nreturned\n", "", 0)
+
+
+@pytest.mark.slow
+def test_granian_serves_http2_and_drains() -> None:
+    pytest.importorskip("granian")
+    with serving("granian") as (running, url), httpx.Client(http1=False, http2=True, base_url=url) as client:
+        answer = client.post("/v1/predict", json={"inputs": "x", "id": "7"})
+        assert (answer.http_version, answer.json()["id"]) == ("HTTP/2", "7")
+        assert httpx.get(f"{url}/readyz").http_version == "HTTP/1.1"
+        refused = client.post(INFER, content=b"{}", headers={"content-encoding": "gzip"})
+        assert (refused.status_code, list(refused.json())) == (415, ["error"])
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(httpx.post, f"{url}/v1/predict", json={"inputs": "slow"}, timeout=30)
+            assert running.stdout.readline() == "entered\n"
+            running.send_signal(signal.SIGTERM)
+            running.stdin.write("go on\n")
+            running.stdin.flush()
+            assert asking.result(30).status_code == 200
+        out, _ = running.communicate(timeout=30)
+    assert (out, running.returncode) == ("stopped\nreturned\n", 0)
 
 
 def test_a_port_in_use_is_a_setting_to_change() -> None:
