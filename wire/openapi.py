@@ -66,6 +66,7 @@ class Served(NamedTuple):
     Attributes:
         models: What the models say of themselves.
         has_keys: Whether API keys are configured.
+        keeps_answers: Whether answers are kept for later pick-up.
         posts: Paths of further routes that this door has.
         max_items: The most items in one request.
         max_budget_ms: The largest budget.
@@ -74,6 +75,7 @@ class Served(NamedTuple):
 
     models: Sequence[ServiceInfo]
     has_keys: bool
+    keeps_answers: bool
     posts: Collection[str]
     max_items: int
     max_budget_ms: float
@@ -88,6 +90,8 @@ def operations_of(served: Served) -> list[Operation]:
 def _is_offered(operation: Operation, served: Served) -> bool:
     if operation.path == openai.EMBEDDINGS:
         return any(openai.makes_embeddings(info) for info in served.models)
+    if operation.path.startswith("/v1/answers/"):
+        return served.keeps_answers
     if operation.path.startswith("/v2/repository"):
         paths = (operation.path.replace("{model}", info.name) for info in served.models)
         return any(path in served.posts for path in paths)
@@ -130,9 +134,31 @@ def _operation(operation: Operation, served: Served) -> Json:
         found["parameters"] = [_parameter(parameter, served) for parameter in operation.parameters]
     if operation.bodies:
         found["requestBody"] = {"required": operation.is_needed, "content": _content(operation.bodies)}
+        example = _example(operation, served)
+        if example is not None:
+            found["requestBody"]["content"][_JSON]["example"] = example
     if operation.is_open:
         found["security"] = []
     return found
+
+
+def _example(operation: Operation, served: Served) -> Json | None:
+    """A body that is answered by what is served now; None where no text is read."""
+    reads = [info for info in served.models if info.input == "text"]
+    if not reads:
+        return None
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [_EXAMPLE]}
+    embeds = next((info.name for info in reads if openai.makes_embeddings(info)), "")
+    bodies: dict[type, Json] = {
+        native.PredictRequest: {"inputs": _EXAMPLE, "model": reads[0].name, "budget_ms": 5000},
+        openai.EmbeddingsBody: {"input": [_EXAMPLE], "model": embeds},
+        InferBody: {"inputs": [tensor], "parameters": {"budget_ms": 5000}},
+    }
+    body = operation.bodies[_JSON]
+    return bodies.get(body) if isinstance(body, type) else None
+
+
+_EXAMPLE = "grain exports rose in march"
 
 
 def _faults_of(operation: Operation, served: Served) -> list[int]:

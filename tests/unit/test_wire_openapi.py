@@ -112,10 +112,10 @@ async def test_operations_have_names_of_their_own() -> None:
 
 
 async def test_what_is_not_there_is_not_told() -> None:
-    house = House(task="text-classification", posts=())
+    house = House(task="text-classification", posts=(), answers=None)
     paths = (await house.document())["paths"]
     assert "/v1/predict" in paths
-    assert not [path for path in paths if "embeddings" in path or "repository" in path]
+    assert not [path for path in paths if "embeddings" in path or "repository" in path or "answers" in path]
 
 
 async def test_every_status_that_is_raised_is_told_of() -> None:
@@ -201,6 +201,21 @@ async def test_a_body_fits_the_document_where_the_door_takes_it(body: dict, fits
     response = await house.client.post("/v1/predict", json=body)
     if "image" not in str(body):  # of the fake, which reads anything
         assert (response.status_code == 200) is fits
+
+
+async def test_the_examples_of_bodies_are_answered() -> None:
+    house = House()
+    document = await house.document()
+    tried = 0
+    for path, method, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        if "example" in content:
+            schema = {**content["schema"], "components": document["components"]}
+            jsonschema.Draft202012Validator(schema).validate(content["example"])
+            response = await house.client.request(method, filled(path), json=content["example"])
+            assert response.status_code == 200, (path, response.text)
+            tried += 1
+    assert tried == 4
 
 
 async def test_keys_are_told_where_there_are_any() -> None:
