@@ -194,7 +194,6 @@ def _spawn(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
     if sys.platform == "win32":
         raise ConfigError("Worker processes need a POSIX system.", "Compute in this process: --replicas 0.")
     ours, theirs = socket.socketpair()
-    threads = {} if spec.threads is None else {"OMP_NUM_THREADS": str(spec.threads)}
     with theirs:
         process = subprocess.Popen(  # noqa: S603  our own interpreter and module
             # -P: nothing in the folder it happens to run in is imported.
@@ -202,12 +201,20 @@ def _spawn(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+            env=_environment(spec),
             # Ctrl-C in a terminal is for the parent, which drains.
             start_new_session=True,
         )
     ours.setblocking(False)
     return process, ours
+
+
+def _environment(spec: EngineSpec) -> dict[str, str]:
+    # libgomp waits for its threads by spinning. Where something else wants a core too, 2 threads on 2 cores then answer
+    # in seconds instead of milliseconds; fewer turns cost nothing measurable where nothing does.
+    quiet = {"GOMP_SPINCOUNT": "10000"} if "OMP_WAIT_POLICY" not in os.environ else {}
+    threads = {} if spec.threads is None else {"OMP_NUM_THREADS": str(spec.threads)}
+    return {**quiet, **os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"}
 
 
 async def _loaded(reader: asyncio.StreamReader, process: subprocess.Popen[bytes], start_s: float) -> Loaded:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -107,7 +108,7 @@ class ProcessWorkers:
     async def start(self) -> None:
         """Start every worker and wait until all are warm.
 
-        The first one goes ahead: where it has the choice between engines it measures them undisturbed, and the others
+        Where there is a choice between engines the first one goes ahead: it measures them undisturbed, and the others
         take what it took.
 
         Raises:
@@ -180,10 +181,13 @@ class ProcessWorkers:
             self._wake.set()
 
     async def _open_all(self) -> None:
+        choice = self._spec.engine == "auto" and not (Path(self._spec.path) / "manifest.json").exists()
+        ahead = 1 if choice else 0
         try:
-            await self._opened()
+            for _ in range(ahead):
+                await self._opened()
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._replicas - 1):
+                for _ in range(self._replicas - ahead):
                     group.create_task(self._opened())
         except WorkerDiedError as death:
             raise _not_started(self._spec, death) from death

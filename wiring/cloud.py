@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 RAY = "ray"
 """The engine that computes on a Ray cluster; the others compute on this machine."""
 
+_REPLICAS = 2
+"""Worker processes unless told otherwise: one that dies leaves one. ADR 17 has what they cost and gain."""
+
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=(?P<path>.+)", re.ASCII)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -54,7 +57,7 @@ class CloudSettings:
         models: The models; the first is the default.
         engine: "auto", "torch" or "onnx" on this machine, or "ray".
         replicas: Worker processes a model, or the most replicas a model on Ray; 0 computes in this process. None takes
-            0, and on Ray one a core.
+            two, or one where there is one core, and on Ray as many as this machine has cores.
         threads: Threads of each replica; None shares the cores out.
         max_batch: Most requests computed together.
         admins: Tenants that may load and unload models.
@@ -228,8 +231,9 @@ def _opener(model: CloudModel, settings: CloudSettings, metrics: Metrics) -> Ope
     )
     if settings.engine == RAY:
         return _on_ray(spec, settings, metrics)
-    if settings.replicas:
-        return _in_processes(spec, settings, metrics, settings.replicas)
+    replicas = min(_REPLICAS, _cores()) if settings.replicas is None else settings.replicas
+    if replicas:
+        return _in_processes(spec, settings, metrics, replicas)
     return _InThisProcess(spec, settings.max_batch, metrics)
 
 

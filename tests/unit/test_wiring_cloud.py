@@ -93,7 +93,7 @@ async def test_a_bundle_that_answers_its_golden_items_otherwise_is_not_served(ti
     honest = EdgeModel.predict
     monkeypatch.setattr(EdgeModel, "predict", lambda self, items: honest(self, ["vessel port" for _ in items]))
     with pytest.raises(CertificateError, match="comes out differently"):
-        wiring.build_cloud(settings(bundle), config())
+        wiring.build_cloud(settings(bundle, replicas=0), config())
 
 
 def test_ray_that_is_not_installed_is_named_with_its_command(tiny_text_bundle, monkeypatch):
