@@ -98,6 +98,7 @@ class Deliveries:
         self._backlog = Backlog(retry_s)
         self._ramp = Ramp(at_once)
         self._asking: set[asyncio.Task[None]] = set()
+        self._storing = asyncio.Lock()
         self._wake = asyncio.Event()
         self._caretaker: asyncio.Task[None] | None = None
         self._tried_out = False
@@ -276,7 +277,11 @@ class Deliveries:
     async def _settle(self, request: Request, call: Awaitable[CloudReply], provisional: Answer) -> Answer | None:
         """Store what the call brings: the final answer, or that there will be none; None where it stays owed."""
         try:
-            return self._deliver(request, await call, provisional)
+            reply = await call
+            # Each waits for the disk: one a turn of the loop, so that requests are answered in between.
+            async with self._storing:
+                await asyncio.sleep(0)
+                return self._deliver(request, reply, provisional)
         except CloudRefusedError as error:
             return self._abandon(request, error, provisional)
         except (CloudError, StoreError) as error:

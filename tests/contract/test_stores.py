@@ -18,7 +18,10 @@ from edgewise.contracts import (
     AuditTotals,
     AuditVerdict,
     DataPolicy,
+    Debt,
     Decision,
+    Hook,
+    HookQueue,
     Mode,
     Outbox,
     Reason,
@@ -71,6 +74,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqliteStor
 @pytest.fixture
 def outbox(store: SqliteStore) -> Outbox:
     return store.outbox
+
+
+@pytest.fixture
+def hooks(store: SqliteStore) -> HookQueue:
+    return store.hooks
 
 
 @pytest.fixture
@@ -150,6 +158,70 @@ class TestOutbox:
         outbox.done("public", "a")
         assert outbox.put(Request(id="d", inputs="x"))
         assert [request.id for request in outbox.pending(9)] == ["b", "c", "d"]
+
+
+    def test_tells_what_is_owed_without_its_content(self, outbox: Outbox) -> None:
+        requests = [Request(id="1", inputs="x"), Request(id="1", inputs="y", tenant="b", session="s")]
+        for request in requests:
+            outbox.put(request)
+        debts = outbox.debts()
+        assert [(owed.tenant, owed.id, owed.session) for owed in debts] == [("public", "1", None), ("b", "1", "s")]
+        assert debts[0].created_s <= debts[1].created_s
+        assert [outbox.request(owed.tenant, owed.id) for owed in debts] == requests
+        assert outbox.request("public", "2") is None
+
+    def test_says_what_has_to_go_for_one_more(self, outbox: Outbox) -> None:
+        assert outbox.in_the_way(Request(id="d", inputs="x")) == []
+        for name in "abc":
+            outbox.put(Request(id=name, inputs="x"))
+        (first,) = outbox.in_the_way(Request(id="d", inputs="x"))
+        assert first == Debt("public", "a", None, first.created_s)
+
+
+class TestHookQueue:
+    def test_gives_back_every_field_oldest_first(self, hooks: HookQueue) -> None:
+        hooks.put("shop", "t", answer("1", (0.5, -1.0)))
+        hooks.put("ship", "t", answer("1", status=Status.PROVISIONAL, reason=Reason.EXPIRED))
+        first, second = hooks.due(1e12, 9)
+        assert first == Hook(
+            position=first.position,
+            target="shop",
+            tenant="t",
+            answer=answer("1", (0.5, -1.0)),
+            created_s=first.created_s,
+        )
+        assert (second.target, second.answer.decision.reason) == ("ship", Reason.EXPIRED)
+        assert hooks.due(1e12, 1) == [first]
+        assert len(hooks) == 2
+
+    def test_a_second_put_changes_nothing_while_the_first_is_owed(self, hooks: HookQueue) -> None:
+        for output in ("first", "second"):
+            hooks.put("shop", "t", answer("1", output))
+        hooks.put("shop", "other", answer("1", "other"))
+        assert [hook.answer.output for hook in hooks.due(1e12, 9)] == ["first", "other"]
+        hooks.done(hooks.due(1e12, 1)[0].position)
+        hooks.put("shop", "t", answer("1", "third"))
+        assert [hook.answer.output for hook in hooks.due(1e12, 9)] == ["other", "third"]
+
+    def test_a_delivery_that_failed_waits_and_keeps_its_place(self, hooks: HookQueue) -> None:
+        for name in "ab":
+            hooks.put("shop", "t", answer(name))
+        first = hooks.due(1e12, 1)[0]
+        hooks.retry(first.position, 5e9)
+        assert [hook.answer.id for hook in hooks.due(4.9e9, 9)] == ["b"]
+        again = hooks.due(5e9, 9)
+        assert [(hook.answer.id, hook.attempts, hook.created_s) for hook in again[:1]] == [("a", 1, first.created_s)]
+
+    def test_nothing_is_due_before_it_was_put(self, hooks: HookQueue) -> None:
+        hooks.put("shop", "t", answer("1"))
+        assert hooks.due(0.0, 9) == []
+
+    def test_what_is_done_is_forgotten_and_the_unknown_is_no_trouble(self, hooks: HookQueue) -> None:
+        hooks.put("shop", "t", answer("1"))
+        for _ in range(2):
+            hooks.done(1)
+            hooks.retry(1, 0.0)
+        assert (len(hooks), hooks.due(1e12, 9)) == (0, [])
 
 
 class TestAnswerStore:

@@ -112,6 +112,9 @@ class Adapted:
             self.connection.execute("PRAGMA wal_autocheckpoint = 12")
         return rows
 
+    def executescript(self, statements: str) -> None:
+        self.execute(statements)
+
     @property
     def in_transaction(self) -> bool:
         return self.connection.in_transaction

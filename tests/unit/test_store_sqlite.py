@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgewise.contracts import Action, Answer, AuditTotals, AuditVerdict, Decision, Reason, Request, Source, Status
+from edgewise.contracts import (
+    Action,
+    Answer,
+    AuditTotals,
+    AuditVerdict,
+    Debt,
+    Decision,
+    Reason,
+    Request,
+    Source,
+    Status,
+)
 from edgewise.errors import InputError, OutboxFullError, StoreError
 from edgewise.store import SqliteStore
 from edgewise.store.records import decode_answer, decode_request, encode_answer, encode_request
@@ -56,6 +67,7 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     with SqliteStore(path) as store:
         store.outbox.put(Request(id="1", inputs="x"))
         store.answers.put("public", answer("1", Status.PROVISIONAL))
+        store.hooks.put("shop", "public", answer("0"))
         settled = store.audits.drawn("1", "c")
         store.audits.verdict(settled, KEPT)
         store.audits.advance("c", counting)
@@ -66,6 +78,8 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
         assert len(store.outbox) == 1
         assert store.answers.get("public", "1") == answer("1", Status.PROVISIONAL)
         assert len(store.answers) == 1
+        assert [hook.answer for hook in store.hooks.due(1e12, 9)] == [answer("0")]
+        assert len(store.hooks) == 1
         assert store.audits.totals("c") == AuditTotals(drawn=1)
         assert store.audits.verdicts("c", 9) == [KEPT]
         assert store.audits.advance("c", counting) == b"1"
@@ -171,14 +185,30 @@ INSERT INTO audits (request_id, certificate_id, created, violation, missing) VAL
     ('r', 'c', 1, 0, 0), ('r', 'c', 1, 1, 1), ('r', 'c', 1, 1, 1), ('r', 'c', 1, NULL, 0), ('r', 'd', 1, 1, 0);
 """
 
+_SINCE_3 = """
+ALTER TABLE audits RENAME COLUMN certificate_id TO epoch;
+ALTER TABLE audits ADD COLUMN score REAL;
+ALTER TABLE audits ADD COLUMN differs INTEGER;
+ALTER TABLE audit_totals RENAME COLUMN certificate_id TO epoch;
+CREATE TABLE audit_states (epoch TEXT PRIMARY KEY, position INTEGER NOT NULL, state BLOB NOT NULL);
+CREATE TABLE kept (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE spending (day TEXT PRIMARY KEY, amount REAL NOT NULL);
+PRAGMA user_version = 3;
+"""
 
-@pytest.mark.parametrize("since", [_ONLY_IN_1, _ONLY_IN_2], ids=["version 1", "version 2"])
-def test_an_older_file_keeps_all_that_it_holds(tmp_path: Path, since: str) -> None:
+
+@pytest.mark.parametrize(
+    "statements",
+    [_ONLY_IN_1 + _ROWS, _ONLY_IN_2 + _ROWS, _ONLY_IN_2 + _ROWS + _SINCE_3],
+    ids=["version 1", "version 2", "version 3"],
+)
+def test_an_older_file_keeps_all_that_it_holds(tmp_path: Path, statements: str) -> None:
     path = tmp_path / "s.db"
     connection = sqlite3.connect(path)
-    connection.executescript(_SCHEMA_1 + since + _ROWS)
-    owed = encode_request(Request(id="1", inputs="x"))
-    connection.execute("INSERT INTO outbox (tenant, id, created, request) VALUES ('public', '1', 1.0, ?)", (owed,))
+    connection.executescript(_SCHEMA_1 + statements)
+    owed = [Request(id="1", inputs="x"), Request(id="2", inputs="y", session="s")]
+    rows = [("public", "0", b"not a request"), *(("public", one.id, encode_request(one)) for one in owed)]
+    connection.executemany("INSERT INTO outbox (tenant, id, created, request) VALUES (?, ?, 1.0, ?)", rows)
     connection.commit()
     connection.close()
     for _ in range(2):
@@ -187,7 +217,11 @@ def test_an_older_file_keeps_all_that_it_holds(tmp_path: Path, since: str) -> No
             assert store.audits.totals("d") == AuditTotals(drawn=1, violations=1)
             assert store.audits.verdicts("c", 9) == [AuditVerdict(violation=False), MISSING, MISSING, MISSING]
             assert store.audits.advance("c", counting) == b"4"
-            assert [request.id for request in store.outbox.pending(9)] == ["1"]
+            sessions = [("0", None), ("1", None), ("2", "s")]
+            assert store.outbox.debts() == [Debt("public", name, session, 1.0) for name, session in sessions]
+            assert [store.outbox.request("public", one.id) for one in owed] == owed
+            assert store.outbox.size_bytes == sum(len(data) for *_, data in rows)
+            assert len(store.hooks) == 0
             assert store.spending.spent("2026-11-01") == 0
             assert store._database.query("PRAGMA user_version") == [(4,)]
 
@@ -243,6 +277,79 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path) -> None:
         for index in range(60):
             store.answers.put("public", answer(f"{index}", output="x" * 20_000))
     assert path.stat().st_size < 500_000
+
+
+def test_room_of_what_is_settled_goes_back_to_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+
+    def used() -> int:
+        return sum(file.stat().st_size for file in tmp_path.iterdir())
+
+    with SqliteStore(path) as store:
+        for index in range(300):
+            store.outbox.put(Request(id=f"{index}", inputs="x" * 100_000))
+        assert used() > 30_000_000
+        for index in range(300):
+            store.outbox.done("public", f"{index}")
+        assert used() < 6_000_000, "while it is open: what is left is the log of the last writes"
+        assert len(store.outbox) == store.outbox.size_bytes == 0
+    assert used() < 500_000
+
+
+def test_answers_are_forgotten_by_bytes_oldest_first() -> None:
+    clock = SetClock()
+    with SqliteStore(":memory:", limits=StoreLimits(max_bytes=5000), clock=clock) as store:
+        for index in range(8):
+            clock.now += 1
+            store.answers.put("public", answer(f"{index}", output="x" * 1000))
+        kept = [index for index in range(8) if store.answers.get("public", f"{index}")]
+        assert kept == [4, 5, 6, 7]
+        store.answers.put("public", answer("big", output="x" * 9000))
+        assert store.answers.get("public", "big") is not None, "the newest is kept, whatever its size"
+        assert len(store.answers) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.sampled_from([Status.PROVISIONAL, Status.FINAL]), st.integers(0, 3000)),
+        max_size=40,
+    )
+)
+def test_answers_are_counted_right_whatever_is_replaced_and_forgotten(puts) -> None:
+    with SqliteStore(":memory:", limits=StoreLimits(max_answers=5, max_bytes=4000)) as store:
+        for number, status, size in puts:
+            store.answers.put("public", answer(f"{number}", status, "x" * size))
+            rows = store._database.query("SELECT count(*), coalesce(sum(length(answer)), 0) FROM answers")
+            assert (store.answers._count, store.answers._bytes) == rows[0]
+            assert len(store.answers) <= 5
+            assert rows[0][1] <= 4000 or len(store.answers) == 1
+            assert store.answers.get("public", f"{number}") is not None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "done", "retry"]), st.integers(0, 9), st.integers(0, 800)), max_size=40))
+def test_webhooks_are_counted_right_and_bounded(steps) -> None:
+    with SqliteStore(":memory:", limits=StoreLimits(max_hooks=4, max_bytes=2000)) as store:
+        for kind, number, size in steps:
+            if kind == "put":
+                store.hooks.put("shop", "public", answer(f"{number}", output="x" * size))
+                assert f"{number}" in [hook.answer.id for hook in store.hooks.due(1e12, 99)]
+            elif kind == "done":
+                store.hooks.done(number)
+            else:
+                store.hooks.retry(number, 0.0)
+            rows = store._database.query("SELECT count(*), coalesce(sum(length(answer)), 0) FROM hooks")
+            assert (store.hooks._count, store.hooks._bytes) == rows[0]
+            assert len(store.hooks) <= 4
+            assert rows[0][1] <= 2000 or len(store.hooks) == 1
+
+
+def test_a_full_queue_of_webhooks_forgets_the_oldest_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    with SqliteStore(":memory:", limits=StoreLimits(max_hooks=3)) as store:
+        for index in range(6):
+            store.hooks.put("shop", "public", answer(f"{index}"))
+        assert [hook.answer.id for hook in store.hooks.due(1e12, 9)] == ["3", "4", "5"]
+        assert store.hooks.dropped == 3
+    assert caplog.text.count("queue of webhooks is full") == 1
 
 
 def test_replacing_an_answer_is_not_counted_twice() -> None:
@@ -411,6 +518,26 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None
         assert len(store.outbox) == 1
         store.outbox.done("public", "1")
         assert store.outbox.pending(9) == []
+        store._database.query("PRAGMA max_page_count = 1000000")
+        assert store.outbox.put(Request(id="2", inputs="x" * 100_000)), "room again, and it works again"
+
+
+def test_the_outbox_is_full_by_bytes_too_and_says_what_has_to_go() -> None:
+    with SqliteStore(":memory:", limits=StoreLimits(max_bytes=3000)) as store:
+        for index in range(5):
+            store.outbox.put(Request(id=f"{index}", inputs="x" * 400))
+        held = store.outbox.size_bytes
+        big = Request(id="big", inputs="x" * 1500)
+        with pytest.raises(OutboxFullError, match=f"5 requests of {held} bytes"):
+            store.outbox.put(big)
+        assert [owed.id for owed in store.outbox.in_the_way(big)] == ["0", "1", "2"]
+        assert store.outbox.in_the_way(Request(id="small", inputs="x")) == []
+        for refused in (store.outbox.put, store.outbox.in_the_way):
+            with pytest.raises(OutboxFullError, match="3000 may wait"):
+                refused(Request(id="huge", inputs="x" * 4000))
+        for owed in store.outbox.in_the_way(big):
+            store.outbox.done(owed.tenant, owed.id)
+        assert store.outbox.put(big)
 
 
 # Records
