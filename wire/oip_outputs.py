@@ -28,7 +28,7 @@ def encode_infer_response(info: ServiceInfo, call: InferCall, answers: Sequence[
     chunks = [_packed(column) if column.name in call.binary else None for column in columns]
     reply = InferReply(
         model_name=info.name,
-        model_version=info.version,
+        model_version=_version(info, answers),
         id=call.id,
         parameters=_facts(answers),
         outputs=[_announced(column, chunk) for column, chunk in zip(columns, chunks, strict=True)],
@@ -37,6 +37,12 @@ def encode_infer_response(info: ServiceInfo, call: InferCall, answers: Sequence[
     if not call.binary:
         return Framed(text)
     return Framed(b"".join([text, *(chunk for chunk in chunks if chunk is not None)]), len(text))
+
+
+def _version(info: ServiceInfo, answers: Sequence[Answer]) -> str:
+    """The version that computed the answers: a cloud's model may be swapped while a request is on its way to it."""
+    computed = {answer.model_digest for answer in answers}
+    return computed.pop() if info.role == "cloud" and len(computed) == 1 else info.version
 
 
 def _column(name: str, answers: Sequence[Answer]) -> OutputTensor:

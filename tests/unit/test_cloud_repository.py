@@ -347,3 +347,17 @@ async def test_what_cannot_be_changed_is_said_in_the_protocols_shape():
         assert (await client.get("/v2/repository/index", headers=OPS)).status_code == 405
         index = (await client.post("/v2/repository/index", headers=OPS)).json()
         assert index == [msgspec.to_builtins(shelf.repository.index()[0])]
+
+
+async def test_an_answer_that_overtook_a_swap_names_the_version_that_computed_it():
+    shelf = Shelf("one")
+    async with shelf.repository.lifespan():
+        looked_up = shelf.repository.models()
+        await shelf.repository.load("one")
+        await settle()
+        app = front_door(lambda: looked_up, answers=None, metrics=Metrics())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://cloud.test") as client:
+            body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["x", "y"]}]}
+            reply = (await client.post("/v2/models/one/infer", json=body)).json()
+    assert looked_up["one"].info.version == "1"
+    assert (reply["model_version"], reply["parameters"]["model_digest"]) == ("2", "2")
