@@ -7,6 +7,7 @@ machine that gets busier.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _FORGET = 0.95
@@ -84,7 +85,7 @@ class Costs:
 
     def lower(self, items: int, longest: int, now_s: float) -> float:
         """Seconds that a batch of this shape takes at least; the less sure, the longer the last batch is ago."""
-        fresh = 0.5 ** (max(now_s - self.seen_s, 0.0) / HALF_LIFE_S)
+        fresh = math.pow(0.5, max(now_s - self.seen_s, 0.0) / HALF_LIFE_S)
         return fresh * max(self.expected(items, longest) - _SPREADS * self.spread_s, 0.0)
 
     def _slope(self, varied: float, mean_load: float, mean_s: float) -> float:

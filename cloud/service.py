@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import zip_longest
+from typing import Any
 
 from edgewise import telemetry, tracing
 from edgewise.cloud.batching import Pending, Result, enough, in_a_hurry, length_of, share, take_batch
@@ -275,7 +276,8 @@ class EngineService:
 async def _traced(item: Pending) -> Result:
     """The result of an item, with spans of its waiting and of its computing in its caller's trace."""
     with tracing.span("cloud.queue"):
-        await asyncio.wait({item.started, item.result}, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {item.started, item.result}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not item.started.done():
             return await item.result
     with tracing.span("engine.predict") as span:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from edgewise.store.redis import RedisCache
 from edgewise.store.sqlite import StoreLimits
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import front_door
+from edgewise.wire.webhook_sender import WebhookSender
 from edgewise.wiring.backends import cloud_of, secret
 from edgewise.wiring.promised import alarm_warnings, life_warnings, promised
 from edgewise.wiring.server import api_keys, check_address, limits, serve_app
+from edgewise.wiring.webhooks import webhooks_of
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,14 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
     promise = promised(model, config)
     metrics = Metrics()
     store = resources.enter_context(SqliteStore(config.state.path or ":memory:", limits=_limits(config)))
+    webhooks = webhooks_of(config, store.hooks, metrics)
     router = Router(
         model,
         cloud_of(config),
         promise.certificate,
         fitted=promise.fitted,
         settings=_settings(config),
-        plugs=_plugs(config, store, metrics),
+        plugs=_plugs(config, store, webhooks, metrics),
     )
     # Asked after the state file was read: audits may have earned a certificate that outlives the one beside the bundle.
     warnings = (*life_warnings(router.newest_certificate), *alarm_warnings(router.report()), *promise.warnings)
@@ -90,7 +94,7 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         metrics=metrics,
         api_keys=api_keys(config.server.api_keys_env),
         limits=limits(config),
-        lifespan=router.running,
+        lifespan=lambda: _running(router, webhooks),
         new_id=new_id,
         report=router.report,
         access_log=config.server.access_log,
@@ -110,6 +114,19 @@ def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None])
         resources.callback(tracing.stop)
         gateway = build_gateway(config, resources)
         serve_app(gateway.app, config, lambda host, port: on_bound(gateway, host, port))
+
+
+@asynccontextmanager
+async def _running(router: Router, webhooks: WebhookSender | None) -> AsyncIterator[None]:
+    """Answer requests, and tell webhooks of what is settled, until the block ends."""
+    async with router.running():
+        sending = asyncio.create_task(webhooks.run()) if webhooks is not None else None
+        try:
+            yield
+        finally:
+            if sending is not None:
+                sending.cancel()
+                await asyncio.wait({sending})
 
 
 def _self_test(model: EdgeModel) -> str | None:
@@ -173,7 +190,7 @@ def _shared_cache(config: Config) -> SharedCache | None:
     return RedisCache(url, config.cache.ttl_s, timeout_s=config.cache.redis_timeout_s, clock=time)
 
 
-def _plugs(config: Config, store: SqliteStore, metrics: Metrics) -> Plugs:
+def _plugs(config: Config, store: SqliteStore, webhooks: WebhookSender | None, metrics: Metrics) -> Plugs:
     cache = MemoryCache(config.cache.max_bytes, config.cache.ttl_s, time) if config.cache.max_bytes else None
     return Plugs(
         cache=cache,
@@ -182,5 +199,6 @@ def _plugs(config: Config, store: SqliteStore, metrics: Metrics) -> Plugs:
         answers=store.answers,
         audits=store.audits,
         spending=store.spending,
+        hooks=webhooks.owe if webhooks is not None else None,
         metrics=metrics,
     )

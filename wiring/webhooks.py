@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 
 from edgewise.config import Config
-from edgewise.contracts import Answer, HookQueue
+from edgewise.contracts import HookQueue
 from edgewise.errors import ConfigError
 from edgewise.telemetry import Metrics
 from edgewise.wire.webhook_sender import WebhookSender
@@ -15,10 +14,8 @@ from edgewise.wire.webhooks import Target, checked_address, signing_key
 from edgewise.wiring.backends import secret
 
 
-def webhooks_of(
-    config: Config, hooks: HookQueue, metrics: Metrics
-) -> tuple[Callable[[str, Answer], None], WebhookSender] | None:
-    """Who is told of settled answers, and who sends them; None where no webhook is configured.
+def webhooks_of(config: Config, hooks: HookQueue, metrics: Metrics) -> WebhookSender | None:
+    """Who owes settled answers to webhooks and sends them; None where no webhook is configured.
 
     Args:
         config: Settings.
@@ -31,8 +28,7 @@ def webhooks_of(
     if not config.webhooks:
         return None
     targets = [_target(name, config) for name in config.webhooks]
-    sender = WebhookSender(hooks, targets, clock=time, uniform=random.SystemRandom().random, metrics=metrics)
-    return sender.owe, sender
+    return WebhookSender(hooks, targets, clock=time, uniform=random.SystemRandom().random, metrics=metrics)
 
 
 def _target(name: str, config: Config) -> Target:

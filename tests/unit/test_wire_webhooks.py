@@ -517,10 +517,9 @@ def settings(**changes: object) -> dict[str, object]:
 def test_settings_make_a_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     queue = MemoryQueue(FakeClock())
-    on_settled, sender = webhooks_of(parse_config(settings(tenants=["acme"])), queue, Metrics())
-    on_settled("acme", fakes.make_answer("7"))
-    on_settled("public", fakes.make_answer("8"))
-    assert isinstance(sender, WebhookSender)
+    sender = webhooks_of(parse_config(settings(tenants=["acme"])), queue, Metrics())
+    sender.owe("acme", fakes.make_answer("7"))
+    sender.owe("public", fakes.make_answer("8"))
     assert [(owed.target, owed.tenant, owed.answer.id) for owed in queue.hooks.values()] == [("crm", "acme", "7")]
 
 
