@@ -387,6 +387,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers as its server is told."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: "Server"
 
     def answer(self) -> None:

@@ -38,8 +38,8 @@ stubs = neighbour("edgewise_cloud_stubs", "contract/cloud_stubs.py")
 
 REQUEST = Request(id="r1", inputs="corn rose fast")
 ANSWER = "label of corn rose fast"
-LONG_S, SHORT_S = 20.0, 0.3
-SENT_S = 1.0
+LONG_S, SHORT_S = 20.0, 0.15
+SENT_S = 0.6
 """Short, and long enough for a busy machine to send a request."""
 STREAMING = [name for name, dialect in stubs.DIALECTS.items() if dialect.streams]
 
@@ -354,14 +354,12 @@ async def test_closing_closes_its_connections(dialect, proxy):
 
 
 @EVERY_WAY
-@pytest.mark.parametrize(
-    "garbage", [b"", b"{}", b"[1, 2", b"<html></html>", b"\x00\xff" * 500, b'{"outputs": 7}', b"7"]
-)
-async def test_garbage_is_no_answer(client, server, how, garbage):
-    server.always = stubs.Reply(garbage)
-    with pytest.raises(CloudResponseError) as caught:
-        await asked(client, how, LONG_S)
-    assert len(str(caught.value)) < 900
+async def test_garbage_is_no_answer(client, server, how):
+    for garbage in (b"", b"{}", b"[1, 2", b"<html></html>", b"\x00\xff" * 500, b'{"outputs": 7}', b"7", b"[" * 5000):
+        server.always = stubs.Reply(garbage)
+        with pytest.raises(CloudResponseError) as caught:
+            await asked(client, how, LONG_S)
+        assert len(str(caught.value)) < 900, garbage
 
 
 @EVERY_WAY
