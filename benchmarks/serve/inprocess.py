@@ -131,7 +131,7 @@ def prepare(work: Path) -> list[Subject]:
     subjects = [
         Subject(f"MiniLM, {recipe}", EdgeModel.load(bundle), texts)
         for recipe in RECIPES
-        for bundle in [_quantized(work, checkpoints.checkpoints[TOKENS], checkpoints.tuning, recipe)]
+        for bundle in [quantized(work, checkpoints.checkpoints[TOKENS], checkpoints.tuning, recipe)]
     ]
     with tempfile.TemporaryDirectory() as folder:
         model = EdgeModel.load(tiny_models.pack_text(Path(folder)))
@@ -140,7 +140,8 @@ def prepare(work: Path) -> list[Subject]:
     return [*subjects, trivial]
 
 
-def _quantized(work: Path, checkpoint: Path, tuning: Path, recipe: str) -> Path:
+def quantized(work: Path, checkpoint: Path, tuning: Path, recipe: str) -> Path:
+    """A bundle of the checkpoint by a recipe, made where it is not yet there."""
     out = work / "serve" / f"minilm-{recipe.replace('+', '-')}"
 
     def build(stage: Path) -> None:
