@@ -104,7 +104,7 @@ class Backlog:
             self._pause(item, now + min(self._retry_s * 2.0 ** min(item.attempts, 64), _LONGEST_PAUSE_S))
 
     def put_back(self, key: Key, now: float) -> None:
-        """Asking brought nothing, most likely not for the item: it pauses for the shortest time and lets others pass."""
+        """Asking brought nothing, likely not for the item: it pauses for the shortest time, and lets others pass."""
         item = self._items.get(key)
         if item is not None:
             item.number = self._number()

@@ -98,14 +98,15 @@ def test_behind_an_open_breaker_nobody_waits_and_all_is_delivered_later(gateway,
     assert ask(gateway, "before", budget_ms=30_000)["source"] == "cloud"
     proxy.set(faults.BLACKHOLE)
     waited = ask_until_open(gateway, "waited")
-    assert {answer["reason"] for answer in waited} <= GAVE_UP
+    # It may open between the last look and the last request.
+    assert {answer["reason"] for answer in waited[:-1]} <= GAVE_UP
     assert "budget_spent" in {answer["reason"] for answer in waited}, "nobody waited for the cloud"
     assert all(answer["status"] == "provisional" for answer in waited)
     passed = [ask(gateway, f"passed-{number}", budget_ms=30_000) for number in range(20)]
     assert {(answer["status"], answer["reason"]) for answer in passed} == {("provisional", "breaker_open")}
-    # Nothing of them was even sent: what is known of them was known without the cloud.
+    # At most one at a time was sent, as the probe: what is known of them was known without the cloud.
     assert b"waited-0" in proxy.received
-    assert b"passed-" not in proxy.received
+    assert sum(f"passed-{number}\"".encode() in proxy.received for number in range(20)) <= 2
     assert metric(gateway, "edgewise_provisional_open") == len(waited) + len(passed)
     proxy.set(faults.PASS)
     assert_all_delivered(gateway, waited + passed)
