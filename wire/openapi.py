@@ -32,6 +32,7 @@ _FAULTS: Mapping[int, str] = {
     413: "The body is too large.",
     415: "The body is compressed.",
     421: "The request was meant for another host.",
+    422: "The cloud is well and refuses this very item.",
     429: "Too much at once; come back later.",
     500: "A defect; the message holds the id under which the log has it.",
     503: "There is no answer now, or the service starts or ends; try later.",

@@ -106,6 +106,9 @@ _TRACE = ("traceparent",)
 _POSTED = (400, 404, 408, 413, 415, 429)
 """What every route with a body may refuse."""
 
+_ASKED = (*_POSTED, 422)
+"""What every route that asks a model may refuse."""
+
 _STREAM = {
     "type": "object",
     "description": "One event; `data` is JSON: a native answer, whether an update is pending, or a native error.",
@@ -149,7 +152,7 @@ _NATIVE = (
         "predict",
         "Answer one item; as a stream of events where the client accepts text/event-stream.",
         {200: Reply("The first whole answer.", {JSON: native.AnswerBody, EVENTS: _STREAM}, (*_FACTS, *_TRACE))},
-        faults=_POSTED,
+        faults=_ASKED,
         bodies={JSON: native.PredictRequest},
     ),
     Operation(
@@ -182,7 +185,7 @@ _OPENAI = (
         "embeddings",
         "Embeddings of texts, in OpenAI's protocol.",
         _ok(openai.EmbeddingsReply, "One embedding a text.", (*_FACTS, *_TRACE)),
-        faults=_POSTED,
+        faults=_ASKED,
         error=openai.OpenAIError,
         parameters=_OURS,
         bodies={JSON: openai.EmbeddingsBody},
@@ -223,7 +226,7 @@ def _of_model(path: str, suffix: str, parameters: tuple[Parameter, ...]) -> tupl
                     (*_FACTS, *_TRACE, "inference-header-content-length"),
                 )
             },
-            faults=_POSTED,
+            faults=_ASKED,
             error=OipError,
             parameters=parameters,
             bodies={JSON: InferBody},

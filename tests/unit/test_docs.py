@@ -137,8 +137,13 @@ def settings() -> Iterator[tuple[str, str]]:
     holders: Mapping[str, type[msgspec.Struct]] = {
         "cloud.backends.NAME": config.BackendSection,
         "profiles.NAME": config.ProfileSection,
+        "webhooks.NAME": config.WebhookSection,
         "cost.regions.NAME": config.RegionSection,
-        **{field.name: field.type for field in msgspec.structs.fields(config.Config) if field.name != "profiles"},
+        **{
+            field.name: field.type
+            for field in msgspec.structs.fields(config.Config)
+            if field.name not in {"profiles", "webhooks"}
+        },
     }
     for path, section in holders.items():
         for field in msgspec.structs.fields(section):
