@@ -21,9 +21,10 @@ from websockets.sync.client import ClientConnection, connect
 from edgewise.contracts import Answered, Done, Event, Reason, Request, Revised, Status
 from edgewise.store import SqliteStore
 from edgewise.telemetry import Metrics
+from edgewise.wire import sockets
 from edgewise.wire.door import front_door
 from edgewise.wire.serve import BackgroundServer
-from edgewise.wire.stream import MAX_MESSAGE_BYTES
+from edgewise.wire.stream import MAX_MESSAGE_BYTES, StreamLimits
 
 
 def _load(path: Path) -> ModuleType:
@@ -61,6 +62,8 @@ class ThreadedService:
             if request.inputs == "late":
                 await gate.wait()
                 yield Revised(fakes.make_answer(request.id, "acq"))
+            elif request.inputs == "large":
+                yield Answered(fakes.make_answer(request.id, "x" * 1_000_000))
             elif request.inputs != "pending":
                 yield Answered(fakes.make_answer(request.id))
             yield Done(request.id, pending=request.inputs == "pending")
@@ -280,6 +283,24 @@ def test_what_does_not_end_in_time_is_cancelled(service: ThreadedService) -> Non
             assert service.entered.wait(30)
         assert service.cancelled.is_set()
         assert closing_code(client) == 1001
+
+
+def test_a_client_that_does_not_read_is_dropped_with_its_work(
+    service: ThreadedService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = door(service)
+    app._sockets.limits = StreamLimits(max_message_bytes=10_000, send_timeout_s=0.2)
+    monkeypatch.setattr(sockets, "_CLOSE_S", 0.2)
+    with contextlib.ExitStack() as stack:
+        with BackgroundServer(app, drain_s=5) as server:
+            client = stack.enter_context(opened(server, max_size=None, max_queue=1, close_timeout=0))
+            say(client, type="predict", inputs="hold", id="held")
+            assert service.entered.wait(30)
+            for index in range(40):
+                say(client, type="predict", inputs="large", id=f"{index}")
+            assert service.cancelled.wait(30)
+        # What it has not read would keep the connection, and the server with it, until the last moment.
+        assert "graceful shutdown exceeded" not in caplog.text
 
 
 # Server-sent events
