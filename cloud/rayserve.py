@@ -63,6 +63,7 @@ def connect() -> None:
         raise MissingExtraError("The engine 'ray'", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    import ray.serve  # sets up its logger, which would tell every step on the terminal
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if ray.is_initialized():
