@@ -106,7 +106,7 @@ def test_behind_an_open_breaker_nobody_waits_and_all_is_delivered_later(gateway,
     assert {(answer["status"], answer["reason"]) for answer in passed} == {("provisional", "breaker_open")}
     # At most one at a time was sent, as the probe: what is known of them was known without the cloud.
     assert b"waited-0" in proxy.received
-    assert sum(f"passed-{number}\"".encode() in proxy.received for number in range(20)) <= 2
+    assert sum(f'passed-{number}"'.encode() in proxy.received for number in range(20)) <= 2
     assert metric(gateway, "edgewise_provisional_open") == len(waited) + len(passed)
     proxy.set(faults.PASS)
     assert_all_delivered(gateway, waited + passed)
