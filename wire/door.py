@@ -231,13 +231,17 @@ class FrontDoor:
         if isinstance(found, Reply):
             return found
         self._gate.slots.take()  # there is one: nothing has run since `_admit`
-        return partial(self._go_on, found, headers)
+        self._gate.room.taken += len(body)  # is here already, whatever the limit says
+        return partial(self._go_on, found, len(body), headers)
 
     async def _go_on(
-        self, work: Coroutine[Any, Any, Reply], headers: Headers, scope: Scope, receive: Receive, send: Send
+        self, work: Coroutine[Any, Any, Reply], size: int, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Send the reply that `work` brings; its slot is taken already."""
-        await self._guarded(self._finish(work, receive, send), scope, send, headers)
+        """Send the reply that `work` brings; its slot and the room of its body are taken already."""
+        try:
+            await self._guarded(self._finish(work, receive, send), scope, send, headers)
+        finally:
+            self._gate.room.give(size)
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope)

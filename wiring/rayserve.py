@@ -139,7 +139,10 @@ class Door:
 
             return opened
 
-        server = ServerSection(max_body_bytes=wanted.max_body_bytes, max_concurrency=wanted.max_concurrency)
+        # By which names clients call Ray's proxy is not known here.
+        server = ServerSection(
+            host="0.0.0.0", max_body_bytes=wanted.max_body_bytes, max_concurrency=wanted.max_concurrency
+        )
         repository = ModelRepository({name: opener(name) for name in wanted.models})
         return front_door(
             repository.models,

@@ -341,6 +341,20 @@ def test_a_reply_at_once_keeps_pipelined_requests_in_order() -> None:
     ]
 
 
+def test_a_client_that_waits_for_leave_to_send_its_body_gets_it() -> None:
+    with (
+        BackgroundServer(front_door(fakes.served(AtOnce()), answers=None, metrics=Metrics())) as server,
+        socket.create_connection((server.host, server.port), timeout=30) as connection,
+    ):
+        connection.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 14\r\n"
+            b"connection: close\r\n\r\n"
+        )
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b'{"inputs":"x"}')
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("size", [1, 7, 4096])
 def test_a_request_in_pieces_is_answered_as_one_in_one_piece(size: int) -> None:
     body = b'{"inputs":"%s","id":"7"}' % (b"x" * 100_000 if size == 4096 else b"x")

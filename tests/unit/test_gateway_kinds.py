@@ -26,7 +26,7 @@ async def answers(bundle):
     """What a gateway of this bundle alone answers natively and over OIP."""
     with ExitStack() as resources:
         gateway = build_gateway(config_for(bundle, Mode.EDGE_ONLY), resources)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://localhost") as client:
             native = await client.post("/v1/predict", json={"inputs": TEXT})
             tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
             oip = await client.post(f"/v2/models/{gateway.info.name}/infer", json={"inputs": [tensor]})

@@ -51,6 +51,53 @@ def resources():
         yield held
 
 
+async def test_a_model_that_fails_its_self_test_is_not_ready_and_says_why(tiny_text_bundle, resources, monkeypatch):
+    def differs(self):
+        raise CertificateError("Golden item 1 of 3 comes out differently on this machine.", "Certify here.")
+
+    monkeypatch.setattr(EdgeModel, "check_golden", differs)
+    config = parse_config({"edge": {"bundle": str(tiny_text_bundle), "mode": "edge_only"}})
+    gateway = wiring.build_gateway(config, resources)
+    transport = httpx.ASGITransport(gateway.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        told = await client.get("/readyz")
+        assert (told.status_code, (await client.get("/healthz")).status_code) == (503, 200)
+    assert "Golden item 1 of 3" in told.text
+
+
+async def test_a_model_that_passes_its_self_test_is_ready_and_answers_to_loopbacks_names_only(
+    tiny_text_bundle, resources
+):
+    config = parse_config({"edge": {"bundle": str(tiny_text_bundle), "mode": "edge_only"}})
+    gateway = wiring.build_gateway(config, resources)
+    transport = httpx.ASGITransport(gateway.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8701") as client:
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.get("/")).status_code == 200
+        assert (await client.get("/", headers={"host": "evil.example"})).status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "names"),
+    [
+        ("127.0.0.1", None, {"localhost", "127.0.0.1", "::1"}),
+        ("::1", None, {"localhost", "127.0.0.1", "::1"}),
+        ("localhost", None, {"localhost", "127.0.0.1", "::1"}),
+        ("0.0.0.0", None, None),
+        ("10.0.0.7", None, None),
+        ("0.0.0.0", ["api.example.org"], {"api.example.org"}),
+    ],
+)
+def test_a_server_that_nobody_named_answers_to_loopbacks_names_where_it_is_bound_to_loopback(host, named, names):
+    found = wiring.server.limits(parse_config({"server": {"host": host, **({"hosts": named} if named else {})}})).hosts
+    assert (None if found is None else set(found)) == names
+
+
+def test_a_server_that_nobody_knows_is_a_setting_to_change():
+    with pytest.raises(ConfigError, match="'apache'"):
+        wiring.server.check_address(parse_config({"server": {"http": "apache", "port": 0}}))
+
+
 def test_an_expired_certificate_is_refused_with_what_to_do(tiny_text_bundle, tmp_path, resources, monkeypatch):
     certificate(tiny_text_bundle, tmp_path / "c.json", expires=EXPIRES)
     monkeypatch.setattr(time, "time", lambda: CREATED_S + 40 * DAY_S)
@@ -103,7 +150,7 @@ async def test_with_a_wrong_clock_it_serves_says_so_and_escalates(tiny_text_bund
     gateway = built(tiny_text_bundle, tmp_path / "c.json", resources)
     assert "the clock is right" in gateway.warnings[0]
     assert gateway.router.certificate is None
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://localhost") as client:
         answer = (await client.post("/v1/predict", json={"inputs": "wheat corn", "budget_ms": 1})).json()
         page = (await client.get("/")).json()
     assert (answer["status"], page["promise"]["state"]) == ("provisional", "certificate_expired")
@@ -150,7 +197,7 @@ def rendered(gateway):
     import asyncio
 
     async def read():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://localhost") as client:
             return (await client.get("/metrics")).content
 
     return asyncio.run(read())

@@ -483,7 +483,7 @@ async def test_a_failing_page_is_answered_and_logged_once(caplog: pytest.LogCapt
     [
         ("GET", "/v1/predict", 405, "method_not_allowed"),
         ("POST", "/metrics", 405, "method_not_allowed"),
-        ("POST", "/healthz", 404, "not_found"),
+        ("POST", "/healthz", 405, "method_not_allowed"),
         ("GET", "/nowhere", 404, "not_found"),
         ("POST", "/v1/predict/", 404, "not_found"),
         ("GET", "/v1/answers/", 404, "not_found"),
