@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from edgewise.contracts import Answered, DataPolicy, Done, Event, Mode, Reason, Request, Revised, Status, Token
 from edgewise.errors import RequestError
-from edgewise.wire import native, stream
+from edgewise.wire import native, stream_messages
 from edgewise.wire.admission import Gate, Rates
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.events import Updates
 from edgewise.wire.faults import Fault
-from edgewise.wire.stream import CancelMessage, PredictMessage, Streams, StreamLimits
+from edgewise.wire.stream import Streams, StreamLimits
+from edgewise.wire.stream_messages import CancelMessage, PredictMessage
 
 
 def _load(path: Path) -> ModuleType:
@@ -160,7 +161,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_a_request_has_the_fields_of_http_and_a_trace() -> None:
     body = {"inputs": "x", "id": "7", "budget_ms": 5, "mode": "guarded", "model": "m", "attributes": {"a": "b"}}
-    sent = stream.decode_message(json.dumps({"type": "predict", "traceparent": "00-…", **body}).encode())
+    sent = stream_messages.decode_message(json.dumps({"type": "predict", "traceparent": "00-…", **body}).encode())
     assert isinstance(sent, PredictMessage)
     assert sent.traceparent == "00-…"
     over_http, model = native.decode_request(json.dumps(body).encode(), tenant="t", new_id=lambda: "new")
@@ -169,7 +170,7 @@ def test_a_request_has_the_fields_of_http_and_a_trace() -> None:
 
 
 def test_a_cancellation_names_a_request() -> None:
-    assert stream.decode_message(b'{"type":"cancel","id":"7"}') == CancelMessage("7")
+    assert stream_messages.decode_message(b'{"type":"cancel","id":"7"}') == CancelMessage("7")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_a_cancellation_names_a_request() -> None:
 )
 def test_what_is_no_message_is_an_error_that_names_the_field(text: bytes, field: str) -> None:
     with pytest.raises(RequestError) as caught:
-        stream.decode_message(text)
+        stream_messages.decode_message(text)
     assert caught.value.field == field
     assert caught.value.remedy
 
@@ -201,9 +202,9 @@ def test_what_is_no_message_is_an_error_that_names_the_field(text: bytes, field:
 @given(st.binary() | st.text().map(str.encode))
 def test_whatever_comes_is_a_message_or_an_error(data: bytes) -> None:
     try:
-        stream.decode_message(data)
+        stream_messages.decode_message(data)
     except RequestError:
-        assert stream.id_of(data) == "" or stream.id_of(data).isascii()
+        assert stream_messages.id_of(data) == "" or stream_messages.id_of(data).isascii()
 
 
 @pytest.mark.parametrize(
@@ -211,23 +212,23 @@ def test_whatever_comes_is_a_message_or_an_error(data: bytes) -> None:
     [(b'{"id":"7","type":"shout"}', "7"), (b'{"id":"a b"}', ""), (b'{"id":7}', ""), (b"{", ""), (b"[]", "")],
 )
 def test_the_id_of_a_message_that_cannot_be_used_is_told_back_where_it_is_one(data: bytes, found: str) -> None:
-    assert stream.id_of(data) == found
+    assert stream_messages.id_of(data) == found
 
 
 def test_an_answer_is_the_body_of_http_with_its_type() -> None:
-    message = json.loads(stream.encode_event(Answered(STOPGAP)))
+    message = json.loads(stream_messages.encode_event(Answered(STOPGAP)))
     assert message.pop("type") == "answer"
     assert message == json.loads(native.encode_answer(STOPGAP))
-    assert json.loads(stream.encode_event(Revised(STOPGAP)))["type"] == "revise"
-    assert json.loads(stream.encode_event(Done("7", True))) == {"type": "done", "id": "7", "pending": True}
-    assert stream.encode_event(Token(id="7", text="x")) == b""
+    assert json.loads(stream_messages.encode_event(Revised(STOPGAP)))["type"] == "revise"
+    assert json.loads(stream_messages.encode_event(Done("7", True))) == {"type": "done", "id": "7", "pending": True}
+    assert stream_messages.encode_event(Token(id="7", text="x")) == b""
 
 
 def test_an_error_has_the_shape_of_http() -> None:
     fault = Fault(400, "invalid_request", "mode: 'x' is unknown.", field="mode", remedy="Choose one.")
-    message = json.loads(stream.encode_fault(fault, "7"))
+    message = json.loads(stream_messages.encode_fault(fault, "7"))
     assert message == {"type": "error", "id": "7", **json.loads(fault.body("/v1/predict"))}
-    assert "id" not in json.loads(stream.encode_fault(fault, ""))
+    assert "id" not in json.loads(stream_messages.encode_fault(fault, ""))
 
 
 # Requests
