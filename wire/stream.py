@@ -1,7 +1,7 @@
 """`WS /v1/stream`: many requests in flight on one WebSocket, each told as it is answered.
 
-Owns the life of a connection; messages are `stream_messages`'. Requests are answered by the service, and each passes the
-same gate as one over HTTP.
+Owns the life of a connection; messages are `stream_messages`'. Requests are answered by the service, and each passes
+the same gate as one over HTTP.
 """
 
 from __future__ import annotations
