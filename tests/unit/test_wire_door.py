@@ -97,7 +97,9 @@ async def test_predict_answers(house: House) -> None:
     }
     (request,) = house.service.requests
     assert (request.inputs, request.tenant, request.budget_ms) == ("hello", "public", 50)
-    assert house.counted('edgewise_requests_total{model="newswire",source="edge",reason="confident",status="final"} 1.0')
+    assert house.counted(
+        'edgewise_requests_total{model="newswire",source="edge",reason="confident",status="final"} 1.0'
+    )
     assert house.counted('edgewise_request_seconds_count{model="newswire",source="edge"} 1')
 
 
@@ -108,7 +110,9 @@ async def test_a_provisional_answer_says_so_in_body_header_and_metrics(house: Ho
     response = await house.client.post("/v1/predict", json=HELLO)
     assert response.status_code == 200
     assert response.json()["status"] == response.headers["x-edgewise-status"] == "provisional"
-    assert house.counted('edgewise_requests_total{model="newswire",source="edge",reason="cloud_failed",status="provisional"} 1.0')
+    assert house.counted(
+        'edgewise_requests_total{model="newswire",source="edge",reason="cloud_failed",status="provisional"} 1.0'
+    )
 
 
 async def test_a_foreign_digest_cannot_break_a_header(house: House) -> None:

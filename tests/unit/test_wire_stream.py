@@ -20,7 +20,7 @@ from edgewise.wire.admission import Gate, Rates
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.events import Updates
 from edgewise.wire.faults import Fault
-from edgewise.wire.stream import Streams, StreamLimits
+from edgewise.wire.stream import StreamLimits, Streams
 from edgewise.wire.stream_messages import CancelMessage, PredictMessage
 
 

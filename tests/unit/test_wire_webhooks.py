@@ -102,9 +102,7 @@ class MemoryQueue:
 
     def retry(self, position: int, due_s: float) -> None:
         self._check()
-        self.hooks[position] = msgspec.structs.replace(
-            self.hooks[position], attempts=self.hooks[position].attempts + 1
-        )
+        self.hooks[position] = msgspec.structs.replace(self.hooks[position], attempts=self.hooks[position].attempts + 1)
         self._due[position] = due_s
 
     def done(self, position: int) -> None:
