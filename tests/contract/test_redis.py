@@ -1,4 +1,4 @@
-"""The shared cache against a real Redis: what it keeps, what it refuses to believe, and that it costs nothing while away."""
+"""The shared cache against a real Redis: what it keeps and refuses to believe, and that it costs nothing while away."""
 
 import asyncio
 import shutil

@@ -159,7 +159,6 @@ class TestOutbox:
         assert outbox.put(Request(id="d", inputs="x"))
         assert [request.id for request in outbox.pending(9)] == ["b", "c", "d"]
 
-
     def test_tells_what_is_owed_without_its_content(self, outbox: Outbox) -> None:
         requests = [Request(id="1", inputs="x"), Request(id="1", inputs="y", tenant="b", session="s")]
         for request in requests:

@@ -48,9 +48,12 @@ def gateway(tiny_text_bundle, proxy, tmp_path):
             "cache": {"max_bytes": 0},
         }
     )
-    with ExitStack() as resources, BackgroundServer(build_gateway(config, resources).app) as server:
-        with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
-            yield client
+    with (
+        ExitStack() as resources,
+        BackgroundServer(build_gateway(config, resources).app) as server,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client,
+    ):
+        yield client
 
 
 def ask(gateway, request_id, **parameters):

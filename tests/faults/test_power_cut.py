@@ -12,6 +12,7 @@ and writes outside the written range for harmless ("powersafe overwrite"), as SQ
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,23 +57,23 @@ def recording_file_system(name: str, tape: Tape) -> apsw.VFS:
             super().__init__("", path, flags)
             self.file = Path(path.filename() if isinstance(path, apsw.URIFilename) else path).name
 
-        def xWrite(self, data: bytes, offset: int) -> None:
+        def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802  SQLite\'s own name
             tape.ops.append(Op("write", self.file, offset, bytes(data)))
             super().xWrite(data, offset)
 
-        def xTruncate(self, size: int) -> None:
+        def xTruncate(self, size: int) -> None:  # noqa: N802  SQLite\'s own name
             tape.ops.append(Op("truncate", self.file, size))
             super().xTruncate(size)
 
-        def xSync(self, flags: int) -> None:
+        def xSync(self, flags: int) -> None:  # noqa: N802  SQLite\'s own name
             tape.ops.append(Op("sync", self.file))
             super().xSync(flags)
 
     class FileSystem(apsw.VFS):
-        def xOpen(self, path: Any, flags: list[int]) -> apsw.VFSFile:
+        def xOpen(self, path: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802  SQLite\'s own name
             return File(path, flags)
 
-        def xDelete(self, path: str, sync: bool) -> None:
+        def xDelete(self, path: str, sync: bool) -> None:  # noqa: N802  SQLite\'s own name
             tape.ops.append(Op("delete", Path(path).name))
             super().xDelete(path, sync)
 
@@ -161,19 +162,19 @@ def steps(store: SqliteStore, seed: int) -> Iterator[Callable[[], object]]:
         size = moments.choice([10, 900, 5000, 20_000])
         request = Request(id=name, inputs="x" * size, session="s" if number % 3 else None)
         for owed in store.outbox.in_the_way(request):
-            yield lambda: store.outbox.done("public", owed.id)
-        yield lambda: store.outbox.put(request)
-        yield lambda: store.answers.put("public", provisional(name))
+            yield partial(store.outbox.done, "public", owed.id)
+        yield partial(store.outbox.put, request)
+        yield partial(store.answers.put, "public", provisional(name))
         if number % 4 == 0:
-            yield lambda: store.audits.drawn(name, "c")
+            yield partial(store.audits.drawn, name, "c")
         if number >= 4 and number % 5 != 0:
             old = store.outbox.debts()[moments.choice([0, 1])].id
-            yield lambda: store.answers.put("public", provisional(old, Status.FINAL, size // 4))
-            yield lambda: store.hooks.put("shop", "public", provisional(old, Status.FINAL, size // 4))
-            yield lambda: store.outbox.done("public", old)
+            yield partial(store.answers.put, "public", provisional(old, Status.FINAL, size // 4))
+            yield partial(store.hooks.put, "shop", "public", provisional(old, Status.FINAL, size // 4))
+            yield partial(store.outbox.done, "public", old)
         if number % 7 == 6:
             first = store.hooks.due(1e12, 1)[0].position
-            yield lambda: store.hooks.retry(first, 5.0) if number % 2 else store.hooks.done(first)
+            yield partial(store.hooks.retry, first, 5.0) if number % 2 else partial(store.hooks.done, first)
 
 
 def played(folder: Path, seed: int, change: Callable[[str], str] = str) -> Tape:

@@ -290,7 +290,7 @@ def test_a_cloud_prepares_what_a_bundle_does(name, options, channels, tmp_path):
     reader = ImageReader(processor, channels)
     for what, item in {**PICTURES, **RAW}.items():
         ours = encoder.encode(item)["pixel_values"][0]
-        np.testing.assert_allclose(reader.read(item), ours, rtol=0, atol=2e-6, err_msg=what)
+        np.testing.assert_allclose(reader.read([item])[0], ours, rtol=0, atol=2e-6, err_msg=what)
 
 
 @pytest.mark.parametrize("name", ["DeiT", "ConvNext", "MobileNetV2", "Levit", "PoolFormer"])
@@ -303,7 +303,7 @@ def test_a_cloud_and_a_bundle_refuse_the_same(name, tmp_path):
     if name != "DeiT":
         refused["elongated"] = np.zeros((1, 300_000), dtype=np.uint8)
     for item in refused.values():
-        for read in (reader.read, encoder.encode):
+        for read in (lambda found: reader.read([found]), encoder.encode):
             with pytest.raises(InputError, match=r"whole numbers|elongated"):
                 read(item)
 
@@ -315,4 +315,4 @@ def test_fractions_are_kept_where_nothing_is_cropped(name, tmp_path):
     encoder = ImageEncoder(read_preprocessing(tmp_path, MODEL), "pixel_values")
     item = np.asarray(photo(70, 50)).astype(np.float32) + 0.25
     ours = encoder.encode(item)["pixel_values"][0]
-    np.testing.assert_allclose(ImageReader(processor, 3).read(item), ours, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ImageReader(processor, 3).read([item])[0], ours, rtol=0, atol=2e-6)

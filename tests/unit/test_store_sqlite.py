@@ -326,7 +326,10 @@ def test_answers_are_counted_right_whatever_is_replaced_and_forgotten(puts) -> N
             assert store.answers.get("public", f"{number}") is not None
 
 
-@given(st.lists(st.tuples(st.sampled_from(["put", "done", "retry"]), st.integers(0, 9), st.integers(0, 800)), max_size=40))
+STEPS = st.tuples(st.sampled_from(["put", "done", "retry"]), st.integers(0, 9), st.integers(0, 800))
+
+
+@given(st.lists(STEPS, max_size=40))
 def test_webhooks_are_counted_right_and_bounded(steps) -> None:
     with SqliteStore(":memory:", limits=StoreLimits(max_hooks=4, max_bytes=2000)) as store:
         for kind, number, size in steps:
