@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import hypothesis
 import pytest
+
+# What services keep for the next start stays in this folder, and not in the home of whoever tests.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / "build" / "tests" / "cache")
 
 # How long an example takes on a busy machine says nothing about the rule under test.
 hypothesis.settings.register_profile("edgewise", deadline=None)

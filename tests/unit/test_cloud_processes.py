@@ -35,8 +35,8 @@ WAIT_S = 60
 async def until(condition):
     """Wait for a condition that other processes bring about."""
     async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110  other processes set no event
+        while not condition():  # noqa: ASYNC110  other processes set no event
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
