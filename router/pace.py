@@ -10,11 +10,12 @@ _TRY_BELOW_HOPS = 10.0
 on the event loop: at worst it holds that up a few times for as long."""
 
 _WINDOW = 8
-_SLOW_IN_WINDOW = 2
-"""One slow prediction in a window may be the machine's doing; two are the model's."""
+_SLOW_IN_WINDOW = 5
+"""Most of a window: a few slow predictions are the doing of a busy machine."""
 
-_PATIENCE = 1000
-"""Predictions in the pool after which a model that was too slow is tried again."""
+_PATIENCE = 16
+_MOST_PATIENCE = 1024
+"""Predictions in the pool after which a model that was too slow is tried again: at first, and after many times."""
 
 _FADING = 0.95
 
@@ -23,14 +24,15 @@ class Pace:
     """Whether a prediction takes less than handing it to another thread would.
 
     Nothing is known at first, and predictions go to the pool. One that was fast there is followed by some on the event
-    loop itself, which show what they cost without a second thread; as soon as they cost more than a hop, the next
-    thousand go to the pool again.
+    loop itself, which show what they cost without a second thread; once most of them cost more than a hop, the next go to
+    the pool again, more of them each time in a row.
     """
 
     def __init__(self) -> None:
         self.is_quick = False
         self._hop_s: float | None = None
         self._patience = 1
+        self._next_patience = _PATIENCE
         self._seen = 0
         self._slow = 0
 
@@ -54,10 +56,12 @@ class Pace:
         self._seen += 1
         self._slow += seconds >= self._hop_s
         if self._slow >= _SLOW_IN_WINDOW:
-            self._patience = _PATIENCE
+            self._patience = self._next_patience
+            self._next_patience = min(2 * self._next_patience, _MOST_PATIENCE)
             self.is_quick = False
         elif self._seen == _WINDOW:
             self._seen = self._slow = 0
+            self._next_patience = _PATIENCE
 
 
 class Recent:
