@@ -156,12 +156,16 @@ class Caller:
         """The answer to one request."""
         body = json.dumps({"inputs": text, "id": request_id}).encode()
         head = f"POST /v1/predict HTTP/1.1\r\nhost: {self._host}\r\ncontent-length: {len(body)}\r\n\r\n"
-        streams = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
-        reader, writer = streams
-        writer.write(head.encode() + body)
-        reply = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        size = int(reply.partition("content-length:")[2].partition("\r\n")[0])
-        answer: dict[str, Any] = json.loads(await reader.readexactly(size))
+        wanted = head.encode() + body
+        # The one that was idle longest first, so that none is idle for so long that the server closes it.
+        streams = self._idle.popleft() if self._idle else await asyncio.open_connection(self._host, self._port)
+        try:
+            answer = await _answer(streams, wanted)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            # It was closed while idle all the same; a fresh one may not.
+            streams[1].close()
+            streams = await asyncio.open_connection(self._host, self._port)
+            answer = await _answer(streams, wanted)
         self._idle.append(streams)
         if "error" in answer:
             raise RuntimeError(f"{request_id} was refused: {answer['error']}")
@@ -171,6 +175,15 @@ class Caller:
         """Hang up."""
         for _, writer in self._idle:
             writer.close()
+
+
+async def _answer(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], wanted: bytes) -> dict[str, Any]:
+    reader, writer = streams
+    writer.write(wanted)
+    reply = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    size = int(reply.partition("content-length:")[2].partition("\r\n")[0])
+    answer: dict[str, Any] = json.loads(await reader.readexactly(size))
+    return answer
 
 
 class ByHand:

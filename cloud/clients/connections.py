@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TypeVar
@@ -31,6 +31,10 @@ T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 8 << 20
 MAX_CONNECTIONS = 256
+MAX_CALLS = 240
+"""Calls on their way at once. More wait here, at no price, and not in httpx's pool: that one looks through all its
+connections for each call that waits, so that a few hundred calls which hang keep it busy for seconds. The connections
+beyond are for asking who is there, which must not wait behind calls that hang."""
 
 _HEADERS = {"accept": "application/json", "accept-encoding": "identity"}
 
@@ -78,6 +82,7 @@ class Connections:
 
     def __init__(self, network: Network, *, tls: bool, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._network = network
+        self._places = asyncio.Semaphore(MAX_CALLS)
         self._client = httpx.AsyncClient(
             verify=_trusted(network.ca_file) if tls else False,
             http2=network.http2,
@@ -109,7 +114,8 @@ class Connections:
         trace = tracing.traceparent()
         sent = {**_HEADERS, **({"traceparent": trace} if trace else {}), **(headers or {})}
         try:
-            async with self._client.stream(method, url, content=content, headers=sent) as response:
+            place = self._places if content is not None else nullcontext()
+            async with place, self._client.stream(method, url, content=content, headers=sent) as response:
                 yield response
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = str(error) or f"nothing answered within {self._network.connect_timeout_s:g} s"

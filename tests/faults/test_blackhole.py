@@ -4,6 +4,7 @@ Whatever the network does, each request is answered, says why, and every provisi
 No time is measured here: the answers' own reasons, and what the network was given to carry, tell who waited.
 """
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgewise.cloud.clients.connections import MAX_CALLS, MAX_CONNECTIONS, Connections, Network
 from edgewise.config import parse_config
 from edgewise.wire.serve import BackgroundServer
 from edgewise.wiring.cloud import CloudModel, CloudSettings, build_cloud
@@ -115,6 +117,34 @@ def test_behind_an_open_breaker_nobody_waits_and_all_is_delivered_later(gateway,
     assert_all_delivered(gateway, waited + passed)
     assert ask(gateway, "after", budget_ms=30_000)["source"] == "cloud"
     assert metric(gateway, "edgewise_breaker_open") == 0
+
+
+async def test_calls_that_hang_keep_neither_the_pool_busy_nor_a_probe_waiting():
+    """httpx's pool looks through all connections for each call that waits in it; so none may."""
+    hanging, asked = 0, asyncio.Event()
+
+    async def answer(request):
+        nonlocal hanging
+        if request.method == "GET":
+            return httpx.Response(200)
+        hanging += 1
+        asked.set()
+        await asyncio.Event().wait()
+
+    connections = Connections(Network(), tls=False, transport=httpx.MockTransport(answer))
+
+    async def call(method, content):
+        async with connections.open(method, "http://cloud.test/", content=content) as response:
+            return response.status_code
+
+    calls = [asyncio.create_task(call("POST", b"{}")) for _ in range(MAX_CONNECTIONS + 100)]
+    await asked.wait()
+    assert await call("GET", None) == 200
+    assert hanging == MAX_CALLS < MAX_CONNECTIONS
+    for task in calls:
+        task.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await connections.aclose()
 
 
 FAULTS = {
