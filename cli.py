@@ -677,7 +677,9 @@ def cloud_serve(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="Threads of a replica; the cores are shared out unless given."),
+        typer.Option(
+            "--threads", min=1, help="Threads a model, shared out among its workers; every core unless given."
+        ),
     ] = None,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Most requests computed together.")] = 16,
     host: HostOption = None,

@@ -58,7 +58,8 @@ class CloudSettings:
         engine: "auto", "torch" or "onnx" on this machine, or "ray".
         replicas: Worker processes a model, or the most replicas a model on Ray; 0 computes in this process. None takes
             two, or one where there is one core, and on Ray as many as this machine has cores.
-        threads: Threads of each replica; None shares the cores out.
+        threads: Threads that compute a model, shared out among its worker processes; None takes every core. On Ray
+            those of each replica, one unless given.
         max_batch: Most requests computed together.
         admins: Tenants that may load and unload models.
         allow_load: Where there are no API keys, let everybody on this machine do so.
@@ -267,7 +268,7 @@ def _in_processes(spec: EngineSpec, settings: CloudSettings, metrics: Metrics, r
     from edgewise.cloud.processes import ProcessWorkers
 
     deaths = metrics.counter(*telemetry.WORKER_DEATHS)
-    shared = msgspec.structs.replace(spec, threads=spec.threads or max(1, _cores() // replicas))
+    shared = msgspec.structs.replace(spec, threads=max(1, (spec.threads or _cores()) // replicas))
 
     async def opened() -> ModelService:
         workers = ProcessWorkers(shared, replicas=replicas, on_death=lambda: deaths.inc(str(spec.name)))
