@@ -129,7 +129,7 @@ async def test_calls_that_hang_keep_neither_the_pool_busy_nor_a_probe_waiting():
             return httpx.Response(200)
         hanging += 1
         asked.set()
-        await asyncio.Event().wait()
+        return await asyncio.Future()
 
     connections = Connections(Network(), tls=False, transport=httpx.MockTransport(answer))
 
@@ -172,6 +172,7 @@ def test_whatever_the_network_does_requests_are_answered_and_settled(gateway, pr
     assert_all_delivered(gateway, [*failing, {"id": "passed", "output": settled(gateway, "passed")["output"]}])
 
 
+@pytest.mark.slow
 def test_a_network_that_comes_and_goes_loses_nothing(gateway, proxy, faults):
     """Faults switched under load in a fixed order: whoever got a provisional answer gets the final one."""
     provisional = []
