@@ -60,6 +60,10 @@ class Child:
         loaded: What it serves.
         limits: How long it may take.
         on_free: Told when it has answered a batch and takes the next one.
+
+    Attributes:
+        loaded: What it serves.
+        has_answered: Whether it has answered a batch.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Child:
         self._on_free = on_free
         self._answer: asyncio.Future[list[Prediction | EdgewiseError]] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self.has_answered = False
         self._heard = True
         self._over = False
         self._killed_for = ""
@@ -163,6 +168,7 @@ class Child:
                     self._settle(messages.unpacked(reply))
 
     def _settle(self, outcomes: list[Prediction | EdgewiseError]) -> None:
+        self.has_answered = True
         answer = self._answered()
         if answer is not None:
             answer.set_result(outcomes)

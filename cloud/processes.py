@@ -24,7 +24,7 @@ from edgewise.errors import CloudError, CloudUnreachableError, ConfigError, Edge
 _log = logging.getLogger(__name__)
 
 STEADY_S = 60.0
-"""A worker that lived this long did not die of how it starts."""
+"""A worker that lived this long, or has answered a batch, did not die of how it starts."""
 
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 30.0
@@ -36,7 +36,7 @@ def restart_delay_s(deaths: int) -> float:
     """Seconds until a worker is started again, doubled with each death in a row.
 
     Args:
-        deaths: Deaths in a row, at least 1.
+        deaths: Deaths in a row without a batch answered in between, at least 1.
     """
     # The exponent is bounded too: a float has no room for the thousandth death.
     return min(FIRST_DELAY_S * 2.0 ** min(deaths - 1, 30), LONGEST_DELAY_S)
@@ -220,7 +220,8 @@ class ProcessWorkers:
             born_s = loop.time()
             why = await child.ended()
             self._lost(child, why)
-            deaths = 1 if loop.time() - born_s >= STEADY_S else deaths + 1
+            steady = child.has_answered or loop.time() - born_s >= STEADY_S
+            deaths = 1 if steady else deaths + 1
             child, deaths = await self._replaced(why, deaths)
 
     def _lost(self, child: Child, why: str) -> None:
