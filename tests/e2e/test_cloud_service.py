@@ -188,6 +188,24 @@ def test_a_load_that_fails_leaves_the_old_version_and_a_signal_loads_all(start_s
     assert (old.name, fresh.name) == ("news", "news")
 
 
+def test_tritons_own_client_loads_and_unloads(start_service, bundles):
+    triton = pytest.importorskip("tritonclient.http")
+    options = ("--replicas", 0, "--allow-load", "--port", 0)
+    service = start_service("cloud", "serve", f"news={bundles[0]}", f"other={bundles[1]}", *options)
+    client = triton.InferenceServerClient(service.url.removeprefix("http://"))
+    with contextlib.closing(client):
+        client.load_model("news")
+        client.unload_model("other")
+        states = {line["name"]: line["state"] for line in client.get_model_repository_index()}
+        assert states == {"news": "READY", "other": "UNAVAILABLE"}
+        assert client.is_model_ready("news")
+        assert not client.is_model_ready("other")
+        client.load_model("other")
+        assert client.is_model_ready("other")
+        with pytest.raises(triton.InferenceServerException, match="never taken from a request"):
+            client.load_model("news", config="{}")
+
+
 def test_several_models_are_served_and_the_first_is_the_default(start_service, bundles, tiny_image_bundle):
     service = start_service(
         "cloud", "serve", bundles[0], f"pictures={tiny_image_bundle}", "--name", "words", "--port", 0
