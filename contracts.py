@@ -647,11 +647,33 @@ class Outbox(Protocol):
         ...
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """An answer that is kept, and what it answers.
+
+    Attributes:
+        answer: The newest answer.
+        item: Digest of the task and the item that it answers; None where that is not known.
+    """
+
+    answer: Answer
+    item: bytes | None
+
+
 class AnswerStore(Protocol):
     """Answers kept for later pick-up, by tenant and request id."""
 
-    def put(self, tenant: str, answer: Answer) -> None:
-        """Store an answer; a final one is never replaced."""
+    def put(self, tenant: str, answer: Answer, *, item: bytes | None = None) -> None:
+        """Store an answer; a final one is never replaced.
+
+        Args:
+            tenant: Whose it is.
+            answer: The answer.
+            item: Digest of the task and the item that it answers; None leaves what is known.
+        """
+        ...
+
+    def find(self, tenant: str, request_id: str) -> Kept | None:
+        """The newest answer and what it answers, or None."""
         ...
 
     def get(self, tenant: str, request_id: str) -> Answer | None:

@@ -16,6 +16,7 @@
     ├── CloudError              the cloud service did not do its part        (exit code 2)
     │   ├── CloudUnreachableError
     │   ├── CloudTimeoutError
+    │   │   └── CloudGivenUpError
     │   └── CloudResponseError
     │       ├── CloudRefusedError     it will refuse this very request every time
     │       ├── CloudThrottledError   it is asked too much, with the seconds to wait where it says so
@@ -157,6 +158,10 @@ class CloudUnreachableError(CloudError):
 
 class CloudTimeoutError(CloudError):
     """The cloud service did not answer in time."""
+
+
+class CloudGivenUpError(CloudTimeoutError):
+    """A call that hung since the cloud was away was given up when it came back: ask anew."""
 
 
 class CloudResponseError(CloudError):

@@ -1,4 +1,7 @@
-"""The key of the exact cache: two requests share one iff one's final answer is the other's. Pure."""
+"""The key of the exact cache: two requests share one iff one's final answer is the other's. Pure.
+
+Owns also what makes two requests the same one where they come under the same id.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from edgewise.contracts import Input, Mode, Reference, Request
 _KEY_BYTES = 32
 _LENGTH_BYTES = 8
 _STEMS = 256
+_ITEM = b"edgewise.item.1"
 
 
 def cache_key(
@@ -41,6 +45,14 @@ def cache_key(
     )
     digest = stem.copy()
     for part in _canonical(request.inputs):
+        _add(digest, part)
+    return digest.digest()
+
+
+def item_digest(request: Request) -> bytes:
+    """Digest of what is asked, however and by whom: 32 bytes, BLAKE2b, of the task and the item."""
+    digest = hashlib.blake2b(digest_size=_KEY_BYTES, person=_ITEM)
+    for part in (request.task.encode("utf-8", "surrogatepass"), *_canonical(request.inputs)):
         _add(digest, part)
     return digest.digest()
 

@@ -2,8 +2,9 @@
 
 Owns the outbox and the answer store from the flow's side. An answer is owed durably before its provisional is sent, and
 forgotten only after the final one is stored and its webhooks are owed it, so it is delivered at least once whatever
-dies in between. What cannot be delivered for too long, or has to make room for newer requests, is settled too: its
-provisional answer says that it is the last word. The order in which is asked, and how many at a time, are `backlog`'s.
+dies in between. A request that comes again under its id is given what is kept, and is owed no second answer. What
+cannot be delivered for too long, or has to make room for newer requests, is settled too: its provisional answer says
+that it is the last word. The order in which is asked, and how many at a time, are `backlog`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,6 +35,7 @@ from edgewise.contracts import (
 )
 from edgewise.errors import (
     CloudError,
+    CloudGivenUpError,
     CloudRefusedError,
     CloudUnreachableError,
     OutboxFullError,
@@ -41,6 +44,7 @@ from edgewise.errors import (
 )
 from edgewise.router.background import Background
 from edgewise.router.backlog import Backlog, Key, Ramp, key_of
+from edgewise.router.cachekey import item_digest
 from edgewise.router.escalation import Escalation
 from edgewise.router.instruments import Instruments
 
@@ -48,6 +52,23 @@ _log = logging.getLogger("edgewise.router")
 _AT_ONCE = 32
 _LOOK_S = 60.0
 """The longest pause between two looks at what became too old."""
+
+
+class Owed(NamedTuple):
+    """What a request is given for now.
+
+    Attributes:
+        answer: The answer: its own provisional one, or what is kept where it came before.
+        update: The task that may still bring the final one, where the request's own call goes on.
+    """
+
+    answer: Answer
+    update: asyncio.Task[Answer | None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another answer follows."""
+        return not _is_settled(self.answer)
 
 
 class Deliveries:
@@ -111,41 +132,45 @@ class Deliveries:
         """Whether what is owed survives this process."""
         return self._outbox is not None
 
-    def owe(
-        self, request: Request, provisional: Answer, call: asyncio.Future[CloudReply] | None
-    ) -> asyncio.Task[Answer | None] | None:
-        """Owe the final answer; returns the task that may still bring it where the request's own call goes on.
+    def owe(self, request: Request, provisional: Answer, call: asyncio.Future[CloudReply] | None) -> Owed:
+        """Owe the final answer, unless it is owed or kept already: once under an id, however often that comes.
 
         Raises:
-            RequestError: An earlier request's answer is kept under the same id.
+            RequestError: Another request's answer is owed or kept under the same id.
             OutboxFullError: No more can be owed.
             StoreError: The store cannot be written; nothing is owed then.
         """
         self.tend()
-        if self._answers is not None and self._answers.get(request.tenant, request.id) is not None:
-            raise _id_taken(request)
+        item = item_digest(request)
+        earlier = self._earlier(request, item)
+        if earlier is not None:
+            return Owed(earlier)
         goes_on = call is not None and not _failed(call)
-        self._put(request, provisional, busy=goes_on)
-        if call is not None and not goes_on:
+        if not self._put(request, provisional, item, busy=goes_on):
+            return Owed(provisional)
+        if call is not None and not goes_on and not was_given_up(call):
             self._pause(request)
         self._instruments.provisional.inc("sent")
         self._show_open()
         if call is None or not goes_on:
             self.tend()
-            return None
-        return self._background.start(self._late(request, provisional, call))
+            return Owed(provisional)
+        return Owed(provisional, self._background.start(self._late(request, provisional, call)))
 
-    def keep(self, request: Request, answer: Answer) -> None:
-        """Keep a provisional answer that no update follows, for pick-up.
+    def keep(self, request: Request, answer: Answer) -> Answer:
+        """Keep a provisional answer that no update follows, for pick-up; gives what is kept by now.
 
         Raises:
-            RequestError: An earlier request's answer is kept under the same id.
+            RequestError: Another request's answer is kept under the same id.
         """
         if self._answers is None:
-            return
-        if self._answers.get(request.tenant, request.id) is not None:
-            raise _id_taken(request)
-        self._answers.put(request.tenant, answer)
+            return answer
+        item = item_digest(request)
+        earlier = self._earlier(request, item)
+        if earlier is not None:
+            return earlier
+        self._answers.put(request.tenant, answer, item=item)
+        return answer
 
     def tend(self) -> None:
         """Wake the caretaker, or start it where there is something to take care of and it is not at work already."""
@@ -156,20 +181,45 @@ class Deliveries:
 
     # What is owed from now on
 
-    def _put(self, request: Request, provisional: Answer, *, busy: bool) -> None:
-        """Owe the answer and keep the provisional one: both, or none of them."""
-        if self._outbox is not None and not self._fit(self._outbox, request):
+    def _earlier(self, request: Request, item: bytes) -> Answer | None:
+        """What is kept under the id, where it is this very request's; None where nothing is, or its debt lapsed.
+
+        Raises:
+            RequestError: It is another's.
+        """
+        kept = None if self._answers is None else self._answers.find(request.tenant, request.id)
+        if kept is None:
+            return None
+        if kept.item != item and (kept.item is not None or not self._owes(request, item)):
+            raise _id_taken(request)
+        # Whoever asks again still wants to know.
+        return None if kept.answer.decision.reason is Reason.EXPIRED else kept.answer
+
+    def _owes(self, request: Request, item: bytes) -> bool:
+        """Whether this very request is owed."""
+        owed = None if self._outbox is None else self._outbox.request(request.tenant, request.id)
+        return owed is not None and item_digest(owed) == item
+
+    def _put(self, request: Request, provisional: Answer, item: bytes, *, busy: bool) -> bool:
+        """Owe the answer and keep the provisional one: both, or none of them; False where it is owed already.
+
+        Raises:
+            RequestError: Another request's answer is owed under the id.
+        """
+        is_new = self._outbox is None or self._fit(self._outbox, request)
+        if not is_new and not self._owes(request, item):
             raise _id_taken(request)
         try:
             if self._answers is not None:
-                self._answers.put(request.tenant, provisional)
+                self._answers.put(request.tenant, provisional, item=item)
         except StoreError:
             # The caller hears that it failed, so that its id must not stay taken.
-            if self._outbox is not None:
+            if self._outbox is not None and is_new:
                 self._outbox.done(request.tenant, request.id)
             raise
-        if self._outbox is not None:
+        if self._outbox is not None and is_new:
             self._backlog.add(Debt(request.tenant, request.id, request.session, self._clock.time()), busy=busy)
+        return is_new
 
     def _fit(self, outbox: Outbox, request: Request) -> bool:
         """Put a request into the outbox, where that is full in the place of what is too old or may be dropped."""
@@ -186,8 +236,14 @@ class Deliveries:
     async def _late(self, request: Request, provisional: Answer, call: asyncio.Future[CloudReply]) -> Answer | None:
         try:
             return await self._settle(request, _reply_of(call), provisional)
+        except CloudGivenUpError:
+            if self._outbox is None:  # then nobody else asks for it
+                return await self._settle(request, self._cloud.ask(request), provisional)
+            self._backlog.idle((request.tenant, request.id))
+            return None
         finally:
-            self._pause(request)
+            if not was_given_up(call):
+                self._pause(request)
             self.tend()
 
     def _pause(self, request: Request) -> None:
@@ -244,6 +300,9 @@ class Deliveries:
         key = key_of(debt)
         try:
             settled = await self._asked(debt, ask)
+        except CloudGivenUpError:  # which says nothing of the item, nor of the cloud as it is now
+            self._backlog.idle(key)
+            return
         except BaseException:
             self._backlog.idle(key)
             raise
@@ -275,7 +334,11 @@ class Deliveries:
         return await self._settle(request, ask(request), earlier or _unknown(debt)) is not None
 
     async def _settle(self, request: Request, call: Awaitable[CloudReply], provisional: Answer) -> Answer | None:
-        """Store what the call brings: the final answer, or that there will be none; None where it stays owed."""
+        """Store what the call brings: the final answer, or that there will be none; None where it stays owed.
+
+        Raises:
+            CloudGivenUpError: It stays owed, and is to be asked for at once.
+        """
         try:
             reply = await call
             # Each waits for the disk: one a turn of the loop, so that requests are answered in between.
@@ -284,12 +347,14 @@ class Deliveries:
                 return self._deliver(request, reply, provisional)
         except CloudRefusedError as error:
             return self._abandon(request, error, provisional)
+        except CloudGivenUpError:
+            raise
         except (CloudError, StoreError) as error:
             _log.warning("Request %s is still owed its final answer: %s", request.id, error)
             return None
 
     def _deliver(self, request: Request, reply: CloudReply, provisional: Answer) -> Answer:
-        final = self._store((request.tenant, request.id), final_answer(provisional, reply))
+        final = self._store(request.tenant, final_answer(provisional, reply), item_digest(request))
         self._instruments.provisional.inc("corrected")
         self._on_final(request, final, reply.reference)
         return final
@@ -297,7 +362,8 @@ class Deliveries:
     def _abandon(self, request: Request, error: CloudRefusedError, provisional: Answer) -> Answer | None:
         """The cloud will never answer this one: say so in the stored answer, and forget the debt."""
         try:
-            settled = self._store((request.tenant, request.id), _last_word(provisional, Reason.CLOUD_REFUSED))
+            last_word = _last_word(provisional, Reason.CLOUD_REFUSED)
+            settled = self._store(request.tenant, last_word, item_digest(request))
         except StoreError as trouble:
             _log.warning("Request %s is still owed its last word: %s", request.id, trouble)
             return None
@@ -318,15 +384,15 @@ class Deliveries:
     def _lapse(self, debt: Debt, event: str) -> None:
         """Owe one no more: its provisional answer is the last word."""
         earlier = self._answers.get(debt.tenant, debt.id) if self._answers is not None else None
-        self._store(key_of(debt), _last_word(earlier or _unknown(debt), Reason.EXPIRED))
+        self._store(debt.tenant, _last_word(earlier or _unknown(debt), Reason.EXPIRED))
         self._instruments.provisional.inc(event)
         _log.warning("Request %s keeps its provisional answer: the cloud's is owed no more (%s).", debt.id, event)
 
-    def _store(self, key: Key, answer: Answer) -> Answer:
+    def _store(self, tenant: str, answer: Answer, item: bytes | None = None) -> Answer:
         """Keep the answer, then forget the debt."""
         if self._answers is not None:
-            self._answers.put(key[0], answer)
-        self._forget(key, answer)
+            self._answers.put(tenant, answer, item=item)
+        self._forget((tenant, answer.id), answer)
         return answer
 
     def _forget(self, key: Key, answer: Answer) -> None:
@@ -383,10 +449,15 @@ def _failed(call: asyncio.Future[CloudReply]) -> bool:
     return call.done() and (call.cancelled() or call.exception() is not None)
 
 
+def was_given_up(call: asyncio.Future[CloudReply]) -> bool:
+    """Whether a call was given up because the cloud came back, so that it is to be asked anew."""
+    return call.done() and not call.cancelled() and isinstance(call.exception(), CloudGivenUpError)
+
+
 def _id_taken(request: Request) -> RequestError:
     return RequestError(
         "id",
-        f"The id {request.id!r} belongs to an earlier request whose answer was provisional.",
+        f"The id {request.id!r} belongs to an earlier request for another item, whose answer was provisional.",
         f"Pick that answer up at /v1/answers/{request.id}, or send a new id.",
     )
 

@@ -7,6 +7,9 @@ What the breaker hears is one outcome a request, not a call: a failure that a re
 one overtook, cost nobody an answer. What takes longer than the bound on slow calls is a failure at that moment,
 whatever comes of it later: a caller's budget is spent long before a time-out says that the cloud hangs. A call that its
 own caller cut short says nothing, and a reply by fail-over is a success: requests do get answers.
+
+Calls that were slow when the cloud went away hang until their time-out, although it may be long back. So they are given
+up, to be asked anew, as soon as it is known that predictions are answered again.
 """
 
 from __future__ import annotations
@@ -19,7 +22,14 @@ from contextlib import contextmanager
 
 from edgewise import tracing
 from edgewise.contracts import Clock, CloudClient, CloudReply, Reference, Request
-from edgewise.errors import CloudError, CloudRefusedError, CloudResponseError, CloudTimeoutError, InputError
+from edgewise.errors import (
+    CloudError,
+    CloudGivenUpError,
+    CloudRefusedError,
+    CloudResponseError,
+    CloudTimeoutError,
+    InputError,
+)
 from edgewise.router.breaker import Breaker
 from edgewise.router.hedging import Hedging
 from edgewise.router.instruments import Instruments
@@ -41,17 +51,33 @@ class _Outcome:
         succeeded: Told where it was answered in good time.
         failed: Told where it failed, or is not answered `slow_s` after now.
         slow_s: Seconds.
+        on_slow: Told where it is not answered by then, before that counts as failed; not where it gives the call up.
+        limit: What bounds the call.
     """
 
-    def __init__(self, succeeded: Callable[[], None], failed: Callable[[], None], slow_s: float) -> None:
+    def __init__(
+        self,
+        succeeded: Callable[[], None],
+        failed: Callable[[], None],
+        slow_s: float,
+        on_slow: Callable[[_Outcome], None],
+        limit: asyncio.Timeout,
+    ) -> None:
         self._succeeded = succeeded
         self._failed = failed
+        self._on_slow = on_slow
+        self._limit = limit
         self._told = False
-        self._timer = asyncio.get_running_loop().call_later(slow_s, self.failed)
+        self._given_up = False
+        self._timer = asyncio.get_running_loop().call_later(slow_s, self._slow)
 
     @property
     def is_told(self) -> bool:
         return self._told
+
+    @property
+    def is_given_up(self) -> bool:
+        return self._given_up
 
     def succeeded(self) -> None:
         self._tell(self._succeeded)
@@ -59,8 +85,19 @@ class _Outcome:
     def failed(self) -> None:
         self._tell(self._failed)
 
+    def give_up(self) -> None:
+        """End the call now, unless its time is over anyway."""
+        if not self._limit.expired():
+            self._given_up = True
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
     def end(self) -> None:
         self._timer.cancel()
+
+    def _slow(self) -> None:
+        self._on_slow(self)
+        if not self._given_up:
+            self.failed()
 
     def _tell(self, word: Callable[[], None]) -> None:
         if not self._told:
@@ -112,6 +149,9 @@ class Escalation:
         self._retry = Retry(attempts, uniform)
         self._stated_slow_s = slow_s
         self._stands_in = False
+        self._slow: dict[_Outcome, None] = {}
+        self._was_away = False
+        self._returns = 0
         self.timeout_s = timeout_s
 
     @property
@@ -137,22 +177,25 @@ class Escalation:
         """Seconds until an open breaker wants its next probe."""
         return self._breaker.seconds_to_probe(self._clock.monotonic())
 
-    async def ask(self, request: Request, *, deadline: float | None = None) -> CloudReply:
+    async def ask(
+        self, request: Request, *, deadline: float | None = None, on_slow: Callable[[], None] | None = None
+    ) -> CloudReply:
         """The cloud's answer.
 
         Args:
             request: What to ask.
             deadline: When the answer is of no use any more, in monotonic seconds; None takes the time-out alone.
+            on_slow: Told when the call counts as failed for being slow.
 
         Raises:
+            CloudGivenUpError: It was slow when the cloud went away, which is back: ask anew.
             CloudRefusedError: It is well and will refuse this very request every time; the breaker does not count that.
             CloudError: It failed or took longer than the time-out.
         """
         left_s = self.timeout_s if deadline is None else min(self.timeout_s, deadline - self._clock.monotonic())
         if left_s <= 0:
             raise CloudTimeoutError("There is no time left to ask the cloud.")
-        outcome = _Outcome(self._note_success, self._note_failure, self.slow_s)
-        return await self._asked(request, left_s, outcome)
+        return await self._asked(request, left_s, self._note_success, self._note_failure, on_slow)
 
     async def try_out(self, request: Request) -> CloudReply:
         """The answer to a request that nobody waits for, as the half-open probe of an open breaker.
@@ -160,12 +203,12 @@ class Escalation:
         Nothing proves as well that predictions are answered again.
 
         Raises:
+            CloudGivenUpError: It was slow, and the cloud answers others again: ask anew.
             CloudRefusedError: It is well and will refuse this very request every time.
             CloudError: It failed, or took longer than a probe may.
         """
         left_s = min(self.timeout_s, max(_PROBE_TIMEOUT_S, self.slow_s))
-        outcome = _Outcome(self._note_probe_success, self._note_probe_failure, self.slow_s)
-        return await self._asked(request, left_s, outcome)
+        return await self._asked(request, left_s, self._note_tried_out, self._note_probe_failure)
 
     async def probe(self) -> bool:
         """Ask which model answers, off the request path; returns whether it answered."""
@@ -202,10 +245,28 @@ class Escalation:
         """Close the connections."""
         await self._cloud.aclose()
 
-    async def _asked(self, request: Request, left_s: float, outcome: _Outcome) -> CloudReply:
+    async def _asked(
+        self,
+        request: Request,
+        left_s: float,
+        succeeded: Callable[[], None],
+        failed: Callable[[], None],
+        on_slow: Callable[[], None] | None = None,
+    ) -> CloudReply:
+        returns = self._returns
+
+        def slow(outcome: _Outcome) -> None:
+            self._slow[outcome] = None
+            if on_slow is not None:
+                on_slow()
+            if returns != self._returns:  # it says nothing of the cloud that is back
+                outcome.give_up()
+
         until = self._clock.monotonic() + left_s
+        limit = asyncio.timeout(left_s)
+        outcome = _Outcome(succeeded, failed, self.slow_s, slow, limit)
         with self._judging(outcome, left_s):
-            async with asyncio.timeout(left_s):
+            async with limit:
                 reply = await self._until_answered(request, until)
         self._retry.answered()
         self._instruments.cloud_calls.inc("slow" if outcome.is_told else "ok")
@@ -222,6 +283,8 @@ class Escalation:
             yield
         except (TimeoutError, CloudTimeoutError) as error:
             self._instruments.cloud_calls.inc("late")
+            if outcome.is_given_up:
+                raise CloudGivenUpError("A call hung since the cloud went away; it is back.") from error
             if left_s >= self.slow_s:
                 outcome.failed()
             if isinstance(error, CloudTimeoutError):
@@ -241,6 +304,7 @@ class Escalation:
             raise CloudResponseError(f"The cloud client failed: {type(error).__name__}.") from error
         finally:
             outcome.end()
+            self._slow.pop(outcome, None)
 
     async def _until_answered(self, request: Request, until: float) -> CloudReply:
         """The answer of the first attempt that has one; behind an open breaker there is only one attempt."""
@@ -311,16 +375,42 @@ class Escalation:
     def _note_success(self) -> None:
         self._breaker.succeeded(self._clock.monotonic())
         self._show_breaker()
+        if not self.is_open:
+            self._give_up_slow()
 
     def _note_failure(self) -> None:
         self._fail(self._breaker.failed)
+        # The one that was to prove it may hang again, and nobody else ask: the next one shall.
+        if not self.is_open:
+            self._give_up_one()
+
+    def _note_tried_out(self) -> None:
+        self._close()
+        self._give_up_slow()
 
     def _note_probe_success(self) -> None:
+        """It said who it is, which proves little of predictions: one that hangs is asked anew, and that proves it."""
+        self._close()
+        self._give_up_one()
+
+    def _close(self) -> None:
         was_open = self.is_open
         self._breaker.probe_succeeded(self._clock.monotonic())
         self._show_breaker()
         if was_open:
             _log.warning("The cloud answers again: requests wait for it.")
+
+    def _give_up_one(self) -> None:
+        if self._was_away and self._slow:
+            next(iter(self._slow)).give_up()
+
+    def _give_up_slow(self) -> None:
+        """Predictions are answered in good time: what hangs since the cloud was away has to be asked anew."""
+        if self._was_away:
+            self._was_away = False
+            self._returns += 1
+            for outcome in list(self._slow):
+                outcome.give_up()
 
     def _note_probe_failure(self) -> None:
         self._fail(self._breaker.probe_failed)
@@ -330,6 +420,7 @@ class Escalation:
         note(self._clock.monotonic())
         self._show_breaker()
         if self.is_open and not was_open:
+            self._was_away = True
             self._instruments.breaker_openings.inc()
             _log.warning("The cloud fails or is slow too often: no request waits for it until it answers again.")
         if self.is_open:

@@ -13,6 +13,7 @@ is owed is `delivery`'s. How callers come in is `hybrid`'s.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -30,7 +31,7 @@ from edgewise.contracts import (
 )
 from edgewise.errors import InputError, RequestError
 from edgewise.router.background import Background
-from edgewise.router.delivery import Deliveries
+from edgewise.router.delivery import Deliveries, was_given_up
 from edgewise.router.escalation import Escalation
 from edgewise.router.inference import Inference
 from edgewise.router.instruments import Instruments
@@ -65,6 +66,38 @@ class Given(NamedTuple):
     answer: Answer
     update: asyncio.Task[Answer | None] | None = None
     owed: bool = False
+
+
+class _Asking:
+    """A request's share in a cloud call, and in the next one where that is given up because the cloud came back.
+
+    Args:
+        start: Starts or joins a call; None behind an open breaker.
+
+    Attributes:
+        share: The share; None without a call, or where others have it by now.
+    """
+
+    def __init__(self, start: Callable[[], Share[CloudReply] | None]) -> None:
+        self._start = start
+        self.share = start()
+
+    @property
+    def call(self) -> asyncio.Future[CloudReply] | None:
+        """The call."""
+        return None if self.share is None else self.share.future
+
+    async def reply(self, turn: Turn, set_aside_s: float) -> CloudReply | Reason:
+        """What `turn.wait_for` gives of the call that is not given up."""
+        while True:
+            reply = await turn.wait_for(self.call, set_aside_s)
+            if self.call is None or not was_given_up(self.call):
+                return reply
+            self.share = self._start()
+
+    def leave_it(self) -> None:
+        """Others wait for the call from now on."""
+        self.share = None
 
 
 class Flow:
@@ -149,7 +182,7 @@ class Flow:
             decided: What was decided at once; None where nothing was.
 
         Raises:
-            RequestError: The model cannot read the item, or an earlier answer is kept under the id.
+            RequestError: The model cannot read the item, or another one's answer is kept under the id.
             OutboxFullError: A provisional answer's update could not be owed.
         """
         if turn.audited:
@@ -245,35 +278,35 @@ class Flow:
 
     async def _escalate(self, turn: Turn, decision: Decision, prediction: Prediction | None) -> Given:
         """The cloud's answer within the budget, else the edge's, provisional, while the cloud's is owed."""
-        share = self._start_call(turn)
-        call = None if share is None else share.future
+        asking = _Asking(lambda: self._start_call(turn))
         spare_s = min(_TICK_S + self._finishing.seconds, turn.budget_s / 2)
         standby: Share[Prediction] | None = None
         try:
             # A prediction that was not needed so far is started so early that it is there when time is up.
             early_s = self._inference.set_aside_s if prediction is None else 0.0
-            reply = await turn.wait_for(call, spare_s + early_s)
+            reply = await asking.reply(turn, spare_s + early_s)
             if reply is Reason.BUDGET_SPENT and early_s:
                 standby = self._start_prediction(turn)
-                reply = await turn.wait_for(call, spare_s)
+                reply = await asking.reply(turn, spare_s)
             if isinstance(reply, CloudReply):
                 return Given(self._told(turn, self._by_cloud(turn, prediction, decision, reply)))
-            self._verdicts.answered_provisionally(turn, prediction, decision, call)
+            self._verdicts.answered_provisionally(turn, prediction, decision, asking.call)
             in_time = standby is None or standby.future.done()
             if prediction is None:
                 prediction = await (self._predict(turn) if standby is None else self._predicted(turn, standby))
-            given = self._provisionally(turn, prediction, decision, reply, call)
+            given = self._provisionally(turn, prediction, decision, reply, asking.call)
             if reply is Reason.BUDGET_SPENT and in_time:
                 self._finishing.took(max(0.0, spare_s - turn.left_s))
-            share = None  # whoever is owed its answer goes on waiting for it
+            if given.update is not None or turn.draw is not None:
+                asking.leave_it()  # whoever is owed its answer, or learns from it, goes on waiting for it
             return given
         finally:
             if standby is not None:
                 standby.leave()
-            if share is not None:
+            if asking.share is not None:
                 # Whoever gives up waiting was not answered here either.
                 turn.not_answered_here(decision)
-                share.leave()
+                asking.share.leave()
 
     def _start_call(self, turn: Turn) -> Share[CloudReply] | None:
         """The cloud call of an escalated request, or None behind an open breaker.
@@ -284,7 +317,13 @@ class Flow:
         cloud = self._cloud
         if cloud is None or cloud.is_open:
             return None
-        return self._calls.join(self._flight_key(turn), lambda: self._background.start(cloud.ask(turn.request)))
+        key = self._flight_key(turn)
+
+        # What is asked from then on shall tell whether the cloud still hangs.
+        def start() -> asyncio.Future[CloudReply]:
+            return self._background.start(cloud.ask(turn.request, on_slow=lambda: self._calls.retire(key)))
+
+        return self._calls.join(key, start)
 
     def _flight_key(self, turn: Turn) -> bytes | None:
         """What identical requests share their work by; an audited one shares with nobody."""
@@ -304,7 +343,7 @@ class Flow:
         self._verdicts.answered_provisionally(turn, prediction, decision, None)
         saved = turn.by_edge(prediction, decision, Status.PROVISIONAL, self._model_digest)
         if self._deliveries is not None:
-            self._deliveries.keep(turn.request, saved)
+            saved = self._deliveries.keep(turn.request, saved)
         self._instruments.provisional.inc("saved")
         return saved
 
@@ -326,8 +365,10 @@ class Flow:
         stopgap = msgspec.structs.replace(decision, reason=reason, certificate_id=None)
         provisional = turn.by_edge(prediction, stopgap, Status.PROVISIONAL, self._model_digest)
         owing = self._deliveries if reason not in FINAL_PROVISIONALS else None
-        update = owing.owe(turn.request, provisional, call) if owing is not None else None
-        return Given(self._told(turn, provisional), update, owing is not None and owing.durable)
+        if owing is None:
+            return Given(self._told(turn, provisional))
+        owed = owing.owe(turn.request, provisional, call)
+        return Given(self._told(turn, owed.answer), owed.update, owing.durable and owed.is_open)
 
     def _told(self, turn: Turn, answer: Answer) -> Answer:
         """The answer on its way out; one that comes after its budget is counted."""

@@ -1,6 +1,7 @@
 """Identical work in flight is done once and shared; each who waits for it keeps its own patience.
 
-Owns who shares what, and that work nobody waits for any longer is cancelled. What is identical, the caller's key says.
+Owns who shares what, and that work nobody waits for any longer is cancelled. What is identical, the caller's key says,
+and from when on a piece of work is too old to be joined, its owner.
 Nothing is remembered: work that has ended, well or badly, is done anew.
 """
 
@@ -36,6 +37,11 @@ class SingleFlight(Generic[T]):
                 self._flights[key] = flight
             flight.future.add_done_callback(lambda _: self._forget(key, flight))
         return Share(flight)
+
+    def retire(self, key: bytes | None) -> None:
+        """Let nobody else join the work of this key; who shares in it already goes on."""
+        if key is not None:
+            self._flights.pop(key, None)
 
     def _forget(self, key: bytes | None, flight: _Flight[T]) -> None:
         if key is not None and self._flights.get(key) is flight:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from edgewise.contracts import FINAL_PROVISIONALS, Answer, Clock, Status
+from edgewise.contracts import FINAL_PROVISIONALS, Answer, Clock, Kept, Status
 from edgewise.store.database import Database
 from edgewise.store.records import decode_answer, encode_answer
 
@@ -62,16 +62,18 @@ def _is_settled(answer: Answer) -> bool:
     return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
 
 
-def _write(connection: sqlite3.Connection, key: Key, final: bool, now: float, data: bytes) -> tuple[int, int]:
+def _write(
+    connection: sqlite3.Connection, key: Key, final: bool, now: float, data: bytes, item: bytes | None
+) -> tuple[int, int]:
     """Store an answer unless a final one is there; gives the rows and bytes that there are more by now."""
     found = connection.execute("SELECT final, length(answer) FROM answers WHERE tenant = ? AND id = ?", key).fetchone()
     if found is not None and found[0]:
         return 0, 0
     connection.execute(
-        "INSERT INTO answers (tenant, id, final, stored, answer) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (tenant, id) DO UPDATE SET"
-        " final = excluded.final, stored = excluded.stored, answer = excluded.answer",
-        (*key, final, now, data),
+        "INSERT INTO answers (tenant, id, final, stored, answer, item) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (tenant, id) DO UPDATE SET final = excluded.final, stored = excluded.stored,"
+        " answer = excluded.answer, item = coalesce(excluded.item, item)",
+        (*key, final, now, data, item),
     )
     return (1, len(data)) if found is None else (0, len(data) - found[1])
 
@@ -105,8 +107,13 @@ class SqliteAnswers:
         self._lock = threading.Lock()
         self._waiters = Waiters()
 
-    def put(self, tenant: str, answer: Answer) -> None:
+    def put(self, tenant: str, answer: Answer, *, item: bytes | None = None) -> None:
         """Store an answer, durable when it returns, and wake who waits for it; a final one is never replaced.
+
+        Args:
+            tenant: Whose it is.
+            answer: The answer.
+            item: Digest of the task and the item that it answers; None leaves what is known.
 
         Raises:
             StoreError: The file cannot be written.
@@ -114,7 +121,7 @@ class SqliteAnswers:
         data, now, key = encode_answer(answer), self._clock.time(), (tenant, answer.id)
         with self._lock:
             with self._database.transaction() as connection:
-                rows, size = _write(connection, key, answer.status is Status.FINAL, now, data)
+                rows, size = _write(connection, key, answer.status is Status.FINAL, now, data, item)
                 count, size = self._count + rows, self._bytes + size
                 gone, freed = self._prune(connection, count, size, now, key)
             self._count, self._bytes = count - gone, size - freed
@@ -151,8 +158,19 @@ class SqliteAnswers:
         Raises:
             StoreError: The file cannot be read.
         """
-        rows = self._database.query("SELECT answer FROM answers WHERE tenant = ? AND id = ?", (tenant, request_id))
-        return decode_answer(rows[0][0]) if rows else None
+        kept = self.find(tenant, request_id)
+        return None if kept is None else kept.answer
+
+    def find(self, tenant: str, request_id: str) -> Kept | None:
+        """The newest answer and what it answers, or None.
+
+        Raises:
+            StoreError: The file cannot be read.
+        """
+        rows = self._database.query(
+            "SELECT answer, item FROM answers WHERE tenant = ? AND id = ?", (tenant, request_id)
+        )
+        return Kept(decode_answer(rows[0][0]), rows[0][1]) if rows else None
 
     async def wait_final(self, tenant: str, request_id: str, *, timeout_s: float) -> Answer | None:
         """Wait until the answer is settled or time is up; then the newest answer, or None.

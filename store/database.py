@@ -46,6 +46,7 @@ CREATE TABLE answers (
     final INTEGER NOT NULL,
     stored REAL NOT NULL,
     answer BLOB NOT NULL,
+    item BLOB,
     PRIMARY KEY (tenant, id)
 );
 CREATE INDEX answers_by_age ON answers (stored);
@@ -125,8 +126,9 @@ ALTER TABLE audit_totals RENAME COLUMN certificate_id TO epoch;
 _FROM_VERSION_3 = """
 ALTER TABLE outbox ADD COLUMN session TEXT;
 UPDATE outbox SET session = session_of(request);
+ALTER TABLE answers ADD COLUMN item BLOB;
 """
-"""Version 3 knew the session of an owed request only from its content."""
+"""Version 3 knew the session of an owed request only from its content, and of an answer not what it answers."""
 
 _TO_3 = _FROM_VERSION_2 + _SINCE_VERSION_3
 _TO_4 = _FROM_VERSION_3 + _SINCE_VERSION_4

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TypeVar
@@ -115,7 +115,8 @@ class Connections:
         sent = {**_HEADERS, **({"traceparent": trace} if trace else {}), **(headers or {})}
         try:
             place = self._places if content is not None else nullcontext()
-            async with place, self._client.stream(method, url, content=content, headers=sent) as response:
+            exchange = self._client.stream(method, url, content=content, headers=sent)
+            async with place, _connected(exchange, url) as response:
                 yield response
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = str(error) or f"nothing answered within {self._network.connect_timeout_s:g} s"
@@ -130,6 +131,26 @@ class Connections:
         except UnicodeError as error:
             # A label of the host name that is empty or too long passes every check of a URL.
             raise CloudUnreachableError(f"No connection to {url}: {error}.", "Check the address.") from error
+
+
+@asynccontextmanager
+async def _connected(exchange: AbstractAsyncContextManager[httpx.Response], url: str) -> AsyncIterator[httpx.Response]:
+    """The exchange, where the connection is not lost as soon as it is made.
+
+    Raises:
+        CloudUnreachableError: It was.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            response = await stack.enter_async_context(exchange)
+        except AttributeError as error:
+            # anyio asks a socket for its peer that its transport has let go of by then, and finds None.
+            if error.obj is not None:
+                raise
+            raise CloudUnreachableError(
+                f"No connection to {url}: it was reset at once.", "Check the address, and that the service is running."
+            ) from error
+        yield response
 
 
 def within(timeout_s: float, whom: str) -> AbstractAsyncContextManager[None]:

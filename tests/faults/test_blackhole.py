@@ -7,7 +7,7 @@ No time is measured here: the answers' own reasons, and what the network was giv
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -38,23 +38,31 @@ def proxy(cloud, faults):
         yield proxy
 
 
-@pytest.fixture
-def gateway(tiny_text_bundle, proxy, tmp_path):
+@contextmanager
+def serving(bundle, cloud_url, state):
     """Escalates everything, with a budget that a well cloud keeps with ease."""
     config = parse_config(
         {
-            "edge": {"bundle": str(tiny_text_bundle), "budget_ms": BUDGET_MS, "inference_threads": 1},
-            "cloud": {"backends": {"news": {"url": proxy.url}}, "timeout_s": 0.3, "cool_down_s": 0.1},
-            "state": {"path": str(tmp_path / "state.db")},
+            "edge": {"bundle": str(bundle), "budget_ms": BUDGET_MS, "inference_threads": 1},
+            "cloud": {"backends": {"news": {"url": cloud_url}}, "timeout_s": 0.3, "cool_down_s": 0.1},
+            "state": {"path": str(state)},
             "policy": {"use": "random", "local_share": 0.0},
             "cache": {"max_bytes": 0},
         }
     )
-    with (
-        ExitStack() as resources,
-        BackgroundServer(build_gateway(config, resources).app) as server,
-        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client,
-    ):
+    with ExitStack() as resources, BackgroundServer(build_gateway(config, resources).app) as server:
+        yield server
+
+
+@pytest.fixture
+def upstream(tiny_text_bundle, proxy, tmp_path):
+    with serving(tiny_text_bundle, proxy.url, tmp_path / "state.db") as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(upstream):
+    with httpx.Client(base_url=upstream.url, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -117,6 +125,27 @@ def test_behind_an_open_breaker_nobody_waits_and_all_is_delivered_later(gateway,
     assert_all_delivered(gateway, waited + passed)
     assert ask(gateway, "after", budget_ms=30_000)["source"] == "cloud"
     assert metric(gateway, "edgewise_breaker_open") == 0
+
+
+def test_a_gateway_that_asks_another_again_and_again_under_an_id_gets_its_answer(
+    gateway, upstream, proxy, faults, tiny_text_bundle, tmp_path
+):
+    """Whoever asks again means the same request: refusing it would settle for ever what is only late."""
+    proxy.set(faults.BLACKHOLE)
+    first = ask_until_open(gateway, "first")
+    with (
+        serving(tiny_text_bundle, upstream.url, tmp_path / "downstream.db") as server,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_S) as downstream,
+    ):
+        owed = ask(downstream, "both")
+        assert owed["status"] == "provisional"
+        assert ask(gateway, "both") == ask(gateway, "both"), "the upstream gateway owes it once"
+        proxy.set(faults.PASS)
+        final = settled(downstream, "both")
+        assert (final["status"], final["source"], final["output"]) == ("final", "cloud", owed["output"])
+        assert metric(downstream, "edgewise_provisional_total", event="abandoned") == 0
+        assert {settled(gateway, one["id"])["status"] for one in (*first, owed)} == {"final"}
+        assert metric(gateway, "edgewise_provisional_open") == 0
 
 
 async def test_calls_that_hang_keep_neither_the_pool_busy_nor_a_probe_waiting():

@@ -5,12 +5,13 @@ import json
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from edgewise import wiring
 from edgewise.cloud.clients import CLIENTS, FailOverClient, Network, Tensors
 from edgewise.cloud.clients.aws_errors import translated
-from edgewise.cloud.clients.connections import paced
+from edgewise.cloud.clients.connections import Connections, paced
 from edgewise.cloud.clients.http import NotServedError, seconds_to_wait
 from edgewise.cloud.clients.lasting import KEEP_S, Lasting
 from edgewise.config import BackendSection, backends_in_use, parse_config
@@ -22,6 +23,7 @@ from edgewise.errors import (
     CloudResponseError,
     CloudThrottledError,
     CloudTimeoutError,
+    CloudUnreachableError,
     ConfigError,
     MissingExtraError,
 )
@@ -389,3 +391,29 @@ def test_the_command_line_names_a_cloud_by_url_or_by_file(tmp_path):
     path.write_text("")
     with pytest.raises(ConfigError, match="no cloud backend"):
         wiring.backend_at(str(path), **named)
+
+
+async def test_a_connection_that_is_reset_as_soon_as_it_is_made_is_none():
+    """anyio then asks None for the socket's peer, where uvloop has let go of the socket already."""
+    gone = None
+
+    async def answer(request):
+        return gone.getpeername()
+
+    connections = Connections(Network(), tls=False, transport=httpx.MockTransport(answer))
+    with pytest.raises(CloudUnreachableError, match="reset at once"):
+        async with connections.open("GET", "http://cloud.test/"):
+            pass
+    await connections.aclose()
+
+
+async def test_a_mistake_of_our_own_is_not_taken_for_a_lost_connection():
+    connections = Connections(Network(), tls=False, transport=httpx.MockTransport(lambda request: httpx.Response(200)))
+    with pytest.raises(AttributeError):
+        async with connections.open("GET", "http://cloud.test/") as response:
+            response.no_such_thing()
+    gone = None
+    with pytest.raises(AttributeError):
+        async with connections.open("GET", "http://cloud.test/"):
+            gone.no_such_thing()
+    await connections.aclose()

@@ -97,15 +97,17 @@ class DictStore:
 
     def __init__(self):
         self.owed = {}
-        self.stored = {}
+        self.stored, self.items = {}, {}
         self.audits, self.drawn_in, self.found = [], [], []
         self.folded, self.kept, self.days = {}, {}, {}
         self.changed = asyncio.Event()
 
     # Outbox
-    def put(self, *args):
+    def put(self, *args, item=None):
         if len(args) == 2:
             self.stored[args[0], args[1].id] = args[1]
+            if item is not None:
+                self.items[args[0], args[1].id] = item
             self.changed.set()
             return None
         key = (args[0].tenant, args[0].id)
@@ -131,6 +133,10 @@ class DictStore:
     # AnswerStore
     def get(self, tenant, request_id):
         return self.stored.get((tenant, request_id))
+
+    def find(self, tenant, request_id):
+        key = tenant, request_id
+        return contracts.Kept(self.stored[key], self.items.get(key)) if key in self.stored else None
 
     async def wait_final(self, tenant, request_id, *, timeout_s):
         async with asyncio.timeout(timeout_s):

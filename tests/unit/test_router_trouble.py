@@ -51,10 +51,10 @@ class GatedEdge(fakes.ScriptedEdge):
 class SmallOutbox(fakes.DictStore):
     """An outbox with room for one."""
 
-    def put(self, *args):
+    def put(self, *args, **fields):
         if len(args) == 1 and self.owed:
             raise OutboxFullError("full")
-        return super().put(*args)
+        return super().put(*args, **fields)
 
 
 async def until(condition):

@@ -19,6 +19,7 @@ from edgewise.contracts import (
     AuditVerdict,
     Debt,
     Decision,
+    Kept,
     Reason,
     Request,
     Source,
@@ -209,6 +210,8 @@ def test_an_older_file_keeps_all_that_it_holds(tmp_path: Path, statements: str) 
     owed = [Request(id="1", inputs="x"), Request(id="2", inputs="y", session="s")]
     rows = [("public", "0", b"not a request"), *(("public", one.id, encode_request(one)) for one in owed)]
     connection.executemany("INSERT INTO outbox (tenant, id, created, request) VALUES (?, ?, 1.0, ?)", rows)
+    given = ("public", "1", encode_answer(answer("1", Status.PROVISIONAL)))
+    connection.execute("INSERT INTO answers (tenant, id, final, stored, answer) VALUES (?, ?, 0, 1e12, ?)", given)
     connection.commit()
     connection.close()
     for _ in range(2):
@@ -221,9 +224,35 @@ def test_an_older_file_keeps_all_that_it_holds(tmp_path: Path, statements: str) 
             assert store.outbox.debts() == [Debt("public", name, session, 1.0) for name, session in sessions]
             assert [store.outbox.request("public", one.id) for one in owed] == owed
             assert store.outbox.size_bytes == sum(len(data) for *_, data in rows)
+            assert store.answers.find("public", "1") == Kept(answer("1", Status.PROVISIONAL), None)
             assert len(store.hooks) == 0
             assert store.spending.spent("2026-11-01") == 0
             assert store._database.query("PRAGMA user_version") == [(4,)]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [_ONLY_IN_1, _ONLY_IN_2, _ONLY_IN_2 + _SINCE_3],
+    ids=["version 1", "version 2", "version 3"],
+)
+def test_an_older_file_gets_the_columns_of_a_new_one(tmp_path: Path, statements: str) -> None:
+    connection = sqlite3.connect(tmp_path / "old.db")
+    connection.executescript(_SCHEMA_1 + statements)
+    connection.close()
+    columns = "SELECT m.name, c.name, c.type FROM sqlite_master m, pragma_table_info(m.name) c ORDER BY 1, 2"
+    with SqliteStore(tmp_path / "old.db") as old, SqliteStore(tmp_path / "new.db") as new:
+        assert old._database.query(columns) == new._database.query(columns)
+
+
+def test_what_an_answer_answers_stays_known(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with SqliteStore(path) as store:
+        store.answers.put("public", answer("1", Status.PROVISIONAL), item=b"digest")
+        store.answers.put("public", answer("1"))
+        store.answers.put("public", answer("1", Status.PROVISIONAL), item=b"another")  # a final one stays
+    with SqliteStore(path) as store:
+        assert store.answers.find("public", "1") == Kept(answer("1"), b"digest")
+        assert store.answers.find("other", "1") is None
 
 
 def test_positions_are_never_given_twice(tmp_path: Path) -> None:
