@@ -24,8 +24,8 @@ class Pace:
     """Whether a prediction takes less than handing it to another thread would.
 
     Nothing is known at first, and predictions go to the pool. One that was fast there is followed by some on the event
-    loop itself, which show what they cost without a second thread; once most of them cost more than a hop, the next go to
-    the pool again, more of them each time in a row.
+    loop itself, which show what they cost without a second thread; once most of them cost more than a hop, the next go
+    to the pool again, more of them each time in a row.
     """
 
     def __init__(self) -> None:

@@ -259,6 +259,7 @@ async def soaked(doors: Sequence[tuple[Process, Fuzzer]], requests: int, connect
         await asyncio.gather(*clients)
     finally:
         sampling.cancel()
+        await asyncio.wait({sampling})
 
 
 async def _sample(doors: Sequence[Process], requests: int, seen: Seen) -> None:

@@ -1,7 +1,8 @@
-"""The cloud service as a process: its workers die, its models are swapped, its parent is killed; callers notice nothing."""
+"""The cloud service as a process: its workers die, its models are swapped, it is killed; callers notice nothing."""
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -156,7 +157,7 @@ def test_a_swap_under_load_fails_nobody_and_each_answer_names_its_version(start_
         assert {status for status, _ in replies} == {200}
         told = [body["model_version"] for _, body in replies]
         assert told == [body["parameters"]["model_digest"] for _, body in replies]
-        assert sum(before != after for before, after in zip(told, told[1:], strict=False)) == 1
+        assert sum(before != after for before, after in itertools.pairwise(told)) == 1
         versions.add((told[0], told[-1]))
     ((before, after),) = versions
     assert before != after == line["version"]

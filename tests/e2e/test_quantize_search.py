@@ -32,7 +32,7 @@ def job(newsroom, tmp_path_factory) -> QuantizeJob:
         out=folder / "run",
         recipes=("int8_dynamic", "trim+int8_dynamic", "margin+int8_embed4"),
         search=True,
-        minutes=0.25,
+        minutes=0.5,
         max_drop=0.2,
     )
 

@@ -1,4 +1,4 @@
-"""The cloud service on a real Ray cluster of one node: asked over HTTP, in batches, over a replica's death and a swap."""
+"""The cloud service on a real Ray cluster of one node: over HTTP, in batches, over a replica's death and a swap."""
 
 import asyncio
 import socket
