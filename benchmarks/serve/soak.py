@@ -254,12 +254,10 @@ async def soaked(doors: Sequence[tuple[Process, Fuzzer]], requests: int, connect
     for door, fuzzer in doors:
         shots = fuzzer.shots(requests // len(doors))
         clients += [Client(door, seen).run(shots) for _ in range(connections)]
-    sampling = asyncio.create_task(_sample([door for door, _ in doors], requests, seen))
-    try:
+    async with asyncio.TaskGroup() as group:
+        sampling = group.create_task(_sample([door for door, _ in doors], requests, seen))
         await asyncio.gather(*clients)
-    finally:
         sampling.cancel()
-        await asyncio.wait({sampling})
 
 
 async def _sample(doors: Sequence[Process], requests: int, seen: Seen) -> None:
