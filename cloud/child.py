@@ -199,11 +199,21 @@ class Child:
 def _spawn(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
     if sys.platform == "win32":
         raise ConfigError("Worker processes need a POSIX system.", "Compute in this process: --replicas 0.")
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(  # noqa: S603  our own interpreter and module
+    try:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = _started(spec, ours, theirs)
+    except OSError as error:  # no memory, no process or no descriptor is left: another time there may be
+        raise WorkerDiedError(f"its process could not be started: {error.strerror}") from error
+    ours.setblocking(False)
+    return process, ours
+
+
+def _started(spec: EngineSpec, ours: socket.socket, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603  our own interpreter and module
             # -P: nothing in the folder it happens to run in is imported.
-            [sys.executable, "-P", "-m", "edgewise.cloud.worker", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "edgewise.cloud.worker", str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -211,8 +221,9 @@ def _spawn(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
             # Ctrl-C in a terminal is for the parent, which drains.
             start_new_session=True,
         )
-    ours.setblocking(False)
-    return process, ours
+    except OSError:
+        ours.close()
+        raise
 
 
 def _environment(spec: EngineSpec) -> dict[str, str]:

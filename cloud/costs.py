@@ -19,6 +19,9 @@ _OUTLIER = 4.0
 _SPREADS = 2.0
 """Spreads of the error that an upper or lower estimate lies from the fit, as TCP has it (RFC 6298 takes 4)."""
 
+_REACH = 2.0
+"""Standard deviations of the loads seen, above their mean, to which a lower estimate follows the slope."""
+
 HALF_LIFE_S = 1.0
 """After so long without a batch a lower estimate is half: nobody is refused for ever over what once was slow."""
 
@@ -70,23 +73,32 @@ class Costs:
 
     def expected(self, items: int, longest: int) -> float:
         """Seconds that a batch of this shape takes; 0 before the first."""
-        if not self.weight:
-            return 0.0
-        mean_load, mean_s = self.load / self.weight, self.seconds / self.weight
-        varied = self.load_load / self.weight - mean_load * mean_load
-        steepest = mean_s / mean_load
-        # Batches of one shape tell no slope; then a batch costs in proportion, which no engine exceeds for long.
-        slope = steepest if varied <= 1e-6 * mean_load * mean_load else self._slope(varied, mean_load, mean_s)
-        return mean_s + min(max(slope, 0.0), steepest) * (items * longest - mean_load)
+        return self._fitted(items * longest) if self.weight else 0.0
 
     def upper(self, items: int, longest: int) -> float:
         """Seconds that a batch of this shape seldom exceeds."""
         return self.expected(items, longest) + _SPREADS * self.spread_s
 
     def lower(self, items: int, longest: int, now_s: float) -> float:
-        """Seconds that a batch of this shape takes at least; the less sure, the longer the last batch is ago."""
-        fresh = math.pow(0.5, max(now_s - self.seen_s, 0.0) / HALF_LIFE_S)
-        return fresh * max(self.expected(items, longest) - _SPREADS * self.spread_s, 0.0)
+        """Seconds that a batch of this shape takes at least; the less sure, the longer the last batch is ago.
 
-    def _slope(self, varied: float, mean_load: float, mean_s: float) -> float:
-        return (self.load_seconds / self.weight - mean_load * mean_s) / varied
+        What is larger than the batches seen is taken to cost no more than the largest of them: nobody is refused over
+        a cost that was never seen, and so could never be put right.
+        """
+        if not self.weight:
+            return 0.0
+        fresh = math.pow(0.5, max(now_s - self.seen_s, 0.0) / HALF_LIFE_S)
+        seen = self.load / self.weight + _REACH * math.sqrt(max(self._varied(), 0.0))
+        return fresh * max(self._fitted(min(items * longest, seen)) - _SPREADS * self.spread_s, 0.0)
+
+    def _fitted(self, load: float) -> float:
+        mean_load, mean_s, varied = self.load / self.weight, self.seconds / self.weight, self._varied()
+        steepest = mean_s / mean_load
+        # Batches of one shape tell no slope; then a batch costs in proportion, which no engine exceeds for long.
+        known = varied > 1e-6 * mean_load * mean_load
+        slope = (self.load_seconds / self.weight - mean_load * mean_s) / varied if known else steepest
+        return mean_s + min(max(slope, 0.0), steepest) * (load - mean_load)
+
+    def _varied(self) -> float:
+        mean_load = self.load / self.weight
+        return self.load_load / self.weight - mean_load * mean_load

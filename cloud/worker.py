@@ -1,7 +1,7 @@
 """What runs in a worker process: one engine, loaded from a message and asked batch by batch over a socket.
 
 Owns the life of that process: it ends when its parent does, however that ended, and says at every beat that it lives.
-Started by `cloud.child` as `python -m edgewise.cloud.worker DESCRIPTOR`; no command of its own.
+Started by `cloud.child` as `python -m edgewise.cloud.worker DESCRIPTOR PARENT`; no command of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Load, say so, compute until the socket closes."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[2]))
     # Who stops a service may signal all of its processes; the parent drains first and then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -36,16 +36,25 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         line = _Line(sock)
         spec = messages.decode_spec(line.read())
+        batches: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        # Before the model is loaded, which may take minutes: the socket's end is noticed at any moment.
+        threading.Thread(target=_listen, args=(line, batches), name="edgewise-listen", daemon=True).start()
         engine = _load(spec, line)
         if engine is not None:
             threading.Thread(target=_beat, args=(line, spec.beat_s), name="edgewise-beat", daemon=True).start()
-            _compute(engine, line)
+            _compute(engine, line, batches)
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process with its parent, also where it hangs in foreign code; Linux only."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process with its parent, also where it hangs in foreign code; Linux only.
+
+    Args:
+        parent: The parent's process id; where somebody else is the parent by now, it is dead already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def _load(spec: EngineSpec, line: _Line) -> Engine | None:
@@ -58,10 +67,8 @@ def _load(spec: EngineSpec, line: _Line) -> Engine | None:
     return engine
 
 
-def _compute(engine: Engine, line: _Line) -> None:
+def _compute(engine: Engine, line: _Line, batches: queue.SimpleQueue[bytes]) -> None:
     """Compute batches on this thread, which loaded the engine: some libraries count threads by thread."""
-    batches: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(line, batches), name="edgewise-listen", daemon=True).start()
     while True:
         inputs = messages.decode_batch(batches.get())
         line.write(messages.encode_outcomes(outcomes(engine, inputs)))

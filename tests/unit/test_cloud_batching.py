@@ -201,3 +201,14 @@ def test_a_full_batch_and_a_lone_caller_never_wait(count, last, cap):
     assert enough(count, 0, cap)
     assert enough(count, 1, cap)
     assert enough(count, last, cap) == (count >= min(max(last, 1), cap))
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 200), st.lists(st.floats(0.9, 1.1), min_size=1, max_size=40), st.integers(1, 2048)
+)
+def test_nobody_is_refused_over_a_cost_that_was_never_seen(items, length, noise, longer):
+    """An engine whose batches cost the same whatever is in them, seen with batches of one shape only."""
+    costs = Costs()
+    for factor in noise:
+        costs = costs.observed(items, length, 0.01 * factor, NOW)
+    assert costs.lower(1, longer, NOW) <= 0.011

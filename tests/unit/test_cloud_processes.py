@@ -1,17 +1,21 @@
 """Worker processes: real ones, killed, stopped and starved; their messages; and how soon another follows."""
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.cloud import messages
+from edgewise.cloud import child, messages
 from edgewise.cloud.child import Limits
 from edgewise.cloud.messages import Computed, EngineSpec, Loaded, NotLoaded
 from edgewise.cloud.processes import LONGEST_DELAY_S, ProcessWorkers, restart_delay_s
@@ -119,6 +123,32 @@ async def test_a_killed_worker_is_noticed_told_and_replaced(start, tiny_text_bun
     # It had answered: that is no crash loop.
     assert caplog.text.count("death 1 in a row") == 2
     assert {record.levelno for record in caplog.records if "died" in record.message} == {logging.ERROR}
+
+
+async def test_a_machine_that_has_no_process_to_give_is_asked_again(start, tiny_text_bundle, monkeypatch, caplog):
+    workers = await start(tiny_text_bundle, replicas=1)
+    refusals = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    popen = subprocess.Popen
+
+    def reluctant(*args, **options):
+        if refusals:
+            raise refusals.pop()
+        return popen(*args, **options)
+
+    monkeypatch.setattr(child.subprocess, "Popen", reluctant)
+    os.kill(workers.pids[0], signal.SIGKILL)
+    await until(lambda: workers.ready() is not None)
+    await until(lambda: workers.ready() is None)
+    assert refusals == []
+    assert "could not be started: Too many open files" in caplog.text
+    assert await outputs(workers, ["wheat"]) == ["grain"]
+
+
+def test_a_worker_whose_parent_is_dead_already_ends_before_it_loads_anything():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "edgewise.cloud.worker", str(theirs.fileno()), str(os.getppid())]
+        assert subprocess.run(command, pass_fds=[theirs.fileno()], timeout=WAIT_S).returncode == 0
 
 
 async def test_the_batch_of_a_worker_that_dies_is_computed_by_another(start, tiny_text_bundle):
