@@ -303,9 +303,12 @@ class Deliveries:
         except CloudGivenUpError:  # which says nothing of the item, nor of the cloud as it is now
             self._backlog.idle(key)
             return
-        except BaseException:
+        except asyncio.CancelledError:
             self._backlog.idle(key)
             raise
+        except Exception as error:  # whatever comes of a client of somebody else's must not end, or spin, the drain
+            _log.error("Request %s is still owed its final answer: %s", debt.id, type(error).__name__)
+            settled = False
         now = self._clock.monotonic()
         if settled:
             self._ramp.succeeded()

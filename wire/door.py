@@ -224,7 +224,7 @@ class FrontDoor:
             return None
         try:
             tenant = self._admit(scope, headers)
-            check_body(headers, self._limits.max_body_bytes)
+            check_body(headers, self._limits.max_body_bytes, len(body))
             found = hot(body, tenant, headers)
         except Exception as error:  # as in `_serve_http`
             return self._failed(fault_of(error), scope["path"], headers)

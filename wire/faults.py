@@ -88,7 +88,7 @@ def fault_of(error: Exception) -> Fault:
 _KINDS: tuple[tuple[type[EdgewiseError], int, str], ...] = (
     (InputError, 400, "invalid_request"),
     (CloudRefusedError, 422, "cloud_refused"),
-    (CloudTimeoutError, 503, "cloud_timeout"),
+    (CloudTimeoutError, 504, "cloud_timeout"),
     (CloudError, 503, "cloud_unavailable"),
     (OutboxFullError, 503, "outbox_full"),
     (StoreError, 503, "store_unavailable"),

@@ -97,8 +97,13 @@ async def read_body(
         ) from None
 
 
-def check_body(headers: Headers, max_bytes: int) -> None:
-    """Find out whether a body that is announced can be read.
+def check_body(headers: Headers, max_bytes: int, here: int = 0) -> None:
+    """Find out whether a body can be read.
+
+    Args:
+        headers: They may announce its size.
+        max_bytes: The largest body.
+        here: Bytes of it that are here already, announced or not.
 
     Raises:
         Fault: It is larger than `max_bytes`, or encoded in a way that is not read here.
@@ -106,8 +111,7 @@ def check_body(headers: Headers, max_bytes: int) -> None:
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Fault(415, "unsupported_encoding", "The body is compressed.", remedy="Send it without content-encoding.")
     announced = headers.get(b"content-length", b"0")
-    if announced.isdigit():
-        _check_size(int(announced), max_bytes)
+    _check_size(max(here, int(announced) if announced.isdigit() else 0), max_bytes)
 
 
 async def _read_pieces(receive: Receive, max_bytes: int, room: Room) -> bytes:

@@ -36,8 +36,9 @@ _FAULTS: Mapping[int, str] = {
     429: "Too much at once; come back later.",
     500: "A defect; the message holds the id under which the log has it.",
     503: "There is no answer now, or the service starts or ends; try later.",
+    504: "The budget was spent before there was an answer.",
 }
-_ALWAYS = (500, 503)
+_ALWAYS = (500, 503, 504)
 _CLOSED = (403, 421)
 """What every route that needs a key may also reply."""
 

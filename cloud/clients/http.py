@@ -17,9 +17,11 @@ import httpx
 from edgewise.cloud.clients.connections import Connections, Network, pieces, within
 from edgewise.errors import (
     CloudCredentialsError,
+    CloudError,
     CloudRefusedError,
     CloudResponseError,
     CloudThrottledError,
+    CloudTimeoutError,
     ConfigError,
 )
 
@@ -155,13 +157,15 @@ class HttpBackend:
             raise self._refusal(response, of_content=of_content)
         return response
 
-    def _refusal(self, response: Response, *, of_content: bool) -> CloudResponseError:
+    def _refusal(self, response: Response, *, of_content: bool) -> CloudError:
         said = self.excerpt(response.body.decode("utf-8", "replace")) or "nothing more"
         problem = f"{response.url} answered with status {response.status}: {said}"
         remedy = _remedy(response.status)
         retry_after_s = seconds_to_wait(response.headers)
         if response.status == 429 or (response.status == 503 and retry_after_s is not None):
             return CloudThrottledError(problem, remedy, retry_after_s=retry_after_s)
+        if response.status == 504:
+            return CloudTimeoutError(problem, "Check its load, or allow it more time.")
         if response.status in (401, 403):
             return CloudCredentialsError(problem, remedy)
         if response.status == 404:

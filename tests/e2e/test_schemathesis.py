@@ -29,14 +29,14 @@ SETTINGS = """
 allow-extra-parameters = false
 
 [checks.not_a_server_error]
-expected-statuses = ["2xx", "3xx", "4xx", "503"]
+expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
 
 [[operations]]
 include-name = ["POST /v1/predict", "POST /v1/embeddings", "POST /v2/models/{model}/infer",
                 "POST /v2/models/{model}/versions/{version}/infer"]
 
 [operations.checks.positive_data_acceptance]
-expected-statuses = ["2xx", "400", "401", "404", "429", "503"]
+expected-statuses = ["2xx", "400", "401", "404", "429", "503", "504"]
 """
 
 

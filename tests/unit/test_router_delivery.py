@@ -54,7 +54,7 @@ class Cloud:
         self.free = asyncio.Event()
         self.free.set()
         self.fail_over, self.turns = False, 1
-        self.poison = None
+        self.poison = self.unwritable = None
 
     async def describe(self, *, timeout_s):
         if self.down:
@@ -74,7 +74,8 @@ class Cloud:
                 await asyncio.sleep(0)
         finally:
             del self.under_way[request.id]
-        return CloudReply(f"cloud: {request.inputs}", CERTIFIED, fail_over=self.fail_over)
+        output = "\ud800" if request.id == self.unwritable else f"cloud: {request.inputs}"
+        return CloudReply(output, CERTIFIED, fail_over=self.fail_over)
 
     async def aclose(self):
         pass
@@ -237,6 +238,19 @@ async def test_one_that_never_can_be_answered_holds_up_its_own_session_alone(hou
     cloud.poison = None
     await one.settled()
     assert one.finals.index("1") < one.finals.index("3")
+
+
+async def test_an_answer_that_cannot_be_kept_is_asked_for_less_and_less_often(house, caplog):
+    cloud = Cloud()
+    cloud.unwritable = "1"
+    one = house(cloud)
+    for number in range(200):
+        one.owe(number)
+    await until(lambda: len(one.store.outbox) == 1)
+    assert cloud.asked.count("1") < 20
+    assert "Request 1 is still owed its final answer: " in caplog.text
+    cloud.unwritable = None
+    await one.settled()
 
 
 async def test_what_an_earlier_process_owed_is_delivered_in_its_order(house, tmp_path):

@@ -434,7 +434,7 @@ def test_empty_keys_are_refused(keys: dict[str, str]) -> None:
         (RequestError("mode", "No.", "Do so."), 400, "invalid_request"),
         (InputError("No.", "Do so."), 400, "invalid_request"),
         (CloudUnreachableError("No.", "Do so."), 503, "cloud_unavailable"),
-        (CloudTimeoutError("No.", "Do so."), 503, "cloud_timeout"),
+        (CloudTimeoutError("No.", "Do so."), 504, "cloud_timeout"),
         (OutboxFullError("No.", "Do so."), 503, "outbox_full"),
         (StoreError("No.", "Do so."), 503, "store_unavailable"),
     ],

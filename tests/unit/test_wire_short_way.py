@@ -300,3 +300,10 @@ async def test_nothing_is_logged_unless_it_is_wanted(service: Prompt, lines) -> 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client:
         await client.post("/v1/predict", content=HELLO)
     assert lines() == []
+
+
+async def test_a_body_whose_length_was_not_announced_is_bounded_too(service: Prompt) -> None:
+    app = door(service, limits=Limits(max_body_bytes=len(HELLO) - 1))
+    reply = app.at_once(scope(), HELLO)
+    assert (reply.status, json.loads(reply.body)["error"]["code"]) == (413, "payload_too_large")
+    assert service.requests == []
