@@ -7,8 +7,8 @@ KSERVE_VERSION := 0.21.0
 # The environment is rebuilt when what it is made from changes, not when a folder is older than a file.
 # Threads that spin while others compute slow everything down on a machine with few cores.
 export OMP_WAIT_POLICY := PASSIVE
-# A file's tests share what its fixtures made, so they stay in one process.
-PARALLEL := -n 2 --dist loadfile
+# A file's tests share what its fixtures made, so they stay in one process. The long ones come first, in alphabetical order.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .PHONY: $(KSERVE) setup demo check lint types unit test torture bench-quantize bench-router clean
