@@ -7,6 +7,7 @@ connections `http`'s.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from edgewise.cloud.clients.connections import Network
 from edgewise.cloud.clients.http import HttpBackend, NotServedError, Response, authorization
 from edgewise.cloud.clients.lasting import Lasting
 from edgewise.cloud.clients.tensors import Tensors
-from edgewise.contracts import CloudReply, Reference, Request
+from edgewise.contracts import CloudReply, Input, Reference, Request
 from edgewise.errors import CloudResponseError, CloudTimeoutError
 from edgewise.wire import oip
 
@@ -84,6 +85,8 @@ class OipClient:
     async def predict(self, request: Request, *, timeout_s: float) -> CloudReply:
         """Ask for the final answer to one request; cancelling closes the connection, which the server notices.
 
+        The server is sent an id of ours, `upstream_id`.
+
         Raises:
             CloudRefusedError: The item cannot be written in this protocol, or the server refuses it as it is.
             CloudUnreachableError: There is no connection.
@@ -91,6 +94,7 @@ class OipClient:
             CloudResponseError: An error, or something that is not a final answer of a named version.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
+        request = msgspec.structs.replace(request, id=upstream_id(request))
 
         async def infer(path: str) -> Response:
             framed = self._tensors.encoded(request, self._left_ms(deadline, timeout_s), binary=binary)
@@ -140,6 +144,28 @@ class OipClient:
         response = await ask(_path(name))
         self._discovered = name
         return response
+
+
+def upstream_id(request: Request) -> str:
+    """The id under which a server behind this gateway hears of a request: 32 hex digits, the same at every attempt.
+
+    All requests come to it under this gateway's one key, so that ids which are unique within a tenant here would
+    collide there, and the server would refuse the second tenant's item. So tenant, id and item are all in it.
+    """
+    digest = hashlib.blake2b(digest_size=16, person=b"edgewise.up.1")
+    texts = (part.encode("utf-8", "surrogatepass") for part in (request.tenant, request.id, request.task))
+    for part in (*texts, *_item_parts(request.inputs)):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _item_parts(item: Input) -> tuple[bytes, ...]:
+    if isinstance(item, str):
+        return b"text", item.encode("utf-8", "surrogatepass")
+    if isinstance(item, bytes):
+        return b"file", item
+    return b"array", item.dtype.str.encode(), repr(item.shape).encode(), item.tobytes()
 
 
 def _path(model: str) -> str:

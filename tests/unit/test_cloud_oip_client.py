@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.cloud.clients import CLIENTS
 from edgewise.cloud.clients.connections import Network
-from edgewise.cloud.clients.oip import OipClient
+from edgewise.cloud.clients.oip import OipClient, upstream_id
 from edgewise.contracts import CloudClient, CloudReply, DataPolicy, Reference, Request
 from edgewise.errors import CloudResponseError, CloudTimeoutError, CloudUnreachableError, ConfigError
 
@@ -132,8 +132,34 @@ async def test_it_sends_the_item_with_what_is_left_of_its_time():
     reply = await client(server).predict(request, timeout_s=5)
     assert reply == CloudReply("grain", Reference("news", "sha256:1"))
     sent = json.loads(server.seen[0].content)
-    assert (sent["id"], sent["inputs"][0]["name"], sent["inputs"][0]["data"]) == ("r1", "text", ["corn rose"])
+    assert (sent["id"], sent["inputs"][0]["name"], sent["inputs"][0]["data"]) == (
+        upstream_id(request),
+        "text",
+        ["corn rose"],
+    )
     assert 0 < sent["parameters"]["budget_ms"] <= 5000
+
+
+async def test_the_id_sent_is_one_of_ours_which_tenants_and_items_do_not_share():
+    pixels = np.arange(4, dtype=np.uint8)
+    requests = [
+        Request(id="r1", tenant=tenant, inputs=inputs)
+        for tenant in ("a", "b", "ar1")
+        for inputs in ("corn", "rose", b"corn", "\ud800", pixels, pixels.reshape(2, 2))
+    ]
+    requests.append(Request(id="r2", tenant="a", inputs="corn"))
+    assert len({upstream_id(request) for request in requests}) == len(requests)
+    server = Server()
+    again = Request(id="r1", tenant="a", inputs="corn", budget_ms=5.0, session="s", arrived_s=1.0)
+    for request in (requests[0], again):
+        await client(server).predict(request, timeout_s=5)
+    ids = [json.loads(seen.content)["id"] for seen in server.seen]
+    assert ids == [upstream_id(requests[0])] * 2, "another attempt is the same request"
+    assert len(ids[0]) == 32
+
+
+def test_the_id_sent_is_the_same_in_every_process():
+    assert upstream_id(Request(id="r1", tenant="a", inputs="corn")) == "59528aa95306bcb3e5f9ea288ea56f4e"
 
 
 async def test_a_time_out_longer_than_any_budget_is_sent_as_the_longest_one():
