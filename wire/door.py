@@ -34,6 +34,7 @@ from edgewise.wire.http import (
     Reply,
     Scope,
     Send,
+    Sending,
     check_body,
     header,
     read_body,
@@ -238,32 +239,38 @@ class FrontDoor:
         self, work: Coroutine[Any, Any, Reply], size: int, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Send the reply that `work` brings; its slot and the room of its body are taken already."""
-        try:
-            await self._guarded(self._finish(work, receive, send), scope, send, headers)
-        finally:
-            self._gate.room.give(size)
+        sending = Sending(send, self._gate.room)
+        sending.hold(size)
+        await self._guarded(self._finish(work, receive, sending), scope, sending, headers)
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope)
+        sending = Sending(send, self._gate.room)
         hot = self._inference.at(scope["path"])
         post = self._posts.get(scope["path"])
         if hot is None and post is None:
-            work = self._serve_rest(scope, receive, send, headers)
+            work = self._serve_rest(scope, receive, sending, headers)
         else:
-            work = self._serve_post(hot, post, scope, receive, send, headers)
-        await self._guarded(work, scope, send, headers)
+            work = self._serve_post(hot, post, scope, receive, sending, headers)
+        await self._guarded(work, scope, sending, headers)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None], scope: Scope, send: Send, headers: Headers) -> None:
-        """Await `work`; whatever it raises, the client gets a body and never a traceback."""
+    async def _guarded(self, work: Coroutine[Any, Any, None], scope: Scope, send: Sending, headers: Headers) -> None:
+        """Await `work`; whatever it raises, the client gets one reply and never a traceback."""
         try:
             await work
         except ClientGoneError as gone:
             self._count_fault(gone)
         except asyncio.CancelledError:
+            if send.has_begun:
+                return  # this was the server's last word to a client who does not read
             await _send(self._failed(SHUTTING_DOWN, scope["path"], headers), send)
             raise
         except Exception as error:  # of any service
-            await _send(self._failed(fault_of(error), scope["path"], headers), send)
+            failed = self._failed(fault_of(error), scope["path"], headers)
+            if not send.has_begun:
+                await _send(failed, send)
+        finally:
+            send.let_go()
 
     async def _serve_post(
         self,
@@ -271,7 +278,7 @@ class FrontDoor:
         post: PostHandler | None,
         scope: Scope,
         receive: Receive,
-        send: Send,
+        send: Sending,
         headers: Headers,
     ) -> None:
         limits, room = self._limits, self._gate.room
@@ -280,22 +287,19 @@ class FrontDoor:
         body = await read_body(
             scope, receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s, room=room
         )
-        try:
-            if post is not None:
-                with self._gate.slots:
-                    await post(body, tenant, headers, receive, send)
-            elif scope["path"] == PREDICT and _wants_events(headers):
-                await self._send_events(body, tenant, headers, receive, send)
-            elif hot is not None:
-                await self._send_answer(hot, body, tenant, headers, receive, send)
-        finally:
-            room.give(len(body))
+        send.hold(len(body))
+        if post is not None:
+            with self._gate.slots:
+                await post(body, tenant, headers, receive, send)
+        elif scope["path"] == PREDICT and _wants_events(headers):
+            await self._send_events(body, tenant, headers, receive, send)
+        elif hot is not None:
+            self._gate.slots.check()
+            found = hot(body, tenant, headers)
+            del body  # its room is given back before the client has read the reply
+            await self._send_answer(found, receive, send)
 
-    async def _send_answer(
-        self, hot: Hot, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send
-    ) -> None:
-        self._gate.slots.check()
-        found = hot(body, tenant, headers)
+    async def _send_answer(self, found: Reply | Coroutine[Any, Any, Reply], receive: Receive, send: Send) -> None:
         if isinstance(found, Reply):
             await _send(found, send)
         else:

@@ -176,6 +176,47 @@ async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> No
     task.cancel()
 
 
+class Sending:
+    """Passes a reply on, and gives the room of the request's body back when it begins.
+
+    Who does not read a reply must keep no other client's body out.
+
+    Args:
+        send: As ASGI has it.
+        room: Where the body is kept.
+
+    Attributes:
+        has_begun: Whether a reply has begun, so that no other can be sent.
+    """
+
+    __slots__ = ("_held_bytes", "_room", "_send", "has_begun")
+
+    def __init__(self, send: Send, room: Room) -> None:
+        self._send = send
+        self._room = room
+        self._held_bytes = 0
+        self.has_begun = False
+
+    def hold(self, size: int) -> None:
+        """Give back `size` bytes of the room, which are taken already, when the reply begins."""
+        self._held_bytes = size
+
+    def let_go(self) -> None:
+        """Give back what is held, if it has not been."""
+        self._room.give(self._held_bytes)
+        self._held_bytes = 0
+
+    async def __call__(self, message: Message) -> Any:
+        """Send a message; a first one that cannot be sent begins nothing."""
+        begun, self.has_begun = self.has_begun, True
+        self.let_go()
+        try:
+            return await self._send(message)
+        except Exception:
+            self.has_begun = begun
+            raise
+
+
 class Reply(NamedTuple):
     """One whole response.
 

@@ -35,6 +35,9 @@ HEAD_TIMEOUT_S = 10.0
 """Seconds from the connection, or from the first byte of a later request, until its headers are complete; also from a
 reply that did not wait for the body until the body is over."""
 
+SEND_TIMEOUT_S = 10.0
+"""Seconds without progress after which a client does not read what it is sent."""
+
 _HEADER_OVERHEAD_BYTES = 4  # ": " and the end of the line
 
 _MESSAGE = b"The head of the request is too large."
@@ -55,14 +58,22 @@ class _Cycle(RequestResponseCycle):
         """As ASGI has it; True where the message's whole body was sent too."""
         body = message.get(WHOLE_BODY)
         if body is None or self.response_started or self.disconnected or self.flow.write_paused:
-            await super().send(message)  # type: ignore[arg-type]
+            await self._send_on(message)
             return None
         closes = not self.keep_alive or any(name == b"connection" for name, _ in message["headers"])
         if closes or self.scope["method"] == "HEAD":
-            await super().send(message)  # type: ignore[arg-type]
+            await self._send_on(message)
             return None
         self._send_whole(message["status"], message["headers"], body)
         return True
+
+    async def _send_on(self, message: Message) -> None:
+        try:
+            await super().send(message)  # type: ignore[arg-type]
+        except asyncio.CancelledError:  # it waited for a client who does not read
+            self.disconnected = True
+            self.transport.abort()
+            raise
 
     def _send_whole(self, status: int, headers: list[Header], body: bytes) -> None:
         data = _whole(status, [*self.default_headers, *headers], body)
@@ -96,6 +107,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._in_message = True
         self._deadline_s = math.inf
+        self._unsent_bytes = 0
+        self._progress_s = math.inf
+        """When it was last seen that the client reads, or has nothing to read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Wait for the first head."""
@@ -118,10 +132,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self._deadline_s = math.inf  # the application has limits of its own
 
     def check_deadline(self, now_s: float) -> None:
-        """Close the connection if what it waits for is overdue; `now_s` is the event loop's time.
+        """Close the connection if what it waits for is overdue or its client does not read.
 
-        The server asks every connection now and then: a timer for each request would cost more than all of this.
+        `now_s` is the event loop's time. The server asks every connection now and then: a timer for each request would
+        cost more than all of this.
         """
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes == 0 or unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes, self._progress_s = unsent_bytes, now_s
+        elif now_s - self._progress_s >= SEND_TIMEOUT_S:
+            self.transport.abort()  # to close it would be to wait for the client
+            return
         if now_s < self._deadline_s:
             return
         if self.cycle is None or self.cycle.response_complete:

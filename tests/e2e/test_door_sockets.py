@@ -22,7 +22,7 @@ from edgewise.contracts import Answered, Done, Request, Status
 from edgewise.errors import ConfigError, InputError
 from edgewise.store import SqliteStore
 from edgewise.telemetry import Metrics
-from edgewise.wire import native, oip
+from edgewise.wire import native, oip, protocol
 from edgewise.wire.door import Limits, front_door
 from edgewise.wire.serve import BackgroundServer, bind, serve
 
@@ -418,6 +418,45 @@ def test_a_long_poll_gets_an_answer_stored_by_another_thread() -> None:
                 time.sleep(0.005)
             store.answers.put("public", fakes.make_answer("7", "acq"))
             assert polling.result(30).json()["output"] == "acq"
+
+
+class Verbose(fakes.FakeService):
+    """Answers at once, and more than a socket takes."""
+
+    def respond(self, request):
+        return fakes.make_answer(request.id, tuple(index + 0.123 for index in range(400_000)))
+
+
+def send_unread(server: BackgroundServer, body: bytes) -> socket.socket:
+    """Send requests whose replies the client does not read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((server.host, server.port))
+    head = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    connection.sendall((head + body) * 2)
+    return connection
+
+
+def test_a_client_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 0.2)
+    with BackgroundServer(door(Verbose())) as server, send_unread(server, b'{"inputs":"x"}'):
+        connections = server._server.server_state.connections  # no word of it reaches a client that does not read
+        deadline_s = time.monotonic() + 30
+        while not connections and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        while connections and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        assert not connections
+    assert not caplog.records
+
+
+def test_a_client_that_does_not_read_does_not_hold_the_end_up(caplog) -> None:
+    with BackgroundServer(door(Verbose()), drain_s=0.1) as server:
+        connection = send_unread(server, b'{"inputs":"x"}')
+        while not any(one.cycle and one.flow.write_paused for one in server._server.server_state.connections):
+            time.sleep(0.005)
+    connection.close()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # Starting and stopping

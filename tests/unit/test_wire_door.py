@@ -136,6 +136,30 @@ async def test_a_valid_traceparent_comes_back(house: House, value: str, echoed: 
         assert response.headers.get("traceparent") == (value if echoed else None)
 
 
+@pytest.mark.parametrize("stuck_at", ["http.response.start", "http.response.body"])
+async def test_a_reply_that_nobody_reads_holds_no_room_and_is_followed_by_no_other(house: House, stuck_at: str) -> None:
+    body = json.dumps(HELLO).encode()
+    sent: list[str] = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message["type"])
+        if message["type"] == stuck_at:
+            assert house.app._gate.room.taken == house.app._gate.slots.taken == 0
+            await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": []}
+    task = asyncio.create_task(house.app(scope, receive, send))
+    await until(lambda: stuck_at in sent)
+    before = list(sent)
+    task.cancel()
+    await asyncio.wait({task})
+    assert sent == before
+    assert house.app._gate.room.taken == 0
+
+
 # The Open Inference Protocol
 
 
