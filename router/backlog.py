@@ -137,17 +137,17 @@ class Backlog:
         """Seconds until one that pauses is due; None where none pauses."""
         return max(0.0, self._pausing[0][0] - now) if self._pausing else None
 
-    def oldest(self) -> Debt | None:
-        """The one that was owed first."""
-        return next(iter(self._items.values())).debt if self._items else None
-
     def owed_before(self, moment_s: float) -> list[Debt]:
-        """What was owed before a moment, in seconds since the epoch, oldest first, up to the first that was not."""
+        """What was owed before a moment, in seconds since the epoch, oldest first, up to the first that was not.
+
+        What somebody asks for is left out: its answer may be about to come.
+        """
         found = []
         for item in self._items.values():
             if item.debt.created_s >= moment_s:
                 break
-            found.append(item.debt)
+            if not item.busy:
+                found.append(item.debt)
         return found
 
     def _queue(self, item: _Item) -> None:

@@ -357,6 +357,9 @@ class Deliveries:
             return None
 
     def _deliver(self, request: Request, reply: CloudReply, provisional: Answer) -> Answer:
+        lapsed = self._lapsed(request, provisional)
+        if lapsed is not None:
+            return lapsed
         final = self._store(request.tenant, final_answer(provisional, reply), item_digest(request))
         self._instruments.provisional.inc("corrected")
         self._on_final(request, final, reply.reference)
@@ -365,6 +368,9 @@ class Deliveries:
     def _abandon(self, request: Request, error: CloudRefusedError, provisional: Answer) -> Answer | None:
         """The cloud will never answer this one: say so in the stored answer, and forget the debt."""
         try:
+            lapsed = self._lapsed(request, provisional)
+            if lapsed is not None:
+                return lapsed
             last_word = _last_word(provisional, Reason.CLOUD_REFUSED)
             settled = self._store(request.tenant, last_word, item_digest(request))
         except StoreError as trouble:
@@ -373,6 +379,16 @@ class Deliveries:
         _log.error("Request %s keeps its provisional answer: %s", request.id, error)
         self._instruments.provisional.inc("abandoned")
         return settled
+
+    def _lapsed(self, request: Request, provisional: Answer) -> Answer | None:
+        """What settled the debt while its call was under way: told as the last word, it stays the last one.
+
+        None where it is owed still.
+        """
+        if self._outbox is None or (request.tenant, request.id) in self._backlog:
+            return None
+        kept = None if self._answers is None else self._answers.get(request.tenant, request.id)
+        return kept or _last_word(provisional, Reason.EXPIRED)
 
     def _lapse_old(self) -> bool:
         """Settle what is owed for too long; whether there was any."""

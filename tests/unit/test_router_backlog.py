@@ -92,6 +92,8 @@ def test_what_is_too_old_is_found_oldest_first():
     backlog = filled(*(debt(str(number), created=float(number)) for number in range(5)))
     assert [owed.id for owed in backlog.owed_before(3.0)] == ["0", "1", "2"]
     assert backlog.owed_before(0.0) == []
+    assert backlog.take(0.0).id == "0"
+    assert [owed.id for owed in backlog.owed_before(3.0)] == ["1", "2"], "the answer to the first may be about to come"
 
 
 def test_owing_twice_is_a_mistake():

@@ -20,7 +20,14 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.errors import CloudGivenUpError, CloudUnreachableError, OutboxFullError, RequestError, StoreError
+from edgewise.errors import (
+    CloudGivenUpError,
+    CloudRefusedError,
+    CloudUnreachableError,
+    OutboxFullError,
+    RequestError,
+    StoreError,
+)
 from edgewise.router.background import Background
 from edgewise.router.breaker import Breaker
 from edgewise.router.delivery import Deliveries
@@ -511,6 +518,38 @@ async def test_an_answer_that_saves_a_call_is_kept_once(house):
     saved = msgspec.structs.replace(provisional(1), output="first")
     assert one.deliveries.keep(asked(1), saved) == saved
     assert one.deliveries.keep(asked(1), provisional(1)) == saved
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_what_was_dropped_while_its_call_was_under_way_is_settled_once(house, refused):
+    one = house(Cloud(), limits=StoreLimits(max_pending=1), drop_oldest=True)
+    call = asyncio.get_running_loop().create_future()
+    update = one.deliveries.owe(asked(1), provisional(1), call).update
+    await asyncio.sleep(0)
+    one.owe(2)
+    expired = one.answer(1)
+    assert expired.decision.reason is Reason.EXPIRED
+    if refused:
+        call.set_exception(CloudRefusedError("never"))
+    else:
+        call.set_result(CloudReply("late", CERTIFIED))
+    assert await update == expired
+    await one.settled()
+    assert one.answer(1) == expired
+    assert [told for told in one.told if told[0] == "1"] == [("1", Status.PROVISIONAL, Reason.EXPIRED)]
+    assert one.finals == ["2"]
+
+
+async def test_what_is_too_old_is_not_given_up_while_its_call_is_under_way(house):
+    one = house(Cloud(), max_age_s=60.0)
+    call = asyncio.get_running_loop().create_future()
+    update = one.deliveries.owe(asked(1), provisional(1), call).update
+    one.clock.now += 61.0
+    one.owe(2)
+    await until(lambda: one.finals == ["2"])
+    call.set_result(CloudReply("late", CERTIFIED))
+    assert (await update).status is Status.FINAL
+    assert [told[:2] for told in one.told] == [("2", Status.FINAL), ("1", Status.FINAL)]
 
 
 # Calls that hang
