@@ -31,7 +31,7 @@ from edgewise.contracts import (
 )
 from edgewise.errors import InputError, RequestError
 from edgewise.router.background import Background
-from edgewise.router.delivery import Deliveries, was_given_up
+from edgewise.router.delivery import Deliveries, Owed, was_given_up
 from edgewise.router.escalation import Escalation
 from edgewise.router.inference import Inference
 from edgewise.router.instruments import Instruments
@@ -364,10 +364,13 @@ class Flow:
         """The edge's answer for now; its update is owed before it is told."""
         stopgap = msgspec.structs.replace(decision, reason=reason, certificate_id=None)
         provisional = turn.by_edge(prediction, stopgap, Status.PROVISIONAL, self._model_digest)
-        owing = self._deliveries if reason not in FINAL_PROVISIONALS else None
+        owing = self._deliveries
         if owing is None:
             return Given(self._told(turn, provisional))
-        owed = owing.owe(turn.request, provisional, call)
+        if reason in FINAL_PROVISIONALS:
+            owed = Owed(owing.keep(turn.request, provisional))
+        else:
+            owed = owing.owe(turn.request, provisional, call)
         return Given(self._told(turn, owed.answer), owed.update, owing.durable and owed.is_open)
 
     def _told(self, turn: Turn, answer: Answer) -> Answer:

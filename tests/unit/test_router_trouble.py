@@ -85,6 +85,8 @@ async def test_a_refused_item_keeps_its_provisional_answer_and_does_not_count_ag
     assert events[0].answer.status is Status.PROVISIONAL
     assert events[0].answer.decision.reason is Reason.CLOUD_REFUSED
     assert events[1] == Done("r", pending=False)
+    assert store.get("public", "r") == events[0].answer, "a poll finds it"
+    assert await flow.answer(Request(inputs=DOUBTFUL, id="r")) == events[0].answer
     assert len(store) == 0
     assert (await flow.answer(Request(inputs="0.55 0.45"))).source is Source.CLOUD, "the breaker stayed closed"
 
