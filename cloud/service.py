@@ -37,6 +37,7 @@ from edgewise.contracts import (
     Status,
 )
 from edgewise.errors import (
+    CloudError,
     CloudTimeoutError,
     CloudUnreachableError,
     ConfigError,
@@ -46,6 +47,12 @@ from edgewise.errors import (
 from edgewise.telemetry import Metrics
 
 _log = logging.getLogger(__name__)
+
+FAILED_BATCHES = 3
+"""So many failed batches in a row, with none good in between, and the service says that it is not ready."""
+
+DOUBT_S = 30.0
+"""A failed batch is held against the service so long: a balancer that heeds `ready` has to try it again some time."""
 
 _DECISION = Decision(action=Action.LOCAL, reason=Reason.NO_ROUTER, policy="engine")
 
@@ -88,6 +95,8 @@ class EngineService:
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._stopping = False
+        self._failed = 0
+        self._failed_s = -math.inf
         metrics = metrics or Metrics()
         self._sizes = metrics.histogram(*telemetry.BATCH_SIZE, buckets=telemetry.BATCH_SIZE_BUCKETS)
         self._queue_seconds = metrics.histogram(*telemetry.QUEUE_SECONDS)
@@ -98,7 +107,13 @@ class EngineService:
         return self._workers.info
 
     def ready(self) -> str | None:
-        """None while requests are answered, else why they are not."""
+        """None while requests are answered, else why they are not.
+
+        Where batch after batch failed, requests are tried all the same: one that is answered ends the doubt.
+        """
+        return self._refusal() or self._doubt()
+
+    def _refusal(self) -> str | None:
         if self._dispatcher is None:
             return "The engine is not running."
         if self._stopping:
@@ -106,6 +121,11 @@ class EngineService:
         if self._dispatcher.done():
             return "The worker ended unexpectedly; restart the service."
         return self._workers.ready()
+
+    def _doubt(self) -> str | None:
+        if self._failed < FAILED_BATCHES or self._clock.monotonic() - self._failed_s >= DOUBT_S:
+            return None
+        return f"The last {self._failed} batches failed; the service's log says why."
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -118,6 +138,7 @@ class EngineService:
         if self._dispatcher is not None:
             raise RuntimeError("This service runs already.")
         self._stopping = False
+        self._failed = 0
         self._wake = asyncio.Event()
         await self._workers.start()
         self._dispatcher = asyncio.create_task(self._dispatch(), name="edgewise-batches")
@@ -163,7 +184,7 @@ class EngineService:
         )
 
     def _check(self, request: Request) -> None:
-        refusal = self.ready()
+        refusal = self._refusal()
         if refusal is not None:
             raise CloudUnreachableError(refusal, "Send the request again, to this service later or to another one.")
         info = self.info
@@ -197,16 +218,27 @@ class EngineService:
     async def _dispatch(self) -> None:
         last_batch = 0
         try:
-            while await self._can_start(last_batch):
-                last_batch = self._start_batch() or last_batch
+            running = True
+            while running:
+                try:
+                    running = await self._can_start(last_batch)
+                    last_batch = self._start_batch() or last_batch
+                except Exception as error:
+                    # Whatever fails here must not end the service, nor fail for ever over the same requests.
+                    _log.error("No batch could be formed of %d requests: %s", len(self._queue), frames(error))
+                    self._fail_queued(_not_formed)
+                    running = not self._stopping
         finally:
             # Nobody may wait for ever for a worker that is gone.
-            for item in self._queue:
-                _fail(item, lambda _: worker_gone())
-            self._queue.clear()
+            self._fail_queued(lambda _: worker_gone())
             for task in self._computing if sys.exception() else ():
                 task.cancel()
             await asyncio.gather(*self._computing, return_exceptions=True)
+
+    def _fail_queued(self, error: Callable[[Pending], EdgewiseError]) -> None:
+        for item in self._queue:
+            _fail(item, error)
+        self._queue.clear()
 
     def _start_batch(self) -> int:
         """Start the next batch, if anybody can still be answered; returns its size."""
@@ -223,6 +255,9 @@ class EngineService:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._computing.discard(task)
         self._wake.set()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("The outcome of a batch could not be noted: %s", frames(error))
 
     async def _can_start(self, last_batch: int) -> bool:
         """Wait until a batch should start; False once the service stops and nothing is queued."""
@@ -268,9 +303,18 @@ class EngineService:
             ended_s = self._clock.monotonic()
             for item, outcome in zip_longest(batch, outcomes):
                 _settle(item, outcome or worker_gone(), started_s, ended_s, len(batch))
+        self._judge(outcomes, ended_s)
         if all(isinstance(outcome, Prediction) for outcome in outcomes):
             longest = max(item.length for item in batch)
             self._costs = self._costs.observed(len(batch), longest, ended_s - started_s, ended_s)
+
+    def _judge(self, outcomes: Sequence[Prediction | EdgewiseError], ended_s: float) -> None:
+        """Count failed batches in a row; items that cannot be read say nothing of the engine."""
+        if any(isinstance(outcome, Prediction) for outcome in outcomes):
+            self._failed = 0
+        elif not outcomes or not all(isinstance(outcome, RequestError) for outcome in outcomes):
+            self._failed += 1
+            self._failed_s = ended_s
 
 
 async def _traced(item: Pending) -> Result:
@@ -302,6 +346,10 @@ def _spent(item: Pending) -> CloudTimeoutError:
         f"The budget of {item.request.budget_ms:g} ms was spent, or the rest too short, for request {item.request.id}.",
         "Allow it more time, or send fewer requests at once.",
     )
+
+
+def _not_formed(_: Pending) -> CloudError:
+    return CloudError("The service could not form a batch.", "Send the request again; the service's log says why.")
 
 
 def _settle(item: Pending, outcome: Prediction | EdgewiseError, started_s: float, ended_s: float, batch: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgewise import tracing
-from edgewise.cloud.service import EngineService
+from edgewise.cloud.service import DOUBT_S, FAILED_BATCHES, EngineService
 from edgewise.cloud.workers import ThreadWorkers, predict_each
 from edgewise.contracts import (
     Action,
@@ -556,3 +556,71 @@ async def test_workers_compute_only_between_start_and_end(engine):
 def test_settings_out_of_range_are_refused(engine, settings):
     with pytest.raises(ConfigError):
         EngineService(ThreadWorkers(engine), clock=time, **settings)
+
+
+async def test_a_rule_that_fails_fails_those_who_queued_and_the_service_goes_on(engine, monkeypatch, caplog):
+    service = EngineService(ThreadWorkers(engine), clock=time, max_wait_ms=0)
+
+    def broken(queue, *_):
+        raise ZeroDivisionError(queue[0].request.inputs)
+
+    async with service.lifespan():
+        with monkeypatch.context() as patch:
+            patch.setattr("edgewise.cloud.service.take_batch", broken)
+            with pytest.raises(CloudError, match="could not form a batch"):
+                await asyncio.wait_for(answer(service, request("a secret")), 20)
+        assert service.ready() is None
+        assert (await asyncio.wait_for(answer(service, request("two")), 20)).output == "TWO"
+    assert "ZeroDivisionError" in caplog.text
+    assert "in broken" in caplog.text
+    assert "a secret" not in caplog.text
+
+
+async def test_a_rule_that_fails_does_not_keep_a_service_from_stopping(engine, monkeypatch):
+    service = EngineService(ThreadWorkers(engine), clock=time, max_wait_ms=0)
+    monkeypatch.setattr("edgewise.cloud.service.share", None)
+    async with service.lifespan():
+        with pytest.raises(CloudError, match="could not form a batch"):
+            await asyncio.wait_for(answer(service, request("one")), 20)
+    assert "not running" in service.ready()
+
+
+async def test_an_engine_that_fails_every_batch_is_not_ready_until_one_is_good(engine):
+    service = EngineService(ThreadWorkers(engine), clock=time, max_wait_ms=0)
+
+    async def fails(text, error):
+        with pytest.raises(error):
+            await answer(service, request(text))
+
+    async with service.lifespan():
+        await fails("crash", CloudResponseError)
+        await fails("crash", CloudResponseError)
+        await fails("bad", RequestError)
+        assert service.ready() is None
+        await fails("crash", CloudResponseError)
+        assert "last 3 batches failed" in service.ready()
+        await fails("bad", RequestError)
+        assert "last 3 batches failed" in service.ready()
+        assert (await answer(service, request("good"))).output == "GOOD"
+        assert service.ready() is None
+
+
+async def test_doubt_about_an_engine_ends_so_that_it_is_tried_again(engine):
+    class Clock:
+        now = 1e6
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    service = EngineService(ThreadWorkers(engine), clock=clock, max_wait_ms=0)
+    async with service.lifespan():
+        for _ in range(FAILED_BATCHES):
+            with pytest.raises(CloudResponseError):
+                await answer(service, request("crash"))
+        assert service.ready() is not None
+        clock.now += DOUBT_S
+        assert service.ready() is None
+        with pytest.raises(CloudResponseError):
+            await answer(service, request("crash"))
+        assert service.ready() is not None
