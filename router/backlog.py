@@ -10,6 +10,7 @@ Owns the order. The debts themselves are the outbox's, asking is `delivery`'s.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -50,6 +51,7 @@ class Backlog:
         self._sessions: dict[tuple[str, str], OrderedDict[Key, None]] = {}
         self._ready: list[tuple[int, int, int, Key]] = []
         self._pausing: list[tuple[float, int, Key]] = []
+        self._held_until = -math.inf
         self._busy = 0
         self._numbers = 0
 
@@ -84,6 +86,8 @@ class Backlog:
 
     def take(self, now: float) -> Debt | None:
         """The next one to ask for, which is busy from now on; None where none may be asked for now."""
+        if now < self._held_until:
+            return None
         while self._pausing and self._pausing[0][0] <= now:
             _, number, key = heapq.heappop(self._pausing)
             if (item := self._items.get(key)) is not None and item.queued == number:
@@ -110,6 +114,10 @@ class Backlog:
             item.number = self._number()
             self._pause(item, now + self._retry_s)
 
+    def hold(self, seconds: float, now: float) -> None:
+        """Let nobody be asked for so long, at most ten minutes: the cloud said so, whichever item it was about."""
+        self._held_until = max(self._held_until, now + min(seconds, _LONGEST_PAUSE_S))
+
     def idle(self, key: Key) -> None:
         """Whoever asked for it does so no more, and brought nothing."""
         item = self._items.get(key)
@@ -134,7 +142,9 @@ class Backlog:
             del self._sessions[item.debt.tenant, item.debt.session or ""]
 
     def seconds_to_next(self, now: float) -> float | None:
-        """Seconds until one that pauses is due; None where none pauses."""
+        """Seconds until one that pauses may be asked for, or all may again; None where none pauses."""
+        if now < self._held_until:
+            return self._held_until - now
         return max(0.0, self._pausing[0][0] - now) if self._pausing else None
 
     def owed_before(self, moment_s: float) -> list[Debt]:

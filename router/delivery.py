@@ -37,6 +37,7 @@ from edgewise.errors import (
     CloudError,
     CloudGivenUpError,
     CloudRefusedError,
+    CloudThrottledError,
     CloudUnreachableError,
     OutboxFullError,
     RequestError,
@@ -353,6 +354,8 @@ class Deliveries:
         except CloudGivenUpError:
             raise
         except (CloudError, StoreError) as error:
+            if isinstance(error, CloudThrottledError) and error.retry_after_s is not None:
+                self._backlog.hold(error.retry_after_s, self._clock.monotonic())
             _log.warning("Request %s is still owed its final answer: %s", request.id, error)
             return None
 

@@ -59,6 +59,18 @@ def test_what_was_put_back_lets_the_others_pass_and_pauses_no_longer_each_time()
         backlog.put_back(("public", "12"[now // 2 % 2]), now)
 
 
+def test_nobody_is_asked_for_while_the_cloud_wants_none_and_that_ends():
+    backlog = filled(debt("1"), debt("2"))
+    assert backlog.take(0.0).id == "1"
+    backlog.hold(30.0, 0.0)
+    backlog.hold(5.0, 0.0)
+    backlog.failed(("public", "1"), 0.0)
+    assert (backlog.take(29.0), backlog.seconds_to_next(29.0)) == (None, 1.0)
+    assert taken(backlog, 30.0) == ["2", "1"]
+    backlog.hold(1e9, 30.0)
+    assert backlog.seconds_to_next(30.0) == 600.0
+
+
 def test_a_session_waits_for_its_first_also_while_that_pauses():
     backlog = filled(debt("1", "s"), debt("2", "s"))
     assert backlog.take(0.0).id == "1"

@@ -23,6 +23,7 @@ from edgewise.contracts import (
 from edgewise.errors import (
     CloudGivenUpError,
     CloudRefusedError,
+    CloudThrottledError,
     CloudUnreachableError,
     OutboxFullError,
     RequestError,
@@ -41,13 +42,13 @@ CERTIFIED = Reference("cloud", "v1")
 
 
 class SetClock:
-    """Wall-clock time that is set, monotonic time that runs."""
+    """Wall-clock time that is set, monotonic time that runs, and may be set ahead."""
 
     def __init__(self):
-        self.now = 1000.0
+        self.now, self.ahead = 1000.0, 0.0
 
     def monotonic(self):
-        return time.monotonic()
+        return time.monotonic() + self.ahead
 
     def time(self):
         return self.now
@@ -585,6 +586,22 @@ async def test_calls_that_hung_since_before_the_cloud_went_away_are_asked_again_
     assert sorted(one.finals, key=int) == [str(number) for number in range(20)]
     assert [name for name in one.finals if int(name) < 3] == ["0", "1", "2"]
     assert Counter(cloud.asked[len(first_asked) :]).keys() >= {str(number) for number in range(20)}
+
+
+async def test_nothing_is_asked_for_as_long_as_the_cloud_wants_none(house):
+    one = house(Cloud(), breaker=Breaker(failures_to_open=9, cool_down_s=0.001))
+    call = asyncio.get_running_loop().create_future()
+    update = one.deliveries.owe(asked(1), provisional(1), call).update
+    call.set_exception(CloudThrottledError("busy", retry_after_s=30.0))
+    assert await update is None
+    one.owe(2)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert one.cloud.asked == []
+    one.clock.ahead = 31.0
+    one.deliveries.tend()
+    await one.settled()
+    assert sorted(one.finals) == ["1", "2"]
 
 
 async def test_what_is_owed_in_this_process_alone_is_asked_for_again_too(house):
