@@ -40,8 +40,6 @@ _log = logging.getLogger("edgewise.router")
 _PROBE_TIMEOUT_S = 5.0
 _SLOW_S = 2.0
 _SLOW_FACTOR = 3.0
-_FEWEST = 20
-"""Replies below which nothing is said of what is usual."""
 
 
 class _Outcome:
@@ -158,11 +156,6 @@ class Escalation:
     def is_open(self) -> bool:
         """Whether the breaker is open: nothing may wait for the cloud."""
         return self._breaker.is_open
-
-    @property
-    def usual_s(self) -> float | None:
-        """What half of the latest calls took, in seconds; None before there are enough to say."""
-        return self._latencies.quantile(0.5) if len(self._latencies) >= _FEWEST else None
 
     @property
     def slow_s(self) -> float:

@@ -1,7 +1,6 @@
 """How long the cloud usually takes: quantiles over its latest replies. Pure.
 
-Owns the window that hedging, the bound on slow calls and the flow's "is there time to ask at all" share. What is shown
-to people is the metrics' own.
+Owns the window that hedging and the bound on slow calls share. What is shown to people is the metrics' own.
 """
 
 from __future__ import annotations
