@@ -17,10 +17,10 @@ import asyncio
 import contextvars
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing
-from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, TypeVar
@@ -29,7 +29,13 @@ from edgewise import tracing
 from edgewise.cloud.clients.aws_errors import translated
 from edgewise.cloud.clients.connections import Connections, Network, paced, pieces, within
 from edgewise.cloud.clients.http import checked_url
-from edgewise.errors import CloudTimeoutError, ConfigError, EdgewiseError, MissingExtraError
+from edgewise.errors import (
+    CloudCredentialsError,
+    CloudTimeoutError,
+    ConfigError,
+    EdgewiseError,
+    MissingExtraError,
+)
 
 T = TypeVar("T")
 
@@ -39,6 +45,9 @@ MAX_CALLS = 64
 _MORE_TIME = "Allow it more time."
 _GRACE_S = 5.0
 """A thread waits so much longer than its call may take, in case the event loop is gone."""
+
+RENEW_S = 1.0
+"""Refused credentials are read anew from the standard chain at most so often."""
 
 _exchange: contextvars.ContextVar[_Exchange] = contextvars.ContextVar("edgewise-aws-exchange")
 
@@ -67,6 +76,7 @@ class Aws:
         tls = any(url is None or url.startswith("https:") for url in self._urls.values())
         self._connections = Connections(network or Network(), tls=tls)
         self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="edgewise-aws")
+        self._session: Any = None
         self._clients: dict[str, Any] = {}
 
     def whom(self, service: str) -> str:
@@ -183,23 +193,32 @@ class Aws:
         read: Callable[[Any], T],
     ) -> T:
         token = _exchange.set(exchange)
+        session = None
         try:
-            return read(getattr(self._client(service), operation)(**parameters))
+            session, client = self._client(service)
+            return read(getattr(client, operation)(**parameters))
         except EdgewiseError:
             raise
         except Exception as error:  # a hostile body makes botocore's parsers raise nearly anything
-            raise translated(error, self.whom(service), exchange.secrets) from error
+            meant = translated(error, self.whom(service), exchange.secrets)
+            if isinstance(meant, CloudCredentialsError):
+                _shared.doubt(session)
+            raise meant from error
         finally:
             _exchange.reset(token)
             exchange.give_up()
 
-    def _client(self, service: str) -> Any:
+    def _client(self, service: str) -> tuple[Any, Any]:
+        """The session and its client of a service."""
         with _making:
+            session = _shared.current()
+            if session is not self._session:
+                self._session, self._clients = session, {}
             if service not in self._clients:
-                self._clients[service] = self._made(service)
-            return self._clients[service]
+                self._clients[service] = self._made(session, service)
+            return session, self._clients[service]
 
-    def _made(self, service: str) -> Any:
+    def _made(self, session: Any, service: str) -> Any:
         from botocore.config import Config
 
         settings = Config(
@@ -208,19 +227,38 @@ class Aws:
             proxies={},
             user_agent_extra="edgewise",
         )
-        made = _session().client(service, region_name=self._region, endpoint_url=self._urls[service], config=settings)
+        made = session.client(service, region_name=self._region, endpoint_url=self._urls[service], config=settings)
         made.meta.events.register("before-send", lambda request, **_: _exchange.get().send(request))
         return made
 
 
-@cache
-def _session() -> Any:
-    """One for the process: it holds the models of the services, which take long to read, and the credentials."""
-    import boto3
+class _SharedSession:
+    """One for the process: it holds the models of the services, which take long to read, and the credentials.
 
-    return boto3.session.Session()
+    Keys out of a file or the environment are read once a session. So one whose credentials were refused is made anew
+    for the next call, but not before it is `RENEW_S` old: they may be refused for good.
+    """
+
+    def __init__(self) -> None:
+        self._session: Any = None
+        self._made_s = 0.0
+        self._doubted = False
+
+    def current(self) -> Any:
+        """The session to sign with; to be called under `_making`."""
+        import boto3
+
+        if self._session is None or (self._doubted and time.monotonic() - self._made_s >= RENEW_S):
+            self._session, self._made_s, self._doubted = boto3.session.Session(), time.monotonic(), False
+        return self._session
+
+    def doubt(self, session: Any) -> None:
+        """The credentials of this session were refused."""
+        with _making:
+            self._doubted = self._doubted or session is self._session
 
 
+_shared = _SharedSession()
 _making = threading.Lock()
 """botocore's sessions make one client at a time."""
 

@@ -265,14 +265,45 @@ async def test_no_credentials_at_all_are_told_as_such(serving, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name)
     # The process keeps one session, and this one has its credentials already.
-    aws._session.cache_clear()
-    try:
-        with pytest.raises(CloudCredentialsError, match="credentials") as caught:
-            await once(stubs.BEDROCK.client(serving.url))
-    finally:
-        aws._session.cache_clear()
+    monkeypatch.setattr(aws, "_shared", aws._SharedSession())
+    with pytest.raises(CloudCredentialsError, match="credentials") as caught:
+        await once(stubs.BEDROCK.client(serving.url))
     assert "AWS_PROFILE" in caught.value.remedy
     assert serving.asked == []
+
+
+@of("bedrock")
+async def test_credentials_that_were_renewed_are_read_anew_after_a_refusal(serving, monkeypatch, tmp_path):
+    from edgewise.cloud.clients import aws
+    from edgewise.errors import CloudCredentialsError
+
+    keys = tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+    monkeypatch.setattr(aws, "_shared", aws._SharedSession())
+    signed, plain = [], serving.dialect.reply
+
+    def reply(asked, version):
+        signed.append(asked.headers["authorization"].partition("Credential=")[2].partition("/")[0])
+        if signed[-1] == "OLDKEY":
+            return stubs.aws_error(403, "The security token is expired", "ExpiredTokenException")
+        return plain(asked, version)
+
+    serving.dialect = stubs.Dialect(**{**vars(serving.dialect), "reply": reply})
+    keys.write_text("[default]\naws_access_key_id = OLDKEY\naws_secret_access_key = s\n")
+    client = stubs.BEDROCK.client(serving.url)
+    # However often it is refused, the chain is not read again before its time.
+    monkeypatch.setattr(aws, "RENEW_S", 1e6)
+    for _ in range(2):
+        with pytest.raises(CloudCredentialsError, match="expired"):
+            await client.predict(REQUEST, timeout_s=LONG_S)
+        keys.write_text("[default]\naws_access_key_id = NEWKEY\naws_secret_access_key = s\n")
+    monkeypatch.setattr(aws, "RENEW_S", 0.0)
+    for _ in range(2):
+        await client.predict(REQUEST, timeout_s=LONG_S)
+    await client.aclose()
+    assert signed == ["OLDKEY", "OLDKEY", "NEWKEY", "NEWKEY"]
 
 
 # A server like Triton: names, shapes and numbers of its own.
