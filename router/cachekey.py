@@ -46,6 +46,10 @@ def cache_key(
     digest = stem.copy()
     for part in _canonical(request.inputs):
         _add(digest, part)
+    if request.attributes:  # a gateway upstream hears of them, and may answer by them
+        for label in sorted(request.attributes.items()):
+            for word in label:
+                _add(digest, word.encode("utf-8", "surrogatepass"))
     return digest.digest()
 
 

@@ -24,12 +24,13 @@ identities = st.fixed_dictionaries(
         "task": texts,
         "mode": st.none() | st.sampled_from(Mode),
         "inputs": items,
+        "attributes": st.dictionaries(texts, texts, max_size=2),
         "scope": st.none() | texts,
         "model_digest": texts,
         "reference": st.none() | st.builds(Reference, texts, texts),
     }
 )
-_REQUEST_FIELDS = ("tenant", "data_policy", "task", "mode", "inputs")
+_REQUEST_FIELDS = ("tenant", "data_policy", "task", "mode", "inputs", "attributes")
 
 
 def key_of(identity: dict[str, object], **others: object) -> bytes:
@@ -53,7 +54,9 @@ def test_keys_are_equal_iff_all_fields_are(one: dict[str, object], other: dict[s
 @given(
     identities,
     identities,
-    st.sampled_from(["tenant", "task", "mode", "data_policy", "inputs", "scope", "model_digest", "reference"]),
+    st.sampled_from(
+        ["tenant", "task", "mode", "data_policy", "inputs", "attributes", "scope", "model_digest", "reference"]
+    ),
 )
 def test_a_change_in_any_one_field_changes_the_key(
     one: dict[str, object], other: dict[str, object], field: str
@@ -66,6 +69,7 @@ def test_a_change_in_any_one_field_changes_the_key(
 def test_fields_do_not_run_into_each_other(first: str, second: str, third: str) -> None:
     identity = {
         "inputs": "x",
+        "attributes": {},
         "data_policy": DataPolicy.ANY,
         "mode": None,
         "scope": None,
@@ -78,7 +82,7 @@ def test_fields_do_not_run_into_each_other(first: str, second: str, third: str) 
 
 @given(identities)
 def test_what_cannot_change_the_answer_is_not_in_the_key(identity: dict[str, object]) -> None:
-    assert key_of(identity) == key_of(identity, id="2", budget_ms=5.0, session="s", profile="p", attributes={"a": "b"})
+    assert key_of(identity) == key_of(identity, id="2", budget_ms=5.0, session="s", profile="p")
 
 
 def test_a_view_has_the_key_of_its_copy() -> None:
@@ -90,6 +94,24 @@ def test_a_view_has_the_key_of_its_copy() -> None:
         "mode": None,
         "scope": None,
         "model_digest": "",
+        "attributes": {},
         "reference": None,
     }
     assert key_of({**identity, "inputs": pixels.T}) == key_of({**identity, "inputs": pixels.T.copy()})
+
+
+def test_labels_have_no_order_and_do_not_run_into_each_other() -> None:
+    identity = {
+        "tenant": "t",
+        "data_policy": DataPolicy.ANY,
+        "task": "",
+        "mode": None,
+        "inputs": "x",
+        "scope": None,
+        "model_digest": "",
+        "reference": None,
+    }
+    labels = [{"a": "b", "c": "d"}, {"c": "d", "a": "b"}, {"ab": "", "cd": ""}, {"a": "bcd"}, {"a": "d", "c": "b"}, {}]
+    keys = [key_of({**identity, "attributes": some}) for some in labels]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == len(labels) - 1
