@@ -47,7 +47,8 @@ class StreamLimits(msgspec.Struct, frozen=True, kw_only=True):
         max_message_bytes: The largest message; a larger one closes the connection.
         max_in_flight: The most requests of one connection that wait for their first answer; one more is told to come
             back.
-        max_bad_messages: The most messages in a row that cannot be read; one more closes the connection.
+        max_bad_messages: The most messages that ask for nothing that can be answered before one that does; one more
+            closes the connection.
         idle_s: Seconds without a message and without a request in flight after which the connection is closed.
         send_timeout_s: Seconds that a client may take to read what it was sent.
     """
@@ -215,39 +216,40 @@ class _Connection:
         data = text.encode()
         if len(data) > self._limits.max_message_bytes:
             return _Close(_TOO_BIG, f"a message is larger than {self._limits.max_message_bytes} bytes")
+        now_s = time.monotonic()
         try:
-            sent = decode_message(data)
-        except RequestError as error:
-            return await self._bad_message(error, data)
-        self._bad_messages = 0
-        try:
-            await self._act(sent, len(data))
+            self._gate.rate(self._tenant, now_s)  # nobody has a message read in vain
+            await self._act(decode_message(data), len(data), now_s)
         except _SlowReaderError:
             raise
+        except RequestError as error:
+            return await self._bad_message(error, data)
         except Exception as error:  # whatever it is, the client is told, and the connection stays
-            await self._refuse(fault_of(error), sent.id or "")
+            await self._refuse(fault_of(error), id_of(data))
         return None
 
     async def _bad_message(self, error: RequestError, data: bytes) -> _Close | None:
         await self._refuse(fault_of(error), id_of(data))
         self._bad_messages += 1
         if self._bad_messages > self._limits.max_bad_messages:
-            return _Close(_POLICY, "too many messages that cannot be read")
+            return _Close(_POLICY, "too many messages that cannot be answered")
         return None
 
-    async def _act(self, message: ClientMessage, size: int) -> None:
+    async def _act(self, message: ClientMessage, size: int, now_s: float) -> None:
         if isinstance(message, CancelMessage):
             await self._cancel(message.id)
             return
-        now_s = time.monotonic()
+        self._check_places()
         streams = self._streams
         request = native.request_of(
             message, tenant=self._tenant, new_id=streams.new_id, max_budget_ms=streams.max_budget_ms, arrived_s=now_s
         )
-        self._check(request.id, now_s)
+        if request.id in self._asked:
+            raise RequestError("id", f"id: {request.id} is in flight on this connection.", "Send another id.")
         catalog = streams.catalog
         served = catalog.default() if message.model is None else catalog.named(message.model, field="model")
         self._gate.room.take(size)
+        self._bad_messages = 0
         parent = self._traceparent if message.traceparent is None else message.traceparent.encode("ascii", "replace")
         task = asyncio.create_task(self._answer(served, request, parent))
         self._asked[request.id] = _Asked(task)
@@ -255,15 +257,12 @@ class _Connection:
         # Not the task's own business: one that is cancelled before it begins never runs.
         task.add_done_callback(lambda _: self._forget(request.id, size))
 
-    def _check(self, request_id: str, now_s: float) -> None:
-        """Let one more request in.
+    def _check_places(self) -> None:
+        """Find out whether one more request may come in.
 
         Raises:
-            RequestError: Its id is in flight already.
             Fault: There are too many, or service ends.
         """
-        if request_id in self._asked:
-            raise RequestError("id", f"id: {request_id} is in flight on this connection.", "Send another id.")
         if self._gate.drain.has_begun:
             raise Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")
         if self._unanswered >= self._limits.max_in_flight:
@@ -273,7 +272,7 @@ class _Connection:
                 f"{self._unanswered} requests of this connection wait for their answer already.",
                 remedy="Wait for one.",
             )
-        self._gate.admit(self._tenant, now_s)
+        self._gate.slots.check()
 
     def _forget(self, request_id: str, size: int) -> None:
         self._gate.room.give(size)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgewise.contracts import Answered, DataPolicy, Done, Event, Mode, Reason, Request, Revised, Status, Token
 from edgewise.errors import RequestError
-from edgewise.wire import native, stream_messages
+from edgewise.wire import native, stream, stream_messages
 from edgewise.wire.admission import Gate, Rates
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.events import Updates
@@ -399,6 +399,40 @@ async def test_a_tenant_has_its_rate() -> None:
         await until(lambda: house.socket.told("2") == ["error"])
         assert house.socket.codes() == ["rate_limited"]
         await until(lambda: house.socket.told("1") == ["answer", "done"])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "predict", "id": "2", "inputs": {"image": "QUJD"}, "mode": "nonsense"},
+        {"type": "predict", "id": "2", "inputs": {"image": "no base64"}},
+        {"type": "cancel", "id": "2"},
+        {"type": "shout", "id": "2"},
+    ],
+)
+async def test_every_message_counts_against_the_rate_before_it_is_read(
+    message: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with House(gate=Gate(100, 1 << 20, Rates(0.001, 2))) as house:
+        house.socket.say(message)
+        house.socket.predict("x", id="1")
+        await until(lambda: house.socket.told("1") == ["answer", "done"])
+        before = len(house.socket.heard)
+        monkeypatch.setattr(stream, "decode_message", None)
+        house.socket.say(message)
+        await until(lambda: len(house.socket.heard) > before)
+        assert house.socket.heard[-1]["id"] == "2"
+        assert house.socket.codes()[-1] == "rate_limited"
+
+
+async def test_requests_that_cannot_be_answered_are_bad_messages_too() -> None:
+    async with House(max_bad_messages=3) as house:
+        for _ in range(4):
+            house.socket.predict("x", id="7", mode="nonsense")
+            house.socket.say({"type": "cancel", "id": "7"})  # makes up for nothing
+        await until(lambda: house.socket.closed is not None)
+    assert house.socket.closed[0] == 1008
+    assert house.socket.codes() == ["invalid_request"] * 4
 
 
 async def test_messages_share_the_room_of_bodies() -> None:
