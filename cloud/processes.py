@@ -18,6 +18,7 @@ import msgspec
 from edgewise.cloud import messages
 from edgewise.cloud.child import Child, Limits, WorkerDiedError
 from edgewise.cloud.messages import EngineSpec, Loaded
+from edgewise.cloud.workers import unheard
 from edgewise.contracts import Input, Prediction, ServiceInfo
 from edgewise.errors import CloudError, CloudUnreachableError, ConfigError, EdgewiseError, InputError, RequestError
 
@@ -42,10 +43,6 @@ def restart_delay_s(deaths: int) -> float:
     return min(FIRST_DELAY_S * 2.0 ** min(deaths - 1, 30), LONGEST_DELAY_S)
 
 
-def _nobody() -> None:
-    return None
-
-
 class ProcessWorkers:
     """A model in worker processes, each with a copy of its own.
 
@@ -65,7 +62,7 @@ class ProcessWorkers:
         *,
         replicas: int,
         limits: Limits | None = None,
-        on_death: Callable[[], None] = _nobody,
+        on_death: Callable[[], None] = unheard,
     ) -> None:
         if replicas < 1:
             raise ConfigError(f"replicas is {replicas}.", "Give 1 or more worker processes.")
@@ -73,6 +70,7 @@ class ProcessWorkers:
         self._replicas = replicas
         self._limits = limits or Limits()
         self._on_death = on_death
+        self.on_change: Callable[[], None] = unheard
         self._loaded: Loaded | None = None
         self._up: set[Child] = set()
         self._idle: deque[Child] = deque()
@@ -210,6 +208,7 @@ class ProcessWorkers:
         self._loaded = child.loaded
         self._up.add(child)
         self._free(child)
+        self.on_change()
         return child
 
     async def _keep(self, child: Child) -> None:
@@ -230,6 +229,7 @@ class ProcessWorkers:
         if child in self._idle:
             self._idle.remove(child)
         self._wake.set()
+        self.on_change()
 
     async def _replaced(self, why: str, deaths: int) -> tuple[Child, int]:
         """Start another worker in place of a dead one; returns it and the deaths in a row until then."""

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from uuid import uuid4
 from edgewise.cloud import messages
 from edgewise.cloud.engine import load_engine
 from edgewise.cloud.messages import Computed, EngineSpec, Loaded
-from edgewise.cloud.workers import ThreadWorkers, worker_gone
+from edgewise.cloud.workers import ThreadWorkers, unheard, worker_gone
 from edgewise.contracts import Input, Prediction, ServiceInfo
 from edgewise.errors import (
     CloudError,
@@ -194,6 +194,7 @@ class HandleWorkers:
         self._deployment = deployment
         self._info: ServiceInfo | None = None
         self._replicas = 0
+        self.on_change: Callable[[], None] = unheard
         self._looks: asyncio.Task[None] | None = None
 
     @property
@@ -283,11 +284,14 @@ class HandleWorkers:
             await self._look()
 
     async def _look(self) -> None:
+        before = self._replicas
         try:
             self._replicas = await asyncio.to_thread(_running, self._application, self._deployment)
         except Exception as error:  # Ray promises no set of exceptions
             self._replicas = 0
             _log.error("Ray Serve does not say how %s is: %s", self._application, type(error).__name__)
+        if self._replicas != before:
+            self.on_change()
 
 
 class RayWorkers(HandleWorkers):

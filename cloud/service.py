@@ -86,6 +86,7 @@ class EngineService:
                 "Give a max_batch of 1 or more and a max_wait_ms of 0 or more.",
             )
         self._workers = workers
+        workers.on_change = self._changed
         self._clock = clock
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1e3
@@ -251,6 +252,10 @@ class EngineService:
             self._computing.add(task)
             task.add_done_callback(self._ended)
         return len(batch)
+
+    def _changed(self) -> None:
+        """There may be another slot."""
+        self._wake.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._computing.discard(task)

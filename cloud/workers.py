@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -27,8 +27,18 @@ from edgewise.errors import (
 _log = logging.getLogger(__name__)
 
 
+def unheard() -> None:
+    """What workers call that nobody listens to."""
+
+
 class Workers(Protocol):
-    """Computes batches, `slots` of them at the same time."""
+    """Computes batches, `slots` of them at the same time.
+
+    Attributes:
+        on_change: Set by who hands out batches; called in the event loop when `slots` or `ready` has changed.
+    """
+
+    on_change: Callable[[], None]
 
     @property
     def info(self) -> ServiceInfo:
@@ -74,6 +84,7 @@ class ThreadWorkers:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.on_change: Callable[[], None] = unheard
         self._engine = engine
         self._threads: ThreadPoolExecutor | None = None
 

@@ -107,6 +107,8 @@ def alive(pid):
 async def test_a_killed_worker_is_noticed_told_and_replaced(start, tiny_text_bundle, caplog):
     deaths = []
     workers = await start(tiny_text_bundle, replicas=1, on_death=lambda: deaths.append(1))
+    told = []
+    workers.on_change = lambda: told.append(workers.ready() is None)
     (pid,) = workers.pids
     os.kill(pid, signal.SIGKILL)
     await until(lambda: workers.ready() is not None)
@@ -118,6 +120,7 @@ async def test_a_killed_worker_is_noticed_told_and_replaced(start, tiny_text_bun
     assert workers.pids != [pid]
     assert await outputs(workers, ["wheat"]) == ["grain"]
     assert len(deaths) == 1
+    assert told == [False, True]
     os.kill(workers.pids[0], signal.SIGKILL)
     await until(lambda: len(deaths) == 2)
     # It had answered: that is no crash loop.

@@ -394,6 +394,20 @@ async def test_as_many_batches_as_there_are_slots_compute_at_once():
     assert workers.closed
 
 
+async def test_a_worker_that_comes_back_takes_what_has_queued():
+    workers = Slots(slots=1)
+    service = EngineService(workers, clock=time, max_wait_ms=0)
+    async with service.lifespan():
+        first = asyncio.create_task(answer(service, request("first")))
+        await settled(workers, 1)
+        (second,) = await queued(service, [request("second")])
+        workers.slots = 2
+        workers.on_change()
+        await settled(workers, 2)
+        workers.go()
+        assert [(await first).output, (await second).output] == ["FIRST", "SECOND"]
+
+
 async def test_free_slots_share_what_has_queued():
     workers = Slots()
     service = EngineService(workers, clock=time, max_wait_ms=0)
