@@ -292,7 +292,12 @@ class FrontDoor:
             with self._gate.slots:
                 await post(body, tenant, headers, receive, send)
         elif scope["path"] == PREDICT and _wants_events(headers):
-            await self._send_events(body, tenant, headers, receive, send)
+            with self._streams:
+                telling = self._events.predict(
+                    *self._inference.request(body, tenant, headers), headers, self._gate, receive, send
+                )
+                del body  # the stream may last, and its room is given back when it begins
+                await telling
         elif hot is not None:
             self._gate.slots.check()
             found = hot(body, tenant, headers)
@@ -312,11 +317,6 @@ class FrontDoor:
         finally:
             self._gate.slots.give()
         await _send(found, send)
-
-    async def _send_events(self, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send) -> None:
-        served, request = self._inference.request(body, tenant, headers)
-        with self._streams:
-            await self._events.predict(served, request, headers, self._gate, receive, send)
 
     def _admit(self, scope: Scope, headers: Headers) -> str:
         tenant = scope[TENANT] = self._tenant(headers)

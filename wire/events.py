@@ -108,19 +108,23 @@ async def asked(served: Served, request: Request, updates: Updates, count: Count
     """
     started = time.perf_counter()
     events: AsyncIterator[Event] = served.service.events(request)
+    tenant, request_id, is_owed = request.tenant, request.id, False
     try:
         async for event in events:
             if isinstance(event, Answered):
                 count(served, event.answer, started)
-            if isinstance(event, Done) and event.pending:
-                async for late in updates.of(request.tenant, request.id):
-                    yield late
-                return
+            is_owed = isinstance(event, Done) and event.pending
+            if is_owed:
+                break
             yield event
     finally:
         close = getattr(events, "aclose", None)
         if close is not None:
             await close()
+    if is_owed:
+        del request, events, close  # an update is waited for long, and inputs may be large
+        async for late in updates.of(tenant, request_id):
+            yield late
 
 
 async def kept(updates: Updates, tenant: str, answer: Answer, wait_s: float) -> AsyncGenerator[Event, None]:
@@ -279,7 +283,9 @@ class EventStreams:
             Exception: What the service raises before its first answer.
         """
         telling = told(asked(served, request, self._updates, self._count), gate.drain, pause_s=self._keep_alive_s)
-        await unless_client_leaves(receive, self._tell(telling, gate.slots, request.id, headers, send))
+        work = self._tell(telling, gate.slots, request.id, headers, send)
+        del request
+        await unless_client_leaves(receive, work)
 
     async def kept(
         self, answer: Answer, tenant: str, headers: Headers, drain: Drain, wait_s: float, receive: Receive, send: Send

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
@@ -127,10 +127,11 @@ class Streams:
 
 
 class _Asked:
-    """A request in flight: its task, and whether its first answer was told."""
+    """A request in flight: its task, the room of its message, and whether its first answer was told."""
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
+    def __init__(self, task: asyncio.Task[None], held_bytes: int) -> None:
         self.task = task
+        self.held_bytes = held_bytes
         self.first: Answered | None = None
 
 
@@ -252,10 +253,11 @@ class _Connection:
         self._bad_messages = 0
         parent = self._traceparent if message.traceparent is None else message.traceparent.encode("ascii", "replace")
         task = asyncio.create_task(self._answer(served, request, parent))
-        self._asked[request.id] = _Asked(task)
+        request_id = request.id  # and nothing else of it is kept until its update has come
+        self._asked[request_id] = _Asked(task, size)
         self._unanswered += 1
         # Not the task's own business: one that is cancelled before it begins never runs.
-        task.add_done_callback(lambda _: self._forget(request.id, size))
+        task.add_done_callback(lambda _: self._forget(request_id))
 
     def _check_places(self) -> None:
         """Find out whether one more request may come in.
@@ -274,34 +276,42 @@ class _Connection:
             )
         self._gate.slots.check()
 
-    def _forget(self, request_id: str, size: int) -> None:
-        self._gate.room.give(size)
-        if self._asked.pop(request_id).first is None:
+    def _forget(self, request_id: str) -> None:
+        asked_for = self._asked.pop(request_id)
+        self._let_go(asked_for)
+        if asked_for.first is None:
             self._unanswered -= 1
 
+    def _let_go(self, asked_for: _Asked) -> None:
+        """Give back the room of its message, if it has not been."""
+        self._gate.room.give(asked_for.held_bytes)
+        asked_for.held_bytes = 0
+
     async def _answer(self, served: Served, request: Request, parent: bytes | None) -> None:
+        streams, request_id = self._streams, request.id
+        events = asked(served, request, streams.updates, streams.count)
+        del request
         try:
             with tracing.span("request", kind="server", parent=parent) as span:
-                await self._tell(served, request, span)
+                await self._tell(events, request_id, span)
         except _SlowReaderError:
             self._stuck.set()
         except Exception as error:  # whatever a service raises, the client is told, and the connection stays
             with suppress(_SlowReaderError):
-                await self._refuse(fault_of(error), request.id)
+                await self._refuse(fault_of(error), request_id)
 
-    async def _tell(self, served: Served, request: Request, span: tracing.Span) -> None:
-        streams = self._streams
-        events = asked(served, request, streams.updates, streams.count)
+    async def _tell(self, events: AsyncGenerator[Event, None], request_id: str, span: tracing.Span) -> None:
         async with aclosing(told(events, self._gate.drain)) as telling:
             with self._gate.slots:
                 first = await anext(telling)
             if isinstance(first, Answered):
-                self._asked[request.id].first = first
+                self._asked[request_id].first = first
                 self._unanswered -= 1
                 span.set("edgewise.source", first.answer.source)
                 span.set("edgewise.reason", first.answer.decision.reason)
                 span.set("edgewise.status", first.answer.status)
             await self._say(first)
+            self._let_go(self._asked[request_id])
             async for event in telling:
                 await self._say(event)
 

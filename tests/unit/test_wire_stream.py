@@ -425,6 +425,15 @@ async def test_every_message_counts_against_the_rate_before_it_is_read(
         assert house.socket.codes()[-1] == "rate_limited"
 
 
+async def test_who_waits_for_an_update_holds_no_room() -> None:
+    async with House(gate=Gate(100, 200, None)) as house:
+        for number in ("1", "2"):
+            house.socket.predict("late", id=number, attributes={"a": "x" * 100})
+            await until(lambda number=number: house.socket.told(number) == ["answer"])
+        assert house.gate.room.taken == 0
+        assert not house.service.cancelled
+
+
 async def test_requests_that_cannot_be_answered_are_bad_messages_too() -> None:
     async with House(max_bad_messages=3) as house:
         for _ in range(4):
