@@ -211,7 +211,7 @@ class Flow:
     def _decided(self, turn: Turn, before: Decision | None, prediction: Prediction) -> Decided:
         with self._lock:
             decision = before or self._judgement.decide(turn.policy, turn.request, prediction)
-            if decision.action is Action.LOCAL:
+            if decision.action is Action.LOCAL and turn.draw is None:
                 self._recall.renew_key(turn)
         return Decided(decision, prediction)
 

@@ -64,8 +64,8 @@ class Recall:
         return turn.key
 
     def renew_key(self, turn: Turn) -> None:
-        """What a local answer rests on may have changed while the edge model computed."""
-        if turn.key is not None:
+        """What a local answer rests on is that of its decision: it may have changed before, and may change after."""
+        if turn.key is not None or (not self._is_empty and _may_be_kept(turn.request)):
             turn.key = self._key(turn.request, turn.mode, self.reference)
 
     def find(self, turn: Turn) -> Answer | None:

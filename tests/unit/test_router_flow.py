@@ -24,6 +24,7 @@ from edgewise.contracts import (
 )
 from edgewise.errors import RequestError
 from edgewise.router import RouterSettings
+from edgewise.router.cachekey import cache_key
 from edgewise.router.pace import Pace, Recent
 from edgewise.router.policies import PolicySettings
 from edgewise.router.settings import Profile
@@ -449,3 +450,24 @@ async def test_answers_from_a_cache_keep_what_was_decided():
     again = await flow.answer(Request(inputs=CONFIDENT))
     assert again.decision == msgspec.structs.replace(first.decision, reason=Reason.CACHE_HIT)
     assert again.model_digest == first.model_digest
+
+
+async def test_an_answer_whose_audit_is_not_on_record_is_kept_under_what_it_was_decided_by(monkeypatch):
+    cache, scope = fakes.DictCache(), ["decided"]
+    flow = router(fakes.ScriptedCloud(), audits=fakes.DictStore(), cache=cache, uniform=lambda: 0.0)
+    monkeypatch.setattr(flow._verdicts, "draw", lambda request: None)
+    monkeypatch.setattr(flow._recall, "_scope", lambda request: scope[0])
+    decide = flow._flow._decide
+
+    async def decide_then_change(turn):
+        decided = await decide(turn)
+        scope[0] = "changed"
+        return decided
+
+    monkeypatch.setattr(flow._flow, "_decide", decide_then_change)
+    request = Request(inputs=CONFIDENT)
+    answer = await flow.answer(request)
+    assert answer.source is Source.EDGE
+    mode, reference = flow._settings.promise(request)[0], fakes.CERTIFIED
+    key = cache_key(request, mode=mode, scope="decided", model_digest=answer.model_digest, reference=reference)
+    assert list(cache) == [key]
