@@ -79,11 +79,17 @@ class LoopThread:
             RuntimeError: The thread was stopped, before or meanwhile.
         """
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
+            future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        except RuntimeError:
+            work.close()
+            raise
+        try:
+            return future.result()
         except CancelledError as error:
             raise RuntimeError("The router was closed.") from error
         except BaseException:
-            work.close()
+            # By now the work is the loop's, which alone may end it.
+            future.cancel()
             raise
 
     def stop(self) -> None:
