@@ -14,6 +14,7 @@ Three extensions spare a small request half of what ASGI costs; an application t
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,13 @@ _REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_MESSAGE), _MESSAGE)
 )
+
+
+_log = logging.getLogger("edgewise.wire.protocol")
+"""Errors of the application, and warnings of what clients send where somebody has set its level: else anybody could
+fill the log."""
+if _log.level == logging.NOTSET:
+    _log.setLevel(logging.ERROR)
 
 
 class _HeadTooLargeError(Exception):
@@ -98,6 +106,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.logger = _log
         self._respond: AtOnce | None = getattr(self.app, "at_once", None)
         self._early: bytes | None = None
         """What is here of the body of a request that may be answered at once; None where it has a cycle."""

@@ -420,6 +420,21 @@ def test_a_long_poll_gets_an_answer_stored_by_another_thread() -> None:
             assert polling.result(30).json()["output"] == "acq"
 
 
+def test_garbage_writes_nothing_to_the_log_and_an_error_does(caplog) -> None:
+    async def broken(scope, receive, send):
+        if scope["type"] == "http":
+            raise ValueError("broken")
+        await inner(scope, receive, send)
+
+    inner = door()
+    with BackgroundServer(broken) as server:
+        assert raw(server, b"garbage\r\n\r\n").startswith(b"HTTP/1.1 400")
+        upgrade = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: h2c\r\n\r\n"
+        assert not caplog.records
+        assert raw(server, upgrade).startswith(b"HTTP/1.1 500")
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
 class Verbose(fakes.FakeService):
     """Answers at once, and more than a socket takes."""
 
