@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from edgewise.cloud.messages import EngineSpec
     from edgewise.cloud.repository import ModelRepository, ModelService, Opener
     from edgewise.cloud.workers import Workers
+
+_log = logging.getLogger(__name__)
 
 RAY = "ray"
 """The engine that computes on a Ray cluster; the others compute on this machine."""
@@ -300,24 +303,36 @@ def _cores() -> int:
 
 @asynccontextmanager
 async def _running(repository: ModelRepository) -> AsyncIterator[None]:
-    """The models while the application lives; SIGHUP loads them again, where signals reach this thread."""
-    loop = asyncio.get_running_loop()
-    reloads: set[asyncio.Task[None]] = set()
+    """The models while the application lives; SIGHUP loads them again, where signals reach this thread.
 
-    def reload() -> None:
-        task = loop.create_task(repository.reload(), name="edgewise-reload")
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
+    One that comes while they load the first time is heard afterwards: unhandled it would end the process.
+    """
     hears = hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
-    async with repository.lifespan():
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    if hears:
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
+    try:
+        async with repository.lifespan():
+            reloads = asyncio.create_task(_reloading(repository, asked), name="edgewise-reload")
+            try:
+                yield
+            finally:
+                reloads.cancel()
+                await asyncio.wait({reloads})
+    finally:
         if hears:
-            loop.add_signal_handler(signal.SIGHUP, reload)
+            loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _reloading(repository: ModelRepository, asked: asyncio.Event) -> None:
+    """Load every model again each time it is asked for; what is asked meanwhile is one more time."""
+    from edgewise.cloud.workers import frames
+
+    while True:
+        await asked.wait()
+        asked.clear()
         try:
-            yield
-        finally:
-            if hears:
-                loop.remove_signal_handler(signal.SIGHUP)
-            for task in reloads:
-                task.cancel()
-            await asyncio.gather(*reloads, return_exceptions=True)
+            await repository.reload()
+        except Exception as error:  # whatever one load meets, the next one is heard
+            _log.error("The models were not loaded again: %s", frames(error))

@@ -1,6 +1,10 @@
 """What a cloud service is made of: names, engines, who may load; and what is refused before a model is loaded."""
 
+import asyncio
+import contextlib
 import importlib.util
+import os
+import signal
 import socket
 
 import pytest
@@ -10,6 +14,7 @@ from edgewise.cloud import rayserve
 from edgewise.config import Config, ServerSection
 from edgewise.errors import CheckpointError, ConfigError, MissingExtraError
 from edgewise.wiring import CloudSettings, cloud_models
+from edgewise.wiring.cloud import _running
 from edgewise.wiring.rayserve import ray_arguments
 
 
@@ -94,6 +99,32 @@ async def test_a_bundle_that_answers_its_golden_items_otherwise_is_not_served(ti
     monkeypatch.setattr(EdgeModel, "predict", lambda self, items: honest(self, ["vessel port" for _ in items]))
     with pytest.raises(CertificateError, match="comes out differently"):
         wiring.build_cloud(settings(bundle, replicas=0), config())
+
+
+async def test_a_hangup_while_models_load_is_heard_once_they_are_loaded():
+    seen, reloaded = [], asyncio.Semaphore(0)
+
+    class Slow:
+        @contextlib.asynccontextmanager
+        async def lifespan(self):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.01)
+            seen.append("loaded")
+            yield
+
+        async def reload(self):
+            seen.append("reload")
+            reloaded.release()
+            if seen.count("reload") == 1:
+                raise OSError("not loaded")
+
+    before = signal.getsignal(signal.SIGHUP)
+    async with _running(Slow()):
+        await asyncio.wait_for(reloaded.acquire(), 20)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.wait_for(reloaded.acquire(), 20)
+    assert seen == ["loaded", "reload", "reload"]
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_ray_that_is_not_installed_is_named_with_its_command(tiny_text_bundle, monkeypatch):
