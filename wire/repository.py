@@ -60,9 +60,9 @@ def repository_routes(repository: Repository, admins: Collection[str]) -> dict[s
 
     Args:
         repository: The models.
-        admins: Tenants that may load and unload.
+        admins: Tenants that may load and unload, and who are told why a model is not ready.
     """
-    routes: dict[str, PostHandler] = {f"{_PREFIX}/index": _Index(repository)}
+    routes: dict[str, PostHandler] = {f"{_PREFIX}/index": _Index(repository, admins)}
     for name in repository.names:
         model = f"{_PREFIX}/models/{name}"
         routes[f"{model}/load"] = _Change(name, admins, repository, load=True)
@@ -71,14 +71,17 @@ def repository_routes(repository: Repository, admins: Collection[str]) -> dict[s
 
 
 class _Index:
-    """Answers `POST /v2/repository/index`."""
+    """Answers `POST /v2/repository/index`; reasons, which may name the server's paths, only to admins."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, admins: Collection[str]) -> None:
         self._repository = repository
+        self._admins = admins
 
     async def __call__(self, body: bytes, tenant: str, headers: Headers, receive: Receive, send: Send) -> None:
         asked = decode_json(body, _index_decoder, ("ready",)) if body else _IndexBody()
         lines = [line for line in self._repository.index() if line.state == "READY" or not asked.ready]
+        if tenant not in self._admins:
+            lines = [msgspec.structs.replace(line, reason="") for line in lines]
         await reply(send, 200, _encoder.encode(lines))
 
 

@@ -361,3 +361,15 @@ async def test_an_answer_that_overtook_a_swap_names_the_version_that_computed_it
             reply = (await client.post("/v2/models/one/infer", json=body)).json()
     assert looked_up["one"].info.version == "1"
     assert (reply["model_version"], reply["parameters"]["model_digest"]) == ("2", "2")
+
+
+async def test_only_admins_are_told_why_a_model_is_not_ready():
+    shelf = Shelf("one")
+    async with door(shelf) as client:
+        shelf.error = CheckpointError("/srv/models/one is no folder.", "Give one.")
+        with pytest.raises(CheckpointError):
+            await shelf.repository.load("one")
+        (told,) = (await client.post("/v2/repository/index", headers=OPS)).json()
+        (untold,) = (await client.post("/v2/repository/index", headers=SHOP)).json()
+    assert "/srv/models/one" in told["reason"]
+    assert untold == {**told, "reason": ""}
