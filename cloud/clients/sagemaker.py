@@ -38,6 +38,7 @@ CONTAINERS: Final = ("huggingface", "oip")
 _RUNTIME, _CONTROL = "sagemaker-runtime", "sagemaker"
 _SERVING = ("InService", "SystemUpdating")
 _KEEP_S = 60.0
+_MAX_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ class SageMakerClient:
         control_url: Address of the control plane, which describes the endpoint.
         container: What it speaks: "huggingface", or "oip", the Open Inference Protocol, as our own container does.
         task: Of "huggingface": "text-classification" unless given, "text-generation" or "feature-extraction".
-        max_tokens: Of "text-generation": longest answer.
+        max_tokens: Of "text-generation": longest answer, 256 unless given.
         tensors: Of "oip": what the model calls its tensors.
         network: How to connect.
 
     Raises:
-        ConfigError: A key is given, or the endpoint, the container, the task or an address cannot be used.
+        ConfigError: A key is given, or the endpoint, the container, the task or an address cannot be used, or a
+            setting is the other container's.
         MissingExtraError: boto3 is not installed.
     """
 
@@ -79,7 +81,7 @@ class SageMakerClient:
         control_url: str | None = None,
         container: str = "huggingface",
         task: str | None = None,
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
         tensors: Tensors | None = None,
         network: Network | None = None,
     ) -> None:
@@ -90,9 +92,10 @@ class SageMakerClient:
             raise ConfigError(f"The container is {container!r}.", f"Choose one of: {', '.join(CONTAINERS)}.")
         if task is not None and task not in TASKS:
             raise ConfigError(f"The task is {task!r}.", f"Choose one of: {', '.join(TASKS)}.")
+        _check_settings(container, task, max_tokens, tensors)
         self._name = model
         self._task = task or CLASSIFICATION
-        self._max_tokens = max_tokens
+        self._max_tokens = _MAX_TOKENS if max_tokens is None else max_tokens
         self._tensors = None if container == "huggingface" else tensors or Tensors()
         self._aws = Aws({_RUNTIME: url, _CONTROL: control_url}, region=region, network=network)
         self._endpoint = Lasting(self._ask_endpoint, time.monotonic)
@@ -203,6 +206,26 @@ class SageMakerClient:
         decoding = (self._task, self._max_tokens, self._tensors)
         digest = hashlib.sha256(msgspec.json.encode((decoding, endpoint.images), order="sorted")).hexdigest()
         return Reference(self._name, f"{endpoint.configuration}/{variant}, {digest[:16]}")
+
+
+def _check_settings(container: str, task: str | None, max_tokens: int | None, tensors: Tensors | None) -> None:
+    """Refuse what would go unheeded.
+
+    Raises:
+        ConfigError: A setting is the other container's, or of another task, or out of its range.
+    """
+    if container == "oip" and (task is not None or max_tokens is not None):
+        unheeded = "`task`" if task is not None else "`max_tokens`"
+        raise ConfigError(f"{unheeded} says nothing to the container oip.", f"Drop {unheeded}, or take huggingface.")
+    if container != "oip" and tensors is not None:
+        raise ConfigError(
+            "`input`, `input_shape`, `output` and `labels` say nothing to the container huggingface.",
+            'Drop them, or set container = "oip".',
+        )
+    if max_tokens is not None and task != GENERATION:
+        raise ConfigError(f"`max_tokens` says nothing to the task {task or CLASSIFICATION}.", "Drop `max_tokens`.")
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}.", "Give a number above 0.")
 
 
 def _endpoint_of(answer: Mapping[str, Any]) -> _Endpoint:
