@@ -130,12 +130,13 @@ class Door:
 
         wanted = self._args
         tracing.start("cloud")
+        metrics = Metrics()
         application = serve.get_replica_context().app_name
 
         def opener(name: str) -> Any:
             async def opened() -> EngineService:
                 workers = HandleWorkers(self._engines[name], application, _deployment(name))
-                return EngineService(workers, clock=time, max_batch=wanted.max_batch)
+                return EngineService(workers, clock=time, max_batch=wanted.max_batch, metrics=metrics)
 
             return opened
 
@@ -147,7 +148,7 @@ class Door:
         return front_door(
             repository.models,
             answers=None,
-            metrics=Metrics(),
+            metrics=metrics,
             api_keys=api_keys(wanted.api_keys_env),
             limits=limits(checked(Config(server=server))),
             lifespan=repository.lifespan,

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import signal
 import socket
+import sys
+import types
 
 import pytest
 
@@ -15,7 +17,7 @@ from edgewise.config import Config, ServerSection
 from edgewise.errors import CheckpointError, ConfigError, MissingExtraError
 from edgewise.wiring import CloudSettings, cloud_models
 from edgewise.wiring.cloud import _running
-from edgewise.wiring.rayserve import ray_arguments
+from edgewise.wiring.rayserve import Door, ray_arguments
 
 
 def config(**server):
@@ -125,6 +127,24 @@ async def test_a_hangup_while_models_load_is_heard_once_they_are_loaded():
         await asyncio.wait_for(reloaded.acquire(), 20)
     assert seen == ["loaded", "reload", "reload"]
     assert signal.getsignal(signal.SIGHUP) == before
+
+
+async def test_a_door_on_ray_counts_where_its_metrics_are_told(monkeypatch):
+    serve = types.SimpleNamespace(get_replica_context=lambda: types.SimpleNamespace(app_name="app"))
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(serve=serve))
+    monkeypatch.setattr("edgewise.wiring.rayserve.front_door", lambda models, **told: told)
+    monkeypatch.setattr("edgewise.cloud.repository.ModelRepository", lambda openers: Shelf(openers))
+    monkeypatch.setattr("edgewise.cloud.service.EngineService", lambda workers, **given: given)
+
+    class Shelf:
+        lifespan = models = None
+
+        def __init__(self, openers):
+            opened.update(openers)
+
+    opened = {}
+    told = Door({"m": None}, {"models": {"m": "/m"}}).__serve_build_asgi_app__()
+    assert (await opened["m"]())["metrics"] is told["metrics"]
 
 
 def test_ray_that_is_not_installed_is_named_with_its_command(tiny_text_bundle, monkeypatch):
