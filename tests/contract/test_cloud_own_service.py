@@ -9,6 +9,7 @@ from collections import defaultdict
 import pytest
 
 from edgewise.cloud.clients import CLIENTS
+from edgewise.cloud.clients.oip import upstream_id
 from edgewise.cloud.service import EngineService
 from edgewise.cloud.workers import ThreadWorkers
 from edgewise.contracts import (
@@ -118,6 +119,9 @@ async def test_our_own_service_answers_and_says_what_it_serves(own):
     assert replies == [CloudReply(f"label of text {i}", REFERENCE) for i in range(20)]
 
 
+GIVEN_UP, PATIENT = Request(id="given-up", inputs="given up"), Request(id="patient", inputs="patient")
+
+
 @pytest.mark.parametrize("how", ["time-out", "cancel"])
 async def test_our_own_service_computes_nothing_for_a_client_that_gave_up(own, engine, service, how):
     engine.gate.clear()
@@ -126,15 +130,15 @@ async def test_our_own_service_computes_nothing_for_a_client_that_gave_up(own, e
     if how == "time-out":
         # The service may say first that the budget is spent.
         with pytest.raises(CloudError):
-            await own.predict(Request(id="given-up", inputs="given up"), timeout_s=SHORT_S)
+            await own.predict(GIVEN_UP, timeout_s=SHORT_S)
     else:
-        given_up = asyncio.create_task(own.predict(Request(id="given-up", inputs="given up"), timeout_s=LONG_S))
-        await service.until(service.came["given-up"])
+        given_up = asyncio.create_task(own.predict(GIVEN_UP, timeout_s=LONG_S))
+        await service.until(service.came[upstream_id(GIVEN_UP)])
         given_up.cancel()
         await asyncio.gather(given_up, return_exceptions=True)
-    patient = asyncio.create_task(own.predict(Request(id="patient", inputs="patient"), timeout_s=LONG_S))
-    await service.until(service.left["given-up"])
-    await service.until(service.came["patient"])
+    patient = asyncio.create_task(own.predict(PATIENT, timeout_s=LONG_S))
+    await service.until(service.left[upstream_id(GIVEN_UP)])
+    await service.until(service.came[upstream_id(PATIENT)])
     engine.gate.set()
     assert [reply.output for reply in await asyncio.gather(first, patient)] == ["label of first", "label of patient"]
     assert engine.seen == ["first", "patient"]
