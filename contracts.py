@@ -213,6 +213,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     timings_ms: Mapping[str, float]
     model_digest: str
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no update will follow."""
+        return self.status is Status.FINAL or self.decision.reason in FINAL_PROVISIONALS
+
 
 class Token(msgspec.Struct, frozen=True, tag="token", kw_only=True):
     """A piece of generated text."""

@@ -6,14 +6,12 @@ of a checkpoint is `choosing`'s, which is imported only for one.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from edgewise.contracts import Input, LocalModel, Prediction, ServiceInfo
-from edgewise.edge import EdgeModel
+from edgewise.edge import EdgeModel, probe
 from edgewise.errors import CheckpointError, ConfigError
 
 Runtime: TypeAlias = Literal["auto", "torch", "onnx"]
@@ -135,7 +133,7 @@ def load_engine(
     for option, value in (("threads", threads), ("max_slots", max_slots)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is {value}.", "Give 1 or more.")
-    loaded = _load(path, threads or _usable_cores(), name, check_runtime(engine), max_slots)
+    loaded = _load(path, threads or probe().cores, name, check_runtime(engine), max_slots)
     if task is not None and task != loaded.info.task:
         raise CheckpointError(f"{path} is for {loaded.info.task}, not for {task}.", f"Give a model for {task}.")
     return loaded
@@ -152,9 +150,3 @@ def _load(path: Path, threads: int, name: str | None, runtime: Runtime, max_slot
         return checkpoint_engine(path, threads=threads, name=name, runtime=runtime, max_slots=max_slots)
     what = "holds neither manifest.json nor config.json" if path.is_dir() else "is no folder"
     raise CheckpointError(f"{path} {what}.", "Give a bundle's folder, or a checkpoint's written by `save_pretrained`.")
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

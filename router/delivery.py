@@ -18,7 +18,6 @@ from typing import NamedTuple
 import msgspec
 
 from edgewise.contracts import (
-    FINAL_PROVISIONALS,
     Action,
     Answer,
     AnswerStore,
@@ -69,7 +68,7 @@ class Owed(NamedTuple):
     @property
     def is_open(self) -> bool:
         """Whether another answer follows."""
-        return not _is_settled(self.answer)
+        return not self.answer.is_settled
 
 
 class Deliveries:
@@ -324,7 +323,7 @@ class Deliveries:
         """Whether one that is owed is settled now."""
         try:
             earlier = self._answers.get(debt.tenant, debt.id) if self._answers is not None else None
-            if earlier is not None and _is_settled(earlier):
+            if earlier is not None and earlier.is_settled:
                 # Whoever stored it died before the debt was forgotten.
                 self._forget(key_of(debt), earlier)
                 return True
@@ -444,10 +443,6 @@ async def _reply_of(call: asyncio.Future[CloudReply]) -> CloudReply:
         if call.cancelled() and task is not None and not task.cancelling():
             raise CloudUnreachableError("The call was given up.") from error
         raise
-
-
-def _is_settled(answer: Answer) -> bool:
-    return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
 
 
 def _last_word(provisional: Answer, reason: Reason) -> Answer:

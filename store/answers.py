@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from edgewise.contracts import FINAL_PROVISIONALS, Answer, Clock, Kept, Status
+from edgewise.contracts import Answer, Clock, Kept, Status
 from edgewise.store.database import Database
 from edgewise.store.records import decode_answer, encode_answer
 
@@ -56,10 +56,6 @@ class Waiters:
 
     def __len__(self) -> int:
         return len(self._by_key)
-
-
-def _is_settled(answer: Answer) -> bool:
-    return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
 
 
 def _write(
@@ -127,7 +123,7 @@ class SqliteAnswers:
             self._count, self._bytes = count - gone, size - freed
         if gone:
             self._database.reclaim()
-        if _is_settled(answer):
+        if answer.is_settled:
             self._waiters.wake(key)
 
     def _prune(self, connection: sqlite3.Connection, count: int, size: int, now: float, kept: Key) -> tuple[int, int]:
@@ -183,7 +179,7 @@ class SqliteAnswers:
         # Waiting starts before looking, so that an answer stored in between still wakes us.
         with self._waiters.waiting((tenant, request_id)) as future:
             answer = self.get(tenant, request_id)
-            if (answer is not None and _is_settled(answer)) or timeout_s <= 0:
+            if (answer is not None and answer.is_settled) or timeout_s <= 0:
                 return answer
             await asyncio.wait([future], timeout=timeout_s)
         return self.get(tenant, request_id)

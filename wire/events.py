@@ -22,7 +22,6 @@ from typing import TypeAlias
 import msgspec
 
 from edgewise.contracts import (
-    FINAL_PROVISIONALS,
     Answer,
     Answered,
     AnswerStore,
@@ -91,7 +90,7 @@ class Updates:
                 self._waiting -= 1
         if newest is not None and newest.status is Status.FINAL:
             yield Revised(newest)
-        yield Done(request_id, pending=newest is None or not is_settled(newest))
+        yield Done(request_id, pending=newest is None or not newest.is_settled)
 
 
 async def asked(served: Served, request: Request, updates: Updates, count: Count) -> AsyncGenerator[Event, None]:
@@ -130,16 +129,11 @@ async def asked(served: Served, request: Request, updates: Updates, count: Count
 async def kept(updates: Updates, tenant: str, answer: Answer, wait_s: float) -> AsyncGenerator[Event, None]:
     """The events of a kept answer: what is known now, then the update that it waits for."""
     yield Answered(answer)
-    if is_settled(answer):
+    if answer.is_settled:
         yield Done(answer.id)
         return
     async for event in updates.of(tenant, answer.id, wait_s):
         yield event
-
-
-def is_settled(answer: Answer) -> bool:
-    """Whether no update will follow."""
-    return answer.status is Status.FINAL or answer.decision.reason in FINAL_PROVISIONALS
 
 
 async def told(
@@ -160,7 +154,7 @@ async def told(
             if provisional is None:
                 await feed.wait(pause_s)
             elif await drain.race(feed.wait(pause_s)) is None:
-                yield Done(provisional.id, pending=not is_settled(provisional))
+                yield Done(provisional.id, pending=not provisional.is_settled)
                 return
             event = feed.take()
             if isinstance(event, Answered):

@@ -20,7 +20,7 @@ from edgewise.errors import RequestError
 from edgewise.wire import native
 from edgewise.wire.admission import Gate
 from edgewise.wire.catalog import Catalog
-from edgewise.wire.events import Count, Updates, asked, is_settled, told
+from edgewise.wire.events import Count, Updates, asked, told
 from edgewise.wire.faults import Fault, fault_of
 from edgewise.wire.http import JSON, Headers, Message, Receive, Scope, Send
 from edgewise.wire.stream_messages import (
@@ -326,7 +326,7 @@ class _Connection:
         if asked_for.first is None:
             await self._refuse(Fault(499, "cancelled", "The request was cancelled, as asked for."), request_id)
         else:
-            await self._say(Done(request_id, pending=not is_settled(asked_for.first.answer)))
+            await self._say(Done(request_id, pending=not asked_for.first.answer.is_settled))
 
     def _cancel_all(self) -> list[asyncio.Task[None]]:
         tasks = [asked.task for asked in self._asked.values()]

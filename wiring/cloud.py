@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import signal
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise import telemetry, tracing
 from edgewise.config import Config
 from edgewise.contracts import ServiceInfo, new_id
+from edgewise.edge import probe
 from edgewise.errors import ConfigError
 from edgewise.telemetry import Metrics
 from edgewise.wire.catalog import check_model_name
@@ -235,7 +235,7 @@ def _opener(model: CloudModel, settings: CloudSettings, metrics: Metrics) -> Ope
     )
     if settings.engine == RAY:
         return _on_ray(spec, settings, metrics)
-    replicas = min(_REPLICAS, _cores()) if settings.replicas is None else settings.replicas
+    replicas = min(_REPLICAS, probe().cores) if settings.replicas is None else settings.replicas
     if replicas:
         return _in_processes(spec, settings, metrics, replicas)
     return _InThisProcess(spec, settings.max_batch, metrics)
@@ -271,7 +271,7 @@ def _in_processes(spec: EngineSpec, settings: CloudSettings, metrics: Metrics, r
     from edgewise.cloud.processes import ProcessWorkers
 
     deaths = metrics.counter(*telemetry.WORKER_DEATHS)
-    shared = msgspec.structs.replace(spec, threads=max(1, (spec.threads or _cores()) // replicas))
+    shared = msgspec.structs.replace(spec, threads=max(1, (spec.threads or probe().cores) // replicas))
 
     async def opened() -> ModelService:
         workers = ProcessWorkers(shared, replicas=replicas, on_death=lambda: deaths.inc(str(spec.name)))
@@ -283,7 +283,7 @@ def _in_processes(spec: EngineSpec, settings: CloudSettings, metrics: Metrics, r
 def _on_ray(spec: EngineSpec, settings: CloudSettings, metrics: Metrics) -> Opener:
     from edgewise.cloud.rayserve import RayWorkers
 
-    replicas = _cores() if settings.replicas is None else settings.replicas
+    replicas = probe().cores if settings.replicas is None else settings.replicas
 
     async def opened() -> ModelService:
         return _service(RayWorkers(spec, max_replicas=replicas), settings.max_batch, metrics)
@@ -295,10 +295,6 @@ def _service(workers: Workers, max_batch: int, metrics: Metrics) -> ModelService
     from edgewise.cloud.service import EngineService
 
     return EngineService(workers, clock=time, max_batch=max_batch, metrics=metrics)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @asynccontextmanager
