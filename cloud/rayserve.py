@@ -324,6 +324,11 @@ class RayWorkers(HandleWorkers):
     async def aclose(self) -> None:
         """Delete the application, after the batches that are being computed."""
         await super().aclose()
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            # Else its thread goes on telling the cluster of a deployment that is gone.
+            with contextlib.suppress(Exception):  # the cluster may be gone already
+                await handle.shutdown_async()
         await asyncio.to_thread(self._deleted)
 
     def _deployed(self) -> Any:

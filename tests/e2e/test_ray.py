@@ -1,6 +1,7 @@
 """The cloud service on a real Ray cluster of one node: over HTTP, in batches, over a replica's death and a swap."""
 
 import asyncio
+import gc
 import socket
 import time
 from collections import Counter
@@ -138,6 +139,22 @@ def test_a_door_of_our_own_hands_batches_to_the_cluster_and_swaps_models(cluster
         assert len({*old}) == len({*new}) == 1
         assert {*old}.isdisjoint(new)
         assert isinstance(old[0], Reference)
+
+
+async def test_workers_that_are_closed_leave_nothing_that_goes_on_telling_the_cluster(cluster, tiny_text_bundle):
+    from ray.serve._private.metrics_utils import MetricsPusher
+
+    from edgewise.cloud.messages import EngineSpec
+
+    def telling():
+        pushers = [found for found in gc.get_objects() if isinstance(found, MetricsPusher)]
+        return [task for pusher in pushers for task in pusher._async_tasks.values() if not task.done()]
+
+    workers = rayserve.RayWorkers(EngineSpec(path=str(tiny_text_bundle), name="brief", threads=1), max_replicas=1)
+    await workers.start()
+    assert telling()
+    await workers.aclose()
+    assert not telling()
 
 
 async def test_a_model_that_the_cluster_cannot_load_is_refused_in_our_words(cluster, tmp_path):
