@@ -147,7 +147,9 @@ class _Scalar(_Family):
 
     def _add(self, by: float, label_values: tuple[str, ...]) -> None:
         with self._lock:
-            self._values[label_values] = self._values.get(self._check(label_values), 0.0) + by
+            if label_values not in self._values:
+                self._values[self._check(label_values)] = 0.0
+            self._values[label_values] += by
 
     def _samples(self) -> Iterator[str]:
         with self._lock:

@@ -17,7 +17,9 @@ from edgewise.contracts import Input
 from edgewise.edge.reading import Encoded
 from edgewise.errors import BundleError, InputError
 
-_FEEDS = ("input_ids", "attention_mask", "token_type_ids")
+_FEEDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""What the tokenizer's encoding calls each input that a text feeds."""
+
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -87,23 +89,19 @@ class TextEncoder:
             encoding = self._tokenizer.encode(item)
         except Exception as e:  # the Rust library raises TypeError for lone surrogates and plain Exception for others
             raise InputError(f"This text cannot be tokenized: {e}.", "Give valid Unicode.") from e
-        if not encoding.ids:
+        if not len(encoding):
             raise InputError(f"This text holds no token that the model knows: {item[:80]!r}.", "Give a longer text.")
         return encoding
 
     def _tensors(self, encoding: Encoding) -> dict[str, NDArray[np.generic]]:
-        used = len(encoding.ids)
+        used = len(encoding)
         length = min(-(-used // self._pad_multiple) * self._pad_multiple, max(used, self._max_length))
-        rows = {
-            "input_ids": encoding.ids,
-            "attention_mask": encoding.attention_mask,
-            "token_type_ids": encoding.type_ids,
-        }
         tensors = {}
         for name, dtype in self._dtypes.items():
-            tensor = np.full((1, length), self._pad_id if name == "input_ids" else 0, dtype)
-            tensor[0, :used] = rows[name]
-            tensors[name] = tensor
+            row = getattr(encoding, _FEEDS[name])
+            if length > used:
+                row = row + [self._pad_id if name == "input_ids" else 0] * (length - used)
+            tensors[name] = np.array((row,), dtype)
         return tensors
 
 

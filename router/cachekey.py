@@ -35,7 +35,7 @@ def cache_key(
     """
     stem = _stem(
         request.tenant,
-        request.data_policy.value,
+        request.data_policy,
         request.task,
         request.mode if mode is None else mode,
         scope,
@@ -44,20 +44,17 @@ def cache_key(
         None if reference is None else reference.version,
     )
     digest = stem.copy()
-    for part in _canonical(request.inputs):
-        _add(digest, part)
+    digest.update(_framed(*_canonical(request.inputs)))
     if request.attributes:  # a gateway upstream hears of them, and may answer by them
         for label in sorted(request.attributes.items()):
-            for word in label:
-                _add(digest, word.encode("utf-8", "surrogatepass"))
+            digest.update(_framed(*(word.encode("utf-8", "surrogatepass") for word in label)))
     return digest.digest()
 
 
 def item_digest(request: Request) -> bytes:
     """Digest of what is asked, however and by whom: 32 bytes, BLAKE2b, of the task and the item."""
     digest = hashlib.blake2b(digest_size=_KEY_BYTES, person=_ITEM)
-    for part in (request.task.encode("utf-8", "surrogatepass"), *_canonical(request.inputs)):
-        _add(digest, part)
+    digest.update(_framed(request.task.encode("utf-8", "surrogatepass"), *_canonical(request.inputs)))
     return digest.digest()
 
 
@@ -65,17 +62,15 @@ def item_digest(request: Request) -> bytes:
 def _stem(*words: str | None) -> hashlib.blake2b:
     """The digest of all but the item, which is the same for most requests."""
     digest = hashlib.blake2b(digest_size=_KEY_BYTES, person=b"edgewise.cache.1")
-    for word in words:
-        _add(digest, None if word is None else word.encode("utf-8", "surrogatepass"))
+    digest.update(_framed(*(None if word is None else word.encode("utf-8", "surrogatepass") for word in words)))
     return digest
 
 
-def _add(digest: hashlib.blake2b, part: bytes | None) -> None:
-    if part is None:
-        digest.update(b"\0")
-    else:
-        digest.update(b"\1" + len(part).to_bytes(_LENGTH_BYTES, "big"))
-        digest.update(part)
+def _framed(*parts: bytes | None) -> bytes:
+    """Each part after its length; absent ones differ from empty ones."""
+    return b"".join(
+        [b"\0" if part is None else b"\1%b%b" % (len(part).to_bytes(_LENGTH_BYTES, "big"), part) for part in parts]
+    )
 
 
 def _canonical(item: Input) -> tuple[bytes, ...]:

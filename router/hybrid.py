@@ -157,11 +157,10 @@ class Router:
         Raises:
             RequestError: The request cannot be answered as asked.
             OutboxFullError: A provisional answer's update could not be owed.
-            RuntimeError: It is asked from another event loop than before, or was closed.
+            RuntimeError: It was closed; where there is work, also that it is awaited on another event loop than before.
         """
         if tracing.on():
             return self._traced(request)
-        self._stay_home()
         turn = self._begin(request)
         found = self._flow.at_once(turn, here=self._inference.is_quick)
         return found if isinstance(found, Answer) else self._later(turn, found)
@@ -238,7 +237,7 @@ class Router:
     async def running(self) -> AsyncIterator[None]:
         """Serve until the block ends: checks the reference cloud, and delivers what an earlier run still owes."""
         self._stay_home()
-        await self._inference.measure()
+        self._background.start(self._inference.measure())
         if self._cloud is not None and self._deliveries is not None:
             confirmed = asyncio.Event()
             every_s, retry_s = self._settings.reference_check_s, self._settings.cool_down_s

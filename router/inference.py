@@ -13,7 +13,8 @@ from edgewise import tracing
 from edgewise.contracts import Clock, Input, LocalModel, Prediction
 from edgewise.router.pace import Pace, Recent
 
-_HOPS = 5
+_HOPS = 11
+_BETWEEN_HOPS_S = 0.002
 _LONGEST_HOP_S = 0.0005
 """A hop that takes longer was measured on a busy machine: what it costs is what it takes on an idle one."""
 
@@ -33,7 +34,8 @@ class Inference:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="edgewise-edge")
         self._pace = Pace()
         self._turnaround = Recent(math.inf)
-        self._measuring = False
+        self._is_measured = False
+        self._in_flight = 0
 
     @property
     def is_quick(self) -> bool:
@@ -54,7 +56,8 @@ class Inference:
         began = self._clock.monotonic()
         with tracing.span("edge.predict"):
             (prediction,) = self._model.predict([item])
-        self._pace.took_here(self._clock.monotonic() - began)
+        if not self._in_flight:  # else it may have waited for the interpreter, or for its core
+            self._pace.took_here(self._clock.monotonic() - began)
         return prediction
 
     def start(self, item: Input) -> asyncio.Future[Prediction]:
@@ -66,27 +69,37 @@ class Inference:
             RuntimeError: It is closed.
         """
         submitted = self._clock.monotonic()
-        return asyncio.get_running_loop().run_in_executor(self._pool, self._in_pool, item, submitted)
+        started = asyncio.get_running_loop().run_in_executor(self._pool, self._in_pool, item, submitted)
+        self._in_flight += 1
+        started.add_done_callback(self._ended)
+        return started
 
     @property
     def is_measured(self) -> bool:
         """Whether what a hop costs was measured, or is being measured."""
-        return self._measuring
+        return self._is_measured
 
     async def measure(self) -> None:
-        """Measure what a hop costs, beside the pool that may be busy already."""
-        self._measuring = True
-        loop, shortest = asyncio.get_running_loop(), _LONGEST_HOP_S
+        """Measure what a hop costs as a request meets it, beside the pool that may be busy already.
+
+        Between two hops both threads fall asleep, as they do between two requests: waking them is most of the cost.
+        """
+        self._is_measured = True
+        hops = []
         with ThreadPoolExecutor(1, thread_name_prefix="edgewise-hop") as pool:
             for _ in range(_HOPS):
+                await asyncio.sleep(_BETWEEN_HOPS_S)
                 began = self._clock.monotonic()
-                await loop.run_in_executor(pool, _nothing)
-                shortest = min(shortest, self._clock.monotonic() - began)
-        self._pace.hop_takes(shortest)
+                await asyncio.create_task(_hop(pool))
+                hops.append(self._clock.monotonic() - began)
+        self._pace.hop_takes(min(sorted(hops)[_HOPS // 2], _LONGEST_HOP_S))
 
     def close(self) -> None:
         """Start nothing more and drop what is queued; what runs ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ended(self, _: asyncio.Future[Prediction]) -> None:
+        self._in_flight -= 1
 
     def _in_pool(self, item: Input, submitted: float) -> Prediction:
         began = self._clock.monotonic()
@@ -95,6 +108,10 @@ class Inference:
         self._pace.took_in_pool(ended - began)
         self._turnaround.took(ended - submitted)
         return prediction
+
+
+async def _hop(pool: ThreadPoolExecutor) -> None:
+    await asyncio.get_running_loop().run_in_executor(pool, _nothing)
 
 
 def _nothing() -> None:

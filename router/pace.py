@@ -9,6 +9,10 @@ _TRY_BELOW_HOPS = 10.0
 """A prediction that took so many hops in a thread of the pool, where it may have waited for the interpreter, is tried
 on the event loop: at worst it holds that up a few times for as long."""
 
+_LEAVE_ABOVE_HOPS = 2.0
+"""What was found to be quick goes to the pool again only once it takes twice as long as a hop did: machines have slow
+moments, in which a hop is slow too."""
+
 _WINDOW = 8
 _SLOW_IN_WINDOW = 5
 """Most of a window: a few slow predictions are the doing of a busy machine."""
@@ -24,13 +28,14 @@ class Pace:
     """Whether a prediction takes less than handing it to another thread would.
 
     Nothing is known at first, and predictions go to the pool. One that was fast there is followed by some on the event
-    loop itself, which show what they cost without a second thread; once most of them cost more than a hop, the next go
-    to the pool again, more of them each time in a row.
+    loop itself, which show what they cost without a second thread; where most of them cost more than a hop, or later
+    more than two, the next go to the pool again, more of them each time in a row.
     """
 
     def __init__(self) -> None:
         self.is_quick = False
-        self._hop_s: float | None = None
+        self.hop_s: float | None = None
+        self._is_tried = False
         self._patience = 1
         self._next_patience = _PATIENCE
         self._seen = 0
@@ -38,28 +43,29 @@ class Pace:
 
     def hop_takes(self, seconds: float) -> None:
         """To another thread and back takes so long."""
-        self._hop_s = seconds
+        self.hop_s = seconds
 
     def took_in_pool(self, seconds: float) -> None:
         """A prediction in a thread of the pool took so long, its wait in the queue left out."""
-        if self._hop_s is None:
+        if self.hop_s is None or self.is_quick:
             return
         self._patience -= 1
-        if self._patience <= 0 and seconds < _TRY_BELOW_HOPS * self._hop_s:
+        if self._patience <= 0 and seconds < _TRY_BELOW_HOPS * self.hop_s:
             self._seen = self._slow = 0
-            self.is_quick = True
+            self.is_quick = self._is_tried = True
 
     def took_here(self, seconds: float) -> None:
-        """A prediction took so long in the thread that wanted it."""
-        if not self.is_quick or self._hop_s is None:
+        """A prediction took so long in the thread that wanted it, and none ran in the pool."""
+        if not self.is_quick or self.hop_s is None:
             return
         self._seen += 1
-        self._slow += seconds >= self._hop_s
+        self._slow += seconds >= self.hop_s * (1.0 if self._is_tried else _LEAVE_ABOVE_HOPS)
         if self._slow >= _SLOW_IN_WINDOW:
             self._patience = self._next_patience
             self._next_patience = min(2 * self._next_patience, _MOST_PATIENCE)
             self.is_quick = False
         elif self._seen == _WINDOW:
+            self._is_tried = False
             self._seen = self._slow = 0
             self._next_patience = _PATIENCE
 

@@ -123,8 +123,10 @@ class Promise:
 
     def scope(self, request: Request) -> str:
         """What a local answer to the request rests on: an answer of one scope may not be repeated in another."""
-        values = [request.attributes.get(name) for name in self._now.attributes]
-        return f"{self._now.scope} {values}" if values else self._now.scope
+        now = self._now
+        if not now.attributes:
+            return now.scope
+        return f"{now.scope} {[request.attributes.get(name) for name in now.attributes]}"
 
     def is_reference(self, reference: Reference) -> bool:
         """Whether it is the cloud that the promise speaks of."""

@@ -49,11 +49,11 @@ class Asking:
 
     def count(self, served: Served, found: Answer, started_s: float) -> None:
         """Count an answer that was asked for at `started_s`, in seconds of `perf_counter`."""
-        model, source = served.info.name, found.source.value
+        model, source = served.info.name, found.source
         seconds = time.perf_counter() - started_s
         self._seconds.observe(seconds, model, source)
         self._quantiles.observe(seconds, model, source)
-        self._requests.inc(model, source, found.decision.reason.value, found.status.value)
+        self._requests.inc(model, source, found.decision.reason, found.status)
 
     async def _gathered(self, served: Served, requests: Sequence[Request]) -> list[Answer]:
         try:

@@ -108,7 +108,8 @@ def check_body(headers: Headers, max_bytes: int, here: int = 0) -> None:
     Raises:
         Fault: It is larger than `max_bytes`, or encoded in a way that is not read here.
     """
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None and encoding.lower() != b"identity":
         raise Fault(415, "unsupported_encoding", "The body is compressed.", remedy="Send it without content-encoding.")
     announced = headers.get(b"content-length", b"0")
     _check_size(max(here, int(announced) if announced.isdigit() else 0), max_bytes)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from edgewise.wire.faults import Fault
+
+_HOSTS = 64
 
 PUBLIC_TENANT = "public"
 """The tenant of everybody where no keys are configured."""
@@ -91,6 +94,7 @@ class Hosts:
         )
 
 
+@lru_cache(maxsize=_HOSTS)
 def _without_port(host: bytes) -> bytes:
     host = host.lower()
     if host.startswith(b"["):

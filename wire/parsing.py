@@ -132,6 +132,8 @@ def checked_attributes(attributes: dict[str, str], field: str = "attributes") ->
     Raises:
         RequestError: They are not.
     """
+    if not attributes:
+        return attributes
     if len(attributes) > MAX_ATTRIBUTES:
         raise RequestError(field, f"{field}: {len(attributes)} entries.", f"Send at most {MAX_ATTRIBUTES} attributes.")
     if any(max(len(name), len(value)) > MAX_ATTRIBUTE_CHARACTERS for name, value in attributes.items()):

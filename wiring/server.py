@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 from collections.abc import Callable, Mapping
 
@@ -56,11 +57,17 @@ def serve_app(app: FrontDoor, config: Config, on_bound: Callable[[str, int], Non
     server = config.server
     if server.access_log:
         write_to_stderr()
+
+    def started(host: str, port: int) -> None:
+        # What is here now stays: a collection that walks through all of it holds every request up for tens of ms.
+        gc.freeze()
+        on_bound(host, port)
+
     _server_of(config)(
         app,
         host=server.host,
         port=server.port,
-        on_bound=on_bound,
+        on_bound=started,
         drain_s=server.drain_s,
         linger_s=server.linger_s,
     )

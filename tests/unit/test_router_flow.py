@@ -123,6 +123,8 @@ async def test_a_model_that_is_quicker_than_a_hop_answers_at_once_until_it_is_no
 
     flow = router(cloud, edge=Edge(), clock=clock)
     async with flow.running():
+        (measuring,) = (task for task in asyncio.all_tasks() if task.get_coro().__name__ == "measure")
+        await measuring
         clock.tick = 1e-5
         assert inspect.iscoroutine(first := flow.respond(Request(inputs=CONFIDENT)))
         assert ((await first).source, here) == (Source.EDGE, {False})
@@ -176,6 +178,18 @@ def test_slow_predictions_that_are_not_most_of_a_window_are_forgiven():
         for seconds in (*4 * (1.0,), *4 * (1e-5,)):
             pace.took_here(seconds)
     assert pace.is_quick
+    for seconds in 8 * (1.9e-4,):
+        pace.took_here(seconds)
+    assert pace.is_quick, "the machine has a slow moment, and a hop would take longer too"
+    for seconds in 5 * (2e-4,):
+        pace.took_here(seconds)
+    assert not pace.is_quick
+
+
+def test_a_model_has_to_be_quicker_than_a_hop_to_stay():
+    pace = Pace()
+    pace.hop_takes(1e-4)
+    pace.took_in_pool(1e-5)
     for seconds in 5 * (1e-4,):
         pace.took_here(seconds)
     assert not pace.is_quick
