@@ -1,4 +1,7 @@
-"""From settings to a connected cloud. Keys are read from the environment here and kept nowhere else."""
+"""From settings to a connected cloud. Keys are read from the environment here and kept nowhere else.
+
+Clients are imported where there is a cloud: a gateway without one starts without an HTTP client.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from edgewise.cloud.clients import CLIENTS, FailOverClient, Network, Tensors
 from edgewise.config import BackendSection, Config, backend_in_use, backends_in_use, load_config
 from edgewise.contracts import CloudClient, Mode
 from edgewise.errors import ConfigError
@@ -25,6 +27,8 @@ def connect(backend: BackendSection) -> CloudClient:
         ConfigError: The kind is unknown, a setting is not its own or cannot be used, or the key's variable is not set.
         MissingExtraError: The kind, or HTTP/2, needs an extra that is not installed.
     """
+    from edgewise.cloud.clients import CLIENTS
+
     if backend.kind not in CLIENTS:
         raise ConfigError(
             f"There is no cloud client {backend.kind!r}.", f"Choose one of: {', '.join(sorted(CLIENTS))}."
@@ -77,6 +81,8 @@ def cloud_of(config: Config) -> CloudClient | None:
         )
     clients = {name: connect(backend) for name, backend in backends.items()}
     if len(clients) > 1:
+        from edgewise.cloud.clients import FailOverClient
+
         return FailOverClient(
             clients,
             after_s=config.cloud.fail_over_after_s,
@@ -102,6 +108,8 @@ def secret(variable: str | None) -> str | None:
 
 def _options(backend: BackendSection, taken: set[str]) -> dict[str, Any]:
     """What the settings say besides address, model and key; a client is told only what was set."""
+    from edgewise.cloud.clients import Network, Tensors
+
     said = {
         field.name: getattr(backend, field.name)
         for field in msgspec.structs.fields(backend)

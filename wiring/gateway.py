@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgewise import tracing
 from edgewise.config import Config
@@ -24,11 +24,13 @@ from edgewise.store.redis import RedisCache
 from edgewise.store.sqlite import StoreLimits
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import front_door
-from edgewise.wire.webhook_sender import WebhookSender
 from edgewise.wiring.backends import cloud_of, secret
 from edgewise.wiring.promised import alarm_warnings, life_warnings, promised
 from edgewise.wiring.server import api_keys, check_address, limits, serve_app
 from edgewise.wiring.webhooks import webhooks_of
+
+if TYPE_CHECKING:
+    from edgewise.wire.webhook_sender import WebhookSender
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import time
+from typing import TYPE_CHECKING
 
 from edgewise.config import Config
 from edgewise.contracts import HookQueue
 from edgewise.errors import ConfigError
 from edgewise.telemetry import Metrics
-from edgewise.wire.webhook_sender import WebhookSender
 from edgewise.wire.webhooks import Target, checked_address, signing_key
 from edgewise.wiring.backends import secret
+
+if TYPE_CHECKING:
+    from edgewise.wire.webhook_sender import WebhookSender
 
 
 def webhooks_of(config: Config, hooks: HookQueue, metrics: Metrics) -> WebhookSender | None:
@@ -27,6 +30,8 @@ def webhooks_of(config: Config, hooks: HookQueue, metrics: Metrics) -> WebhookSe
     """
     if not config.webhooks:
         return None
+    from edgewise.wire.webhook_sender import WebhookSender  # brings an HTTP client along
+
     targets = [_target(name, config) for name in config.webhooks]
     return WebhookSender(hooks, targets, clock=time, uniform=random.SystemRandom().random, metrics=metrics)
 
