@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: $(KSERVE) setup demo check lint types unit test torture bench-quantize bench-router clean
+.PHONY: $(KSERVE) setup demo check lint types unit test torture bench-quantize bench-router bench-serve clean
 
 setup: $(INSTALLED)
 
@@ -61,6 +61,10 @@ bench-quantize: setup
 # About 25 minutes the first time. The two pairs and RouteLLM's evaluation need the data that docs/benchmarks.md names.
 bench-router: setup
 	@for name in guarantee power routellm audit overhead service; do $(VENV)/bin/python benchmarks/router/$$name.py || missed=1; done; exit $${missed:-0}
+
+# About half an hour, with a soak of a million requests; the rivals get environments of their own the first time.
+bench-serve: setup
+	@for name in inprocess gateway cloud blackhole soak; do $(VENV)/bin/python benchmarks/serve/$$name.py || missed=1; done; exit $${missed:-0}
 
 clean:
 	rm -rf $(VENV) $(KSERVE) .types build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -128,6 +128,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         tenant: Whose request it is; comes from the API key, never from the body.
         task: Task the client expects, or empty for the model's own.
         budget_ms: Milliseconds until the caller needs an answer, queueing included; None sets no limit.
+        patience_ms: Milliseconds for which an answer is of use to a caller that owes it to somebody when the budget is
+            spent; None means no longer than the budget.
         mode: How to trade waiting against certainty; None takes the gateway's default.
         profile: Named latency profile, or None.
         data_policy: Where the data may go.
@@ -142,6 +144,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = "public"
     task: str = ""
     budget_ms: float | None = None
+    patience_ms: float | None = None
     mode: Mode | None = None
     profile: str | None = None
     data_policy: DataPolicy = DataPolicy.ANY

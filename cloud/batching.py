@@ -47,7 +47,8 @@ class Pending:
     Attributes:
         request: The request.
         arrived_s: When it came, monotonic seconds.
-        deadline_s: When its budget is spent; `inf` without one.
+        wanted_s: When its budget is spent; `inf` without one.
+        deadline_s: From when on nobody waits for it: the same, or when its caller's patience ends.
         length: How long its item is, in units of `length_of`.
         started: Done once its batch is computed.
         result: Where its result goes; done before that once its caller gave up or its budget was spent.
@@ -55,15 +56,11 @@ class Pending:
 
     request: Request
     arrived_s: float
+    wanted_s: float
     deadline_s: float
     length: int
     started: asyncio.Future[None]
     result: asyncio.Future[Result]
-
-    @property
-    def due_s(self) -> float:
-        """When it should be answered, monotonic seconds."""
-        return min(self.deadline_s, self.arrived_s + PATIENCE_S)
 
 
 class Taken(NamedTuple):
@@ -101,7 +98,8 @@ def take_batch(queue: Iterable[Pending], now_s: float, max_batch: int, costs: Co
     Returns:
         The batch, empty only where nobody waits who can be answered in time; who is told that it cannot; who waits on.
     """
-    alive = sorted((item for item in queue if not item.result.done()), key=lambda item: item.due_s)
+    waits = (item for item in queue if not item.result.done())
+    alive = sorted(waits, key=lambda item: due_s(item, now_s, costs))
     spent = [item for item in alive if not can_be_met(item, now_s, costs)]
     hopeful = [item for item in alive if can_be_met(item, now_s, costs)]
     batch: list[Pending] = []
@@ -113,8 +111,18 @@ def take_batch(queue: Iterable[Pending], now_s: float, max_batch: int, costs: Co
 
 
 def can_be_met(item: Pending, now_s: float, costs: Costs) -> bool:
-    """Whether an item that starts now, alone, can be answered within its budget."""
+    """Whether an item that starts now, alone, can be answered while somebody waits for it."""
     return item.deadline_s - now_s > costs.lower(1, item.length, now_s)
+
+
+def due_s(item: Pending, now_s: float, costs: Costs) -> float:
+    """When an item should be answered, monotonic seconds: one whose budget is lost makes nobody else lose theirs."""
+    return min(aim_s(item, now_s, costs), item.arrived_s + PATIENCE_S)
+
+
+def aim_s(item: Pending, now_s: float, costs: Costs) -> float:
+    """When a batch with an item in it has to be done: within its budget while that can be met, else its patience."""
+    return item.wanted_s if item.wanted_s - now_s > costs.lower(1, item.length, now_s) else item.deadline_s
 
 
 class _Growing:
@@ -132,7 +140,8 @@ class _Growing:
     def takes(self, item: Pending) -> bool:
         """Take an item in where it fits; the first always does."""
         items, longest = self._items + 1, max(self._longest, item.length)
-        real, deadline_s = self._real + item.length, min(self._deadline_s, item.deadline_s)
+        real = self._real + item.length
+        deadline_s = min(self._deadline_s, aim_s(item, self._now_s, self._costs))
         fits = items <= self._max_batch and items * longest <= real * (1 + MAX_WASTE)
         in_time = deadline_s == math.inf or self._now_s + self._costs.upper(items, longest) <= deadline_s
         if self._items and not (fits and in_time):
@@ -148,7 +157,7 @@ def share(waiting: int, free: int, max_batch: int) -> int:
 
 def in_a_hurry(queue: Iterable[Pending], now_s: float, wait_s: float, costs: Costs) -> bool:
     """Whether somebody waits who would be answered late if the batch started `wait_s` seconds from now."""
-    return any(item.deadline_s < now_s + wait_s + costs.upper(1, item.length) for item in queue)
+    return any(aim_s(item, now_s, costs) < now_s + wait_s + costs.upper(1, item.length) for item in queue)
 
 
 def enough(waiting: int, last_batch: int, max_batch: int) -> bool:

@@ -199,9 +199,16 @@ class EngineService:
 
     async def _result(self, request: Request, arrived_s: float) -> Result:
         loop = asyncio.get_running_loop()
-        deadline_s = math.inf if request.budget_ms is None else arrived_s + request.budget_ms / 1e3
+        given_s = [given_ms / 1e3 for given_ms in (request.budget_ms, request.patience_ms) if given_ms is not None]
+        deadline_s = arrived_s + max(given_s, default=math.inf)
         item = Pending(
-            request, arrived_s, deadline_s, length_of(request.inputs), loop.create_future(), loop.create_future()
+            request,
+            arrived_s,
+            arrived_s + min(given_s, default=math.inf),
+            deadline_s,
+            length_of(request.inputs),
+            loop.create_future(),
+            loop.create_future(),
         )
         self._queue.append(item)
         self._wake.set()
@@ -347,8 +354,9 @@ async def _drained(worker: asyncio.Task[None]) -> None:
 
 
 def _spent(item: Pending) -> CloudTimeoutError:
+    given_ms = (item.deadline_s - item.arrived_s) * 1e3
     return CloudTimeoutError(
-        f"The budget of {item.request.budget_ms:g} ms was spent, or the rest too short, for request {item.request.id}.",
+        f"The budget of {given_ms:g} ms was spent, or the rest too short, for request {item.request.id}.",
         "Allow it more time, or send fewer requests at once.",
     )
 

@@ -311,8 +311,8 @@ class Flow:
     def _start_call(self, turn: Turn) -> Share[CloudReply] | None:
         """The cloud call of an escalated request, or None behind an open breaker.
 
-        It is not told the budget: at its end a provisional answer owes an update, which this very call brings. Where
-        nobody is owed one, since nobody waits any longer, the call is cancelled.
+        It is told the budget and outlives it: at its end a provisional answer owes an update, which this very call
+        brings. Where nobody is owed one, since nobody waits any longer, the call is cancelled.
         """
         cloud = self._cloud
         if cloud is None or cloud.is_open:
@@ -321,7 +321,7 @@ class Flow:
 
         # What is asked from then on shall tell whether the cloud still hangs.
         def start() -> asyncio.Future[CloudReply]:
-            return self._background.start(cloud.ask(turn.request, on_slow=lambda: self._calls.retire(key)))
+            return self._background.start(cloud.ask(turn.as_asked(), on_slow=lambda: self._calls.retire(key)))
 
         return self._calls.join(key, start)
 

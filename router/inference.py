@@ -15,7 +15,7 @@ from edgewise.router.pace import Pace, Recent
 
 _HOPS = 11
 _BETWEEN_HOPS_S = 0.002
-_LONGEST_HOP_S = 0.0005
+_LONGEST_HOP_S = 0.0002
 """A hop that takes longer was measured on a busy machine: what it costs is what it takes on an idle one."""
 
 

@@ -5,7 +5,7 @@ Pure: seconds are passed in. Owns the rules alone; who measures and who runs wha
 
 from __future__ import annotations
 
-_TRY_BELOW_HOPS = 10.0
+_TRY_BELOW_HOPS = 3.0
 """A prediction that took so many hops in a thread of the pool, where it may have waited for the interpreter, is tried
 on the event loop: at worst it holds that up a few times for as long."""
 

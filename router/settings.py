@@ -93,6 +93,9 @@ class RouterSettings:
     def promise(self, request: Request) -> tuple[Mode, float | None]:
         """Mode and budget of a request: its own, else its profile's, else the router's.
 
+        A gateway that asks this one wants a final answer, and has told its own caller something by then: its patience
+        is the budget here.
+
         Raises:
             RequestError: It names a profile that does not exist.
         """
@@ -101,8 +104,9 @@ class RouterSettings:
             known = ", ".join(sorted(self.profiles)) or "none is configured"
             raise RequestError("profile", f"There is no profile {request.profile!r}.", f"Known profiles: {known}.")
         mode = request.mode or (profile.mode if profile else None) or self.mode
-        if request.budget_ms is not None:
-            return mode, request.budget_ms
+        own_ms = request.patience_ms or request.budget_ms
+        if own_ms is not None:
+            return mode, own_ms
         return mode, profile.budget_ms if profile else self.budget_ms
 
 

@@ -74,6 +74,12 @@ class Turn(msgspec.Struct):
         """Whether its deadline is over."""
         return self.deadline != math.inf and self.clock.monotonic() > self.deadline
 
+    def as_asked(self) -> Request:
+        """The request with the budget that it came under, its own or another's."""
+        if self.deadline == math.inf:
+            return self.request
+        return msgspec.structs.replace(self.request, budget_ms=1000 * self.budget_s, arrived_s=self.started)
+
     def by_cache(self, found: Answer) -> Answer:
         """An earlier answer in this request's name."""
         return msgspec.structs.replace(found, id=self.request.id, timings_ms=self._timings())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from edgewise import tracing
 from edgewise.wire.admission import Room
 from edgewise.wire.faults import Fault
 
@@ -50,9 +51,6 @@ class Headers(dict[bytes, bytes]):
 JSON = b"application/json"
 
 _NOT_PRINTABLE = re.compile(rb"[^\x20-\x7e]")
-_TRACEPARENT = re.compile(
-    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)  # W3C Trace Context, level 1, section 3.2.2
 
 
 class ClientGoneError(Fault):
@@ -262,4 +260,4 @@ def header(name: bytes, value: str) -> Header:
 def trace_headers(headers: Headers) -> tuple[Header, ...]:
     """The request's `traceparent`, for the reply, if it is a valid one."""
     value = headers.get(b"traceparent")
-    return ((b"traceparent", value),) if value is not None and _TRACEPARENT.fullmatch(value) else ()
+    return ((b"traceparent", value),) if value and tracing.parse_traceparent(value) is not None else ()

@@ -28,7 +28,9 @@ _metadata_decoder = msgspec.json.Decoder(ModelMetadata)
 _error_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def encode_infer_request(request: Request, *, budget_ms: float | None, mode: Mode | None = None) -> bytes:
+def encode_infer_request(
+    request: Request, *, budget_ms: float | None, patience_ms: float | None = None, mode: Mode | None = None
+) -> bytes:
     """Write one request as an infer request of one item, in JSON.
 
     The request's own mode and profile govern the service that received it and are not passed on to the next one.
@@ -36,16 +38,20 @@ def encode_infer_request(request: Request, *, budget_ms: float | None, mode: Mod
     Args:
         request: The request.
         budget_ms: What is left of its budget, in milliseconds; None sets no limit.
+        patience_ms: For how long an answer is of use, in milliseconds; None: no longer than the budget.
         mode: The mode to ask of the server; None leaves it to the server.
 
     Raises:
         InputError: The item is an array that is not an image's pixels.
     """
     tensor = _encode_item(request.inputs)
-    return _encoder.encode(InferBody(id=request.id, parameters=_parameters(request, budget_ms, mode), inputs=[tensor]))
+    parameters = _parameters(request, budget_ms, patience_ms, mode)
+    return _encoder.encode(InferBody(id=request.id, parameters=parameters, inputs=[tensor]))
 
 
-def encode_binary_infer_request(request: Request, *, budget_ms: float | None, mode: Mode | None = None) -> Framed:
+def encode_binary_infer_request(
+    request: Request, *, budget_ms: float | None, patience_ms: float | None = None, mode: Mode | None = None
+) -> Framed:
     """Write one request with its item as bytes behind the JSON, and ask for the outputs as bytes too.
 
     For servers whose metadata lists the extension "binary_tensor_data". The length of the JSON travels as
@@ -54,14 +60,17 @@ def encode_binary_infer_request(request: Request, *, budget_ms: float | None, mo
     """
     tensor, chunk = _pack_item(request.inputs)
     tensor = msgspec.structs.replace(tensor, parameters={oip_binary.SIZE: len(chunk)})
-    parameters = {**_parameters(request, budget_ms, mode), "binary_data_output": True}
+    parameters = {**_parameters(request, budget_ms, patience_ms, mode), "binary_data_output": True}
     text = _encoder.encode(InferBody(id=request.id, parameters=parameters, inputs=[tensor]))
     return Framed(text + chunk, len(text))
 
 
-def _parameters(request: Request, budget_ms: float | None, mode: Mode | None) -> dict[str, Any]:
+def _parameters(
+    request: Request, budget_ms: float | None, patience_ms: float | None, mode: Mode | None
+) -> dict[str, Any]:
     options = {
         "budget_ms": budget_ms,
+        "patience_ms": patience_ms,
         "mode": mode,
         "session": request.session,
         "data_policy": None if request.data_policy is DataPolicy.ANY else request.data_policy,

@@ -103,7 +103,7 @@ def _decode_options(parameters: Mapping[str, Any], max_budget_ms: float) -> dict
         field = f"parameters.{name}"
         if value is None:
             continue
-        if name == "budget_ms":
+        if name in ("budget_ms", "patience_ms"):
             options[name] = checked_budget(_checked_number(value, field), field, max_budget_ms)
         elif name == "mode":
             options[name] = checked_choice(value, Mode, field)

@@ -215,6 +215,7 @@ def _words(served: Served) -> Mapping[str, Json]:
         "task": {"type": "string", "enum": ["", *sorted({info.task for info in served.models})]},
         "wait_ms": {"type": "number", "minimum": 0, "maximum": served.max_wait_ms, "default": 0},
         "budget_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": served.max_budget_ms},
+        "patience_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": served.max_budget_ms},
         "whole_ms": {"type": "integer", "minimum": 1, "maximum": int(served.max_budget_ms)},
         "mode": {"type": "string", "enum": [mode.value for mode in Mode]},
         "data_policy": {"type": "string", "enum": [policy.value for policy in DataPolicy]},
@@ -297,7 +298,7 @@ def _embeddings_body(components: Json, served: Served) -> None:
 def _infer_body(components: Json, served: Served) -> None:
     properties = components[InferBody.__name__]["properties"]
     words = _words(served)
-    names = ("budget_ms", "mode", "profile", "data_policy", "session", "attributes")
+    names = ("budget_ms", "patience_ms", "mode", "profile", "data_policy", "session", "attributes")
     properties["id"] = {"anyOf": [words["id"], {"const": ""}]}
     properties["parameters"] = {"type": "object", "properties": {name: _or_null(words[name]) for name in names}}
     properties["inputs"] |= {"minItems": 1, "maxItems": 1}

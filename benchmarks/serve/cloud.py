@@ -19,12 +19,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,11 +29,13 @@ from typing import Any
 
 import httpx
 
+sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "quantize"))
 
 import tables
 from figures import Goal, Spread, ratios, spread
 from harness import BenchmarkError, machine
+from launching import launched, loaded
 from minilm import WORK, prepare_minilm, rebuild
 
 from edgewise.dataset import load_examples
@@ -45,8 +44,6 @@ from edgewise.files import sha256_file, sha256_tree, write_atomically
 LITSERVE = "litserve==0.2.19"
 TOKENS = 256
 MAX_BATCH = 16
-START_S = 180.0
-STOP_S = 30.0
 CHECKED_TEXTS = 40
 GOAL_RATIO = 1.5
 
@@ -143,48 +140,6 @@ def make_litserve(work: Path, say: Callable[[str], None]) -> Path:
     return python
 
 
-@contextmanager
-def running(server: Server, log: Path) -> Iterator[str]:
-    """Start a server, wait until it is ready, give its URL, stop it.
-
-    Raises:
-        BenchmarkError: It ended, or was not ready in time.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            server.command(port), stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "CI": "1"}
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _until_ready(server, url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _until_ready(server: Server, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise BenchmarkError(f"{server.name} ended at start.", f"See {log}.")
-        try:
-            if httpx.get(url + server.ready, timeout=1).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise BenchmarkError(f"{server.name} was not ready after {START_S:g} s.", f"See {log}.")
-
-
 def labels_of(server: Server, url: str, texts: Sequence[str]) -> list[str]:
     """The labels a server gives, one text after the other."""
     with httpx.Client(timeout=30) as client:
@@ -193,24 +148,6 @@ def labels_of(server: Server, url: str, texts: Sequence[str]) -> list[str]:
 
 
 JSON = {"content-type": "application/json"}
-
-
-def loaded(server: Server, url: str, bodies: Path, connections: int, seconds: float) -> dict[str, Any]:
-    """One run of load.py.
-
-    Raises:
-        BenchmarkError: It failed, or requests did.
-    """
-    command = [sys.executable, str(HERE / "load.py"), url + server.path, str(bodies)]
-    flags = ["--connections", str(connections), "--seconds", str(seconds), "--warm", "2"]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchmarkError(f"load.py failed against {server.name}: {done.stderr.strip()[-300:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    odd = {status: count for status, count in found["statuses"].items() if status != "200"}
-    if odd or found["lost_connections"]:
-        raise BenchmarkError(f"{server.name} answered {odd} and lost {found['lost_connections']} connections.")
-    return found
 
 
 def measured(
@@ -228,12 +165,14 @@ def measured(
             tables.say(f"round {turn + 1}/{rounds}: {server.name}")
             bodies = work / "serve" / f"{server.field}.bodies"
             write_atomically(bodies, b"\n".join(map(server.body, texts)) + b"\n")
-            with running(server, work / "serve" / "logs" / f"{server.name.replace(' ', '-')}.log") as url:
+            log = work / "serve" / "logs" / f"{server.name.replace(' ', '-')}.log"
+            with launched(server.name, server.command, server.ready, log) as (url, _):
                 labels = labels_of(server, url, texts[:CHECKED_TEXTS])
                 expected = expected or labels
                 if labels != expected:
                     raise BenchmarkError(f"{server.name} answers otherwise than {candidates[0].name}.")
-                found[server.name].append(loaded(server, url, bodies, connections, seconds))
+                run = loaded(server.name, url + server.path, bodies, connections, seconds, warm=2.0)
+                found[server.name].append(run)
     return found
 
 

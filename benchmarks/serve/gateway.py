@@ -22,15 +22,12 @@ answers 200, and its resident memory after a few hundred answers. A rival that c
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +40,9 @@ sys.path.append(str(Path(__file__).parents[2] / "tests" / "unit"))
 import tables
 import tiny_models
 from figures import Goal, ratios, spread
-from harness import BenchmarkError, machine, memory_of
+from harness import machine, memory_of
 from inprocess import TOKENS, quantized
+from launching import launched, loaded
 from minilm import WORK, prepare_minilm
 
 from edgewise.dataset import load_examples
@@ -52,13 +50,13 @@ from edgewise.files import write_atomically
 
 HERE = Path(__file__).parent
 LITSERVE, KSERVE = "litserve==0.2.19", "kserve==0.21.0"
-START_S, STOP_S = 120.0, 30.0
 STARTS = 7
 TEXTS = 512
 HIT_SHARE, MISS_SHARE, RIVAL_TIMES, EXECUTOR_SHARE = 0.75, 0.8, 5.0, 0.9
 P50_MS, LATE_MS, READY_S, RSS_MB = 0.3, 10.0, 0.8, 140.0
 
 _PREDICT = "/v1/predict"
+_OURS = ("gateway, hit", "gateway, miss")
 
 
 @dataclass(frozen=True)
@@ -140,71 +138,10 @@ def _rival(
     return [Server(name, lambda port: [str(python), str(script), str(port)], path, ready, body)]
 
 
-@contextmanager
-def serving(server: Server, log: Path) -> Iterator[tuple[str, int]]:
-    """Start a server, wait until it is ready, give its URL and process id, stop it.
-
-    Raises:
-        BenchmarkError: It ended, or was not ready in time.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    pin = ["taskset", "-c", "0"] if server.pinned else []
-    with log.open("wb") as stream:
-        environment = {**os.environ, "CI": "1", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [*pin, *server.command(port)], stdout=stream, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _until_ready(server, url, process, log)
-            yield url, process.pid
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _until_ready(server: Server, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_S
-    address = ("127.0.0.1", int(url.rpartition(":")[2]))
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise BenchmarkError(f"{server.name} ended at start.", f"See {log}.")
-        try:
-            if server.ready is None:
-                socket.create_connection(address).close()
-                return
-            if httpx.get(url + server.ready, timeout=1).status_code == 200:
-                return
-        except (OSError, httpx.TransportError):
-            pass
-        time.sleep(0.005)
-    raise BenchmarkError(f"{server.name} was not ready after {START_S:g} s.", f"See {log}.")
-
-
-def loaded(server: Server, url: str, bodies: Path, connections: int, seconds: float) -> dict[str, Any]:
-    """One run of load.py.
-
-    Raises:
-        BenchmarkError: It failed, or requests did.
-    """
-    pin = ["taskset", "-c", "1"] if server.pinned else []
-    command = [*pin, sys.executable, str(HERE / "load.py"), url + server.path, str(bodies)]
-    flags = ["--connections", str(connections), "--seconds", str(seconds), "--warm", "0.5"]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchmarkError(f"load.py failed against {server.name}: {done.stderr.strip()[-300:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    odd = {status: count for status, count in found["statuses"].items() if status != "200"}
-    if odd or found["lost_connections"]:
-        raise BenchmarkError(f"{server.name} answered {odd} and lost {found['lost_connections']} connections.")
-    return found
+def serving(server: Server, log: Path) -> AbstractContextManager[tuple[str, int]]:
+    """The server started, as its URL and process id."""
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    return launched(server.name, server.command, server.ready, log, pinned=server.pinned, environment=one_thread)
 
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -234,7 +171,7 @@ def measured(
                     tables.say(f"round {turn + 1}/{rounds}: {server.name}, {count} connections")
                     url = running[server.name]
                     _late(server, url)
-                    one = loaded(server, url, bodies, count, seconds)
+                    one = loaded(server.name, url + server.path, bodies, count, seconds, pinned=server.pinned)
                     found[count][server.name].append({**one, **_late(server, url)})
     return found
 
@@ -275,11 +212,11 @@ def goals(
     asked = [
         ("gateway, hit", "echo", HIT_SHARE),
         ("gateway, miss", "echo + run", MISS_SHARE),
-        *(("gateway, miss", rival, RIVAL_TIMES) for rival in ("litserve", "kserve") if rival in many),
+        *((ours, rival, RIVAL_TIMES) for rival in ("litserve", "kserve") if rival in many for ours in _OURS),
     ]
     found = [_share(many, *one) for one in asked]
     found.append(_share(minilm[crowd], "gateway, MiniLM", "executor", EXECUTOR_SHARE))
-    for name in ("gateway, hit", "gateway, miss"):
+    for name in _OURS:
         p50 = spread(column(trivial[1][name], "p50_ms"))
         found.append(Goal(f"{name}: p50 at 1 connection <= {P50_MS} ms", tables.shown(p50, 3), p50.median <= P50_MS))
     ready, rss = spread(start["ready_s"]), spread(start["rss_mb"])

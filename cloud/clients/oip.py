@@ -90,14 +90,16 @@ class OipClient:
         Raises:
             CloudRefusedError: The item cannot be written in this protocol, or the server refuses it as it is.
             CloudUnreachableError: There is no connection.
-            CloudTimeoutError: No answer within `timeout_s`, which the server is told as the budget.
+            CloudTimeoutError: No answer within `timeout_s`. The server is told what is left of the request's budget,
+                and of `timeout_s` as its patience; without a budget, or once it is spent, that alone.
             CloudResponseError: An error, or something that is not a final answer of a named version.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         request = msgspec.structs.replace(request, id=upstream_id(request))
 
         async def infer(path: str) -> Response:
-            framed = self._tensors.encoded(request, self._left_ms(deadline, timeout_s), binary=binary)
+            left_ms, wanted_ms = self._left_ms(deadline, timeout_s), _wanted_ms(request)
+            framed = self._tensors.encoded(request, left_ms, wanted_ms=wanted_ms, binary=binary)
             return await self._http.exchange("POST", f"{path}/infer", framed.body, _frame_headers(framed))
 
         binary = not isinstance(request.inputs, str)
@@ -185,6 +187,14 @@ def _frame_headers(framed: oip.Framed) -> dict[str, str]:
     if framed.json_bytes is None:
         return {}
     return {oip.HEADER.decode(): str(framed.json_bytes), "content-type": oip.CONTENT_TYPE.decode()}
+
+
+def _wanted_ms(request: Request) -> float | None:
+    """What is left of the request's own budget; None where it has none, or it is spent."""
+    if request.budget_ms is None or request.arrived_s is None:
+        return None
+    left_ms = request.budget_ms - (time.monotonic() - request.arrived_s) * 1e3
+    return left_ms if left_ms > 0 else None
 
 
 def _json_bytes(response: Response) -> int | None:

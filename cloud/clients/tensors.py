@@ -46,32 +46,37 @@ class Tensors:
         if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"The labels {list(self.labels)} do not tell answers apart.", "Give one a position.")
 
-    def encoded(self, request: Request, budget_ms: float, *, binary: bool = False) -> oip.Framed:
+    def encoded(
+        self, request: Request, left_ms: float, *, wanted_ms: float | None = None, binary: bool = False
+    ) -> oip.Framed:
         """An infer request of one item.
 
         Args:
             request: The request.
-            budget_ms: What is left of its time, in milliseconds.
+            left_ms: For how long an answer is waited for, in milliseconds.
+            wanted_ms: When it is wanted, where that is sooner.
             binary: Whether the server takes an item's bytes as they are; texts are sent as JSON all the same.
 
         Raises:
             CloudRefusedError: The item cannot be written in this protocol.
         """
+        is_sooner = wanted_ms is not None and wanted_ms < left_ms
+        budget_ms, patience_ms = (wanted_ms, left_ms) if is_sooner else (left_ms, None)
         try:
             if binary and not isinstance(request.inputs, str):
-                framed = oip.encode_binary_infer_request(request, budget_ms=budget_ms)
+                framed = oip.encode_binary_infer_request(request, budget_ms=budget_ms, patience_ms=patience_ms)
             else:
-                framed = oip.Framed(oip.encode_infer_request(request, budget_ms=budget_ms))
+                framed = oip.Framed(oip.encode_infer_request(request, budget_ms=budget_ms, patience_ms=patience_ms))
         except InputError as error:
             raise CloudRefusedError(error.problem, error.remedy) from error
         except UnicodeEncodeError as error:
             raise CloudRefusedError(
                 f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode."
             ) from error
-        return self._renamed(framed, budget_ms)
+        return self._renamed(framed, left_ms)
 
-    def _renamed(self, framed: oip.Framed, budget_ms: float) -> oip.Framed:
-        """The request in the model's own tensor; another maker's server is told the budget as its queue's time-out."""
+    def _renamed(self, framed: oip.Framed, left_ms: float) -> oip.Framed:
+        """The request in the model's own tensor; another maker's server is told the time as its queue's time-out."""
         if self.input is None and not self.input_shape:
             return framed
         body = msgspec.json.decode(framed.body[: framed.json_bytes], type=InferBody)
@@ -79,7 +84,7 @@ class Tensors:
         tensor = msgspec.structs.replace(
             tensor, name=self.input or tensor.name, shape=list(self.input_shape) or tensor.shape
         )
-        timeout_us = max(1, int(budget_ms * 1000))
+        timeout_us = max(1, int(left_ms * 1000))
         text = msgspec.json.encode(msgspec.structs.replace(body, inputs=[tensor], parameters={"timeout": timeout_us}))
         if framed.json_bytes is None:
             return oip.Framed(text)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.cloud.batching import PATIENCE_S, Pending, enough, in_a_hurry, length_of, share, take_batch
+from edgewise.cloud.batching import PATIENCE_S, Pending, due_s, enough, in_a_hurry, length_of, share, take_batch
 from edgewise.cloud.costs import Costs
 from edgewise.cloud.grouping import MAX_WASTE, group_by_length, group_by_shape
 from edgewise.contracts import Request
@@ -61,8 +61,9 @@ class Never:
         return self.over
 
 
-def pending(number, *, arrived_s=NOW, deadline_s=math.inf, length=10, gone=False):
-    return Pending(Request(id=str(number), inputs=""), arrived_s, deadline_s, length, Never(), Never(gone))
+def pending(number, *, arrived_s=NOW, deadline_s=math.inf, wanted_s=math.inf, length=10, gone=False):
+    wanted_s = min(wanted_s, deadline_s)
+    return Pending(Request(id=str(number), inputs=""), arrived_s, wanted_s, deadline_s, length, Never(), Never(gone))
 
 
 ITEMS = st.lists(
@@ -70,6 +71,7 @@ ITEMS = st.lists(
         dict,
         arrived_s=st.floats(0, NOW),
         deadline_s=st.one_of(st.just(math.inf), st.floats(NOW - 1, NOW + 3)),
+        wanted_s=st.one_of(st.just(math.inf), st.floats(NOW - 1, NOW + 3)),
         length=st.integers(1, 200),
         gone=st.booleans(),
     ),
@@ -93,7 +95,7 @@ def test_every_waiting_item_goes_to_exactly_one_place(drawn, cap, costs):
 def test_the_most_urgent_is_always_next(drawn, cap, costs):
     items = [pending(number, **one) for number, one in enumerate(drawn)]
     batch, _, waiting = take_batch(items, NOW, cap, costs)
-    assert all(batch[0].due_s <= item.due_s for item in (*batch, *waiting))
+    assert all(due_s(batch[0], NOW, costs) <= due_s(item, NOW, costs) for item in (*batch, *waiting))
 
 
 @given(ITEMS, st.integers(1, 16), COSTS)
@@ -124,6 +126,21 @@ def test_a_batch_closes_early_for_the_tightest_budget():
     batch = take_batch([*patient, tight], NOW, 16, LEARNED).batch
     assert batch[0] is tight
     assert 1 < len(batch) < 8
+
+
+def test_a_batch_closes_for_a_budget_whose_caller_waits_longer():
+    patient = [pending(number) for number in range(8)]
+    tight = pending(8, wanted_s=NOW + 0.15, deadline_s=NOW + 10)
+    batch = take_batch([*patient, tight], NOW, 16, LEARNED).batch
+    assert batch[0] is tight
+    assert 1 < len(batch) < 8
+
+
+def test_a_budget_that_is_lost_is_computed_while_somebody_waits_and_hurries_nobody():
+    lost, fresh = pending(0, wanted_s=NOW + 0.05, deadline_s=NOW + 10), pending(1, deadline_s=NOW + 0.15)
+    batch, spent, waiting = take_batch([lost, fresh], NOW, 1, LEARNED)
+    assert (batch, spent, waiting) == ([fresh], [], [lost])
+    assert len(take_batch([lost, *(pending(number) for number in range(1, 8))], NOW, 16, LEARNED).batch) == 8
 
 
 def test_what_cannot_be_met_any_more_is_told_at_once():

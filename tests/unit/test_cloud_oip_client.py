@@ -1,6 +1,7 @@
 """What OipClient asks, accepts and refuses, over a transport without a network; sockets are the contract suite's."""
 
 import json
+import time
 
 import httpx
 import numpy as np
@@ -138,6 +139,24 @@ async def test_it_sends_the_item_with_what_is_left_of_its_time():
         ["corn rose"],
     )
     assert 0 < sent["parameters"]["budget_ms"] <= 5000
+
+
+async def test_it_sends_what_is_left_of_the_budget_and_how_long_it_will_wait():
+    server = Server()
+    request = Request(inputs="corn rose", budget_ms=1000.0, arrived_s=time.monotonic() - 0.2)
+    await client(server).predict(request, timeout_s=5)
+    sent = json.loads(server.seen[0].content)["parameters"]
+    assert 0 < sent["budget_ms"] <= 800
+    assert 800 < sent["patience_ms"] <= 5000
+
+
+@pytest.mark.parametrize("more", [{"budget_ms": 100.0, "arrived_s": 0.0}, {"budget_ms": 1e6}, {}])
+async def test_a_budget_that_is_spent_or_longer_than_the_wait_is_not_sent(more):
+    server = Server()
+    await client(server).predict(Request(inputs="corn rose", **more), timeout_s=5)
+    sent = json.loads(server.seen[0].content)["parameters"]
+    assert 0 < sent["budget_ms"] <= 5000
+    assert "patience_ms" not in sent
 
 
 async def test_the_id_sent_is_one_of_ours_which_tenants_and_items_do_not_share():

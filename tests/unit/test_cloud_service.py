@@ -175,6 +175,20 @@ async def test_a_spent_budget_is_told_at_once_and_never_computed(engine):
     assert engine.batches == [["first"], ["patient"]]
 
 
+async def test_a_request_outlives_its_budget_for_as_long_as_its_caller_is_patient(engine):
+    service = EngineService(ThreadWorkers(engine), clock=time)
+    async with service.lifespan():
+        first = await held(engine, service)
+        owed = (await queued(service, [request("owed", budget_ms=5, patience_ms=1e6)]))[0]
+        with pytest.raises(CloudTimeoutError, match="5 ms"):
+            await answer(service, request("dropped", budget_ms=1, patience_ms=5))
+        assert not owed.done()
+        engine.gate.set()
+        assert (await owed).output == "OWED"
+        await first
+    assert engine.batches == [["first"], ["owed"]]
+
+
 async def test_a_budget_spent_while_computing_is_told_at_the_deadline(engine):
     service = EngineService(ThreadWorkers(engine), clock=time)
     async with service.lifespan():

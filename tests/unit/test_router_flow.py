@@ -113,6 +113,26 @@ async def test_a_cache_hit_comes_at_once(text):
     assert set(again.timings_ms) == {"total"}
 
 
+@pytest.mark.parametrize("default_ms", [None, 300.0])
+async def test_the_cloud_hears_the_budget_and_from_when_it_runs(default_ms):
+    asked = []
+
+    class Cloud(fakes.ScriptedCloud):
+        async def predict(self, request, *, timeout_s):
+            asked.append(request)
+            return await super().predict(request, timeout_s=timeout_s)
+
+    clock = Ticking(1e-4)
+    flow = router(Cloud(), clock=clock, settings=RouterSettings(budget_ms=default_ms))
+    await answered(flow.respond(Request(inputs=DOUBTFUL, id="1")))
+    await answered(flow.respond(Request(inputs=DOUBTFUL + "0", id="2", budget_ms=200.0, arrived_s=clock.monotonic())))
+    await answered(flow.respond(Request(inputs=DOUBTFUL + "00", id="3", budget_ms=200.0, patience_ms=400.0)))
+    budgets = [request.budget_ms for request in asked]
+    assert budgets[0] == (None if default_ms is None else pytest.approx(default_ms))
+    assert budgets[1:] == [pytest.approx(200.0), pytest.approx(400.0)], "a gateway's patience is the budget here"
+    assert all(request.arrived_s is not None for request in asked[1:])
+
+
 async def test_a_model_that_is_quicker_than_a_hop_answers_at_once_until_it_is_not():
     clock, cloud, here = Ticking(1e-4), fakes.ScriptedCloud(), set()
 
