@@ -430,7 +430,9 @@ class Deliveries:
             self._instruments.provisional_open.set(float(len(self._outbox)))
 
     def _seconds_to_look(self) -> float:
-        pausing_s = self._backlog.seconds_to_next(self._clock.monotonic())
+        """Until when nothing can be asked for, unless somebody wakes the caretaker: with each answer there is room."""
+        has_room = len(self._asking) < self._ramp.limit
+        pausing_s = self._backlog.seconds_to_next(self._clock.monotonic()) if has_room else None
         return _LOOK_S if pausing_s is None else min(pausing_s, _LOOK_S)
 
 
