@@ -7,7 +7,7 @@ Values are frozen `msgspec` structs. Times carry their unit in the name.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -15,8 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Input: TypeAlias = str | bytes | NDArray[Any]
-"""A text, an encoded image file (PNG, JPEG, …), or raw pixels, (height, width) or (height, width, channels)."""
+from edgewise.dialogue import Piece, Prompt, TokenChoice, Written
+
+Input: TypeAlias = str | bytes | NDArray[Any] | Prompt
+"""A text, an encoded image file (PNG, JPEG, …), raw pixels, (height, width) or (height, width, channels), or what a
+language model is asked."""
 
 Output: TypeAlias = str | tuple[float, ...]
 """One answer: a label or generated text, or a vector (an embedding)."""
@@ -95,6 +98,15 @@ class Reason(StrEnum):
     """The final answer is owed no more: it stayed away too long, or newer requests needed the room."""
     NO_ROUTER = "no_router"
     """Answered by a service that has only one model behind it."""
+    GATE_LATE = "gate_late"
+    """The first tokens did not come in time to be judged; what was written by then is not what was certified."""
+    CONFIDENCE_COLLAPSED = "confidence_collapsed"
+    """The beginning was confident, and what followed was not."""
+    INVALID_TOOL_CALL = "invalid_tool_call"
+    """The edge model calls a tool that does not exist, or with arguments that its schema refuses."""
+    SAMPLED = "sampled"
+    """Confident, and drawn at random as the request wants it: uncertified, since certificates speak of greedy
+    decoding."""
     FAIL_OVER = "fail_over"
     """The reference did not answer, and another backend stood in for it: final, and not the reference's word."""
 
@@ -165,6 +177,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         margin: The largest softmax probability minus the second, where the graph itself computes it; of a generator
             that of its first token.
         out_of_distribution: Whether the input is none that the model was made for, such as a text of unknown words.
+        written: How a generated text came about; None where it is none, or not over yet.
     """
 
     output: Output
@@ -173,6 +186,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     embedding: FloatArray | None = None
     margin: float | None = None
     out_of_distribution: bool = False
+    written: Written | None = None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -206,6 +220,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         decision: The router's decision.
         timings_ms: Milliseconds by stage; "total" is always there.
         model_digest: Digest of the model that computed it: the edge bundle's, or the cloud's version.
+        written: How a generated text came about; None where it is none.
     """
 
     id: str
@@ -215,6 +230,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     timings_ms: Mapping[str, float]
     model_digest: str
+    written: Written | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -223,11 +239,21 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, tag="token", kw_only=True):
-    """A piece of generated text."""
+    """A piece of generated text.
+
+    Attributes:
+        id: The request's id.
+        text: The text; pieces of one answer concatenate to it.
+        logprob: Natural log-probability of its token; None where it is not one token, or nobody says.
+        source: Who wrote it; None takes the answer's word.
+        top: The likeliest tokens in its place, where they were asked for.
+    """
 
     id: str
     text: str
     logprob: float | None = None
+    source: Source | None = None
+    top: tuple[TokenChoice, ...] = ()
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answer"):
@@ -271,11 +297,13 @@ class CloudReply(msgspec.Struct, frozen=True):
         output: The final answer.
         reference: Who gave it.
         fail_over: Given by a backend that stands in for the one that was meant: never the certified reference.
+        written: How a generated text came about, where the cloud says so.
     """
 
     output: Output
     reference: Reference
     fail_over: bool = False
+    written: Written | None = None
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -335,6 +363,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         score_deciles: The nine inner deciles of the certifying items' scores, to compare live traffic with.
         out_of_distribution_share: Share of the certifying items that have no score.
         recertification: 0 where calibration items were asked for it; j where it is the j-th earned from live audits.
+        judge: Name of the function by which two texts agree; empty where outputs agree that are the same.
     """
 
     id: str
@@ -353,6 +382,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     score_deciles: tuple[float, ...] = ()
     out_of_distribution_share: float = 0.0
     recertification: int = 0
+    judge: str = ""
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -449,6 +479,67 @@ class LocalModel(Protocol):
 
         Raises:
             InputError: An item the model cannot read.
+        """
+        ...
+
+
+class Writing(Protocol):
+    """An answer that a language model writes: an iterator of its pieces, for one thread at a time."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Itself."""
+        ...
+
+    def __next__(self) -> Piece:
+        """The next piece; computed when it is asked for."""
+        ...
+
+    def stop(self) -> None:
+        """End before the next token; any thread may call it, any number of times."""
+        ...
+
+    def close(self) -> None:
+        """End now and give back what it holds; for the thread that iterates.
+
+        What was computed is kept for the session.
+        """
+        ...
+
+    @property
+    def written(self) -> Written:
+        """How it came about, once it has ended; until then what is known, as interrupted."""
+        ...
+
+
+@runtime_checkable
+class LocalGenerator(Protocol):
+    """A language model that writes in this process."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of its bundle."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """Its task."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        ...
+
+    def write(self, prompt: Prompt, *, tenant: str = "", session: str | None = None) -> Writing:
+        """Begin to answer; blocks, as reading the first piece does, while the prompt is computed.
+
+        Args:
+            prompt: What is asked.
+            tenant: Whose session it is.
+            session: What was computed for earlier turns of this session need not be again; None has no earlier turns.
+
+        Raises:
+            InputError: The prompt cannot be answered: too long, refused by the chat template, a schema that is none, …
         """
         ...
 

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from edgewise.contracts import Example, Input
+from edgewise.dialogue import Prompt
 from edgewise.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
@@ -125,6 +126,8 @@ def _framed_input(item: Input) -> tuple[str, bytes]:
         return "text", item.encode()
     if isinstance(item, bytes):
         return "image", item
+    if isinstance(item, Prompt):
+        return "prompt", msgspec.msgpack.encode(item)
     pixels = np.ascontiguousarray(item, dtype=item.dtype.newbyteorder("<"))
     return f"pixels {pixels.dtype.str} {'x'.join(map(str, pixels.shape))}", pixels.tobytes()
 

@@ -10,6 +10,7 @@
     │   ├── BundleError         a bundle that cannot be read
     │   │   ├── BundleCorruptError   its bytes are not what its manifest promises
     │   │   └── BundleVersionError   written by a newer edgewise
+    │   ├── PromptTooLongError  more tokens than a language model reads
     │   ├── CertificateError    a certificate that cannot be issued or does not apply
     │   │   └── TooFewItemsError     with the number of items needed
     │   └── RequestError        one request over the wire                    (HTTP 400)
@@ -108,6 +109,10 @@ class DiskFullError(EdgewiseError):
             return None
         where = f" for {error.filename}" if error.filename else ""
         return cls(f"There is no room{where}: {error.strerror}.", "Free some space, or choose another disk.")
+
+
+class PromptTooLongError(InputError):
+    """A prompt has more tokens than the model reads with its answer."""
 
 
 class CertificateError(InputError):

@@ -8,12 +8,12 @@ Owns session, preprocessing, the model and the look at the device. Decides nothi
     model.predict(["grain exports rose"])[0].output
 """
 
+from edgewise.dialogue import Piece
 from edgewise.edge.device import Device, classify, parse_cpu_flags, probe
 from edgewise.edge.generator import EdgeGenerator, TokenScores
 from edgewise.edge.golden import golden_items
 from edgewise.edge.image import decode, encode_png
 from edgewise.edge.model import EdgeModel
-from edgewise.edge.stops import Piece
 
 __all__ = [
     "Device",

@@ -33,9 +33,10 @@ from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]  # 
 
 from edgewise.bundle import Bundle, GenaiConfig, GenerationPreprocessing, GoldenItem, read_config
 from edgewise.bundle.generator import CONFIG, OPTIONAL_FILES, REQUIRED_FILES
+from edgewise.dialogue import Piece
 from edgewise.edge.device import probe
 from edgewise.edge.model import check_runtime
-from edgewise.edge.stops import Piece, until
+from edgewise.edge.stops import until
 from edgewise.errors import BundleError, CertificateError, InputError, MissingExtraError
 
 GOLDEN_TOKENS = 16

@@ -1,4 +1,4 @@
-"""Pieces of a generated text, and where it ends.
+"""Where a generated text ends.
 
 Owns what a stop text means in the middle of a stream: nothing of it is ever handed out, not even its first half. Runs
 no model.
@@ -7,23 +7,8 @@ no model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
-
-class Piece(NamedTuple):
-    """One generated token.
-
-    Attributes:
-        text: Its text; empty where it ends in the middle of a character, which the next piece then completes.
-        token: Its id.
-        logprob: Its natural log-probability under the model.
-        margin: Of the first token of an answer, its probability minus that of the second likeliest; else None.
-    """
-
-    text: str
-    token: int
-    logprob: float
-    margin: float | None = None
+from edgewise.dialogue import Piece
 
 
 def until(pieces: Iterable[Piece], stop: Sequence[str]) -> Iterator[Piece]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
+import msgspec
+
 from edgewise.contracts import Input, Mode, Reference, Request
+from edgewise.dialogue import Prompt
 
 _KEY_BYTES = 32
 _LENGTH_BYTES = 8
@@ -78,4 +81,6 @@ def _canonical(item: Input) -> tuple[bytes, ...]:
         return b"text", item.encode("utf-8", "surrogatepass")
     if isinstance(item, bytes):
         return b"file", item
+    if isinstance(item, Prompt):
+        return b"prompt", msgspec.msgpack.encode(item)
     return b"array", item.dtype.str.encode(), repr(item.shape).encode(), item.tobytes()

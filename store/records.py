@@ -6,12 +6,13 @@ default, so that an older file stays readable.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 
 from edgewise.contracts import Answer, DataPolicy, Input, Mode, Request
+from edgewise.dialogue import Prompt
 from edgewise.errors import InputError, StoreError
 
 T = TypeVar("T")
@@ -46,11 +47,20 @@ class ArrayItem(msgspec.Struct, frozen=True, tag="array"):
     data: bytes
 
 
+class PromptItem(msgspec.Struct, frozen=True, tag="prompt"):
+    """What a language model is asked."""
+
+    prompt: Prompt
+
+
+StoredItem: TypeAlias = TextItem | FileItem | ArrayItem | PromptItem
+
+
 class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as it stands on disk."""
 
     id: str
-    item: TextItem | FileItem | ArrayItem
+    item: StoredItem
     tenant: str
     task: str
     budget_ms: float | None
@@ -90,11 +100,13 @@ def encode_request(request: Request) -> bytes:
         raise InputError("A text of the request is not valid Unicode.", "Replace its lone surrogates.") from error
 
 
-def _encode_item(item: Input) -> TextItem | FileItem | ArrayItem:
+def _encode_item(item: Input) -> StoredItem:
     if isinstance(item, str):
         return TextItem(item)
     if isinstance(item, bytes):
         return FileItem(item)
+    if isinstance(item, Prompt):
+        return PromptItem(item)
     if item.dtype.kind not in _ARRAY_KINDS:
         raise InputError(f"An array of type {item.dtype} cannot be kept.", "Give whole numbers or floats.")
     return ArrayItem(item.dtype.str, item.shape, item.tobytes())
@@ -121,11 +133,13 @@ def decode_request(data: bytes) -> Request:
     )
 
 
-def _decode_item(item: TextItem | FileItem | ArrayItem) -> Input:
+def _decode_item(item: StoredItem) -> Input:
     if isinstance(item, TextItem):
         return item.text
     if isinstance(item, FileItem):
         return item.data
+    if isinstance(item, PromptItem):
+        return item.prompt
     try:
         return np.ndarray(item.shape, np.dtype(item.dtype), buffer=item.data)
     except (TypeError, ValueError) as error:

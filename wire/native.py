@@ -41,6 +41,7 @@ from edgewise.contracts import (
     Source,
     Status,
 )
+from edgewise.dialogue import Prompt
 from edgewise.errors import CloudResponseError, InputError, RequestError
 from edgewise.wire.parsing import (
     DEFAULT_MAX_BUDGET_MS,
@@ -221,6 +222,8 @@ def _encode_input(item: Input) -> str | ImageInput:
         return item
     if isinstance(item, bytes):
         return ImageInput(image=base64.b64encode(item).decode("ascii"))
+    if isinstance(item, Prompt):
+        raise InputError("A prompt cannot be sent over this protocol.", "Choose a backend that speaks OpenAI's.")
     if item.dtype == np.uint8:
         return ImageInput(pixels=item.tolist())
     if item.dtype.kind == "f" and np.isfinite(item).all():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.contracts import DataPolicy, Input, Mode, Request
+from edgewise.dialogue import Prompt
 from edgewise.errors import CloudResponseError, InputError
 from edgewise.wire import oip_binary
 from edgewise.wire.oip_binary import Chunks, Framed, FrameError
@@ -85,7 +86,7 @@ def _encode_item(item: Input) -> InputTensor:
     if isinstance(item, bytes):
         return InputTensor("image", [1], "BYTES", [base64.b64encode(item).decode("ascii")])
     pixels, datatype = _pixels(item)
-    return InputTensor("pixels", [1, *item.shape], datatype, pixels.ravel().tolist())
+    return InputTensor("pixels", [1, *pixels.shape], datatype, pixels.ravel().tolist())
 
 
 def _pack_item(item: Input) -> tuple[InputTensor, bytes]:
@@ -94,10 +95,12 @@ def _pack_item(item: Input) -> tuple[InputTensor, bytes]:
     if isinstance(item, bytes):
         return InputTensor("image", [1], "BYTES"), oip_binary.joined([item])
     pixels, datatype = _pixels(item)
-    return InputTensor("pixels", [1, *item.shape], datatype), oip_binary.packed(pixels, datatype)
+    return InputTensor("pixels", [1, *pixels.shape], datatype), oip_binary.packed(pixels, datatype)
 
 
-def _pixels(item: NDArray[Any]) -> tuple[NDArray[Any], str]:
+def _pixels(item: NDArray[Any] | Prompt) -> tuple[NDArray[Any], str]:
+    if isinstance(item, Prompt):
+        raise InputError("A prompt cannot be sent over this protocol.", "Choose a backend that speaks OpenAI's.")
     if item.dtype == np.uint8:
         return item, "UINT8"
     if item.dtype.kind == "f" and np.isfinite(item).all():

@@ -20,6 +20,7 @@ from edgewise.cloud.clients.http import HttpBackend, NotServedError, Response, a
 from edgewise.cloud.clients.lasting import Lasting
 from edgewise.cloud.clients.tensors import Tensors
 from edgewise.contracts import CloudReply, Input, Reference, Request
+from edgewise.dialogue import Prompt
 from edgewise.errors import CloudResponseError, CloudTimeoutError
 from edgewise.wire import oip
 
@@ -167,6 +168,8 @@ def _item_parts(item: Input) -> tuple[bytes, ...]:
         return b"text", item.encode("utf-8", "surrogatepass")
     if isinstance(item, bytes):
         return b"file", item
+    if isinstance(item, Prompt):
+        return b"prompt", msgspec.msgpack.encode(item)
     return b"array", item.dtype.str.encode(), repr(item.shape).encode(), item.tobytes()
 
 

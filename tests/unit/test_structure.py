@@ -7,9 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire", "wiring")
-FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry", "tracing"}
+FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry", "tracing", "dialogue"}
 MAY_IMPORT = {
-    "contracts": {"errors"},
+    "contracts": {"errors", "dialogue"},
+    "dialogue": set(),
     "errors": set(),
     "files": {"errors"},
     "dataset": FOUNDATIONS,
