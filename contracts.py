@@ -149,6 +149,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         attributes: Free labels for slices and groups.
         arrived_s: When it reached this process, in monotonic seconds; its budget runs from there. None: when the
             service hears of it. Never sent or stored.
+        revisable: Whether its caller can take back text that it was told already. Never sent or stored.
     """
 
     inputs: Input
@@ -163,6 +164,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     attributes: Mapping[str, str] = msgspec.field(default_factory=dict)
     arrived_s: float | None = None
+    revisable: bool = False
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
