@@ -20,18 +20,23 @@ from edgewise.files import sha256_file
 TEXT_TASK = "text-classification"
 IMAGE_TASK = "image-classification"
 EMBEDDING_TASK = "feature-extraction"
+GENERATION_TASK = "text-generation"
 
 _TASK_OF_HEAD = {
     "ForSequenceClassification": TEXT_TASK,
     "ForImageClassification": IMAGE_TASK,
     # Distilled models (DeiT, LeViT): the mean of two heads.
     "ForImageClassificationWithTeacher": IMAGE_TASK,
+    "ForCausalLM": GENERATION_TASK,
     # A bare encoder.
     "Model": EMBEDDING_TASK,
 }
 
 # They end in "Model" and give something else than one vector a token.
 _NO_ENCODERS = ("LMHeadModel", "DoubleHeadsModel", "EncoderDecoderModel", "CLIPModel")
+
+# How a language model is decoded; another rule gives another version.
+_DECODING = "float32, chosen from the model's own distribution without penalties, 1"
 
 # Transformers' own order of preference: the first of these that exists is what it loads.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -51,8 +56,8 @@ class Checkpoint:
 
     Attributes:
         path: The folder, absolute.
-        task: "text-classification", "image-classification" or "feature-extraction".
-        labels: In the order of the logits; empty for an encoder.
+        task: "text-classification", "image-classification", "feature-extraction" or "text-generation".
+        labels: In the order of the logits; empty for an encoder and for a language model.
         safetensors: Whether its weights are in safetensors; otherwise they are a torch file of tensors only.
         version: "sha256:" and the digest of every file that can change an answer.
         pooling: Of an encoder, how the vectors of a text's tokens become one.
@@ -71,7 +76,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: It is no checkpoint, has no weights, or is neither a single-label classifier nor an
-                encoder whose pooling is supported.
+                encoder whose pooling is supported, nor a language model.
         """
         path = folder.resolve()
         config = _read_config(path)
@@ -84,6 +89,9 @@ class Checkpoint:
             # What pooling it is stands in a folder of its own.
             version = hashlib.sha256(f"{digest}\0{pooling.mode}\0{pooling.normalize}".encode()).hexdigest()
             return cls(path, task, (), safetensors, f"sha256:{version}", pooling)
+        if task == GENERATION_TASK:
+            version = hashlib.sha256(f"{digest}\0{_DECODING}".encode()).hexdigest()
+            return cls(path, task, (), safetensors, f"sha256:{version}")
         _refuse_other_problems(path, config)
         return cls(path, task, _labels(path, config), safetensors, f"sha256:{digest}")
 

@@ -28,7 +28,7 @@ from edgewise.contracts import FloatArray, Prediction
 from edgewise.edge.pooling import max_length_of
 from edgewise.errors import CheckpointError, InputError, MissingExtraError
 
-_NO_LIMIT = 1_000_000
+NO_LIMIT = 1_000_000
 """Tokenizers without a length of their own carry a number far above this one."""
 
 _FAMILY = {
@@ -65,8 +65,13 @@ class TorchModel:
             CheckpointError: It is incomplete, broken, or of an unsupported architecture.
             MissingExtraError: torch or transformers is not installed.
         """
-        _require_torch()
-        with _quiet_loading():
+        if found.task not in _FAMILY:
+            raise CheckpointError(
+                f"{found.path} is for {found.task}, and classifies nothing.",
+                "Serve it with `edgewise cloud serve` and the engine `auto` or `torch`.",
+            )
+        require_torch()
+        with quiet_loading():
             model = _load_model(found)
             reader = _image_reader(found, model) if found.task == IMAGE_TASK else _text_reader(found, model)
         loaded = cls(found, model, reader, _max_group(model, reader))
@@ -105,7 +110,7 @@ class TorchModel:
         return CheckpointEngine(self.forward, self.reader, self.found, name=name, max_group=self.max_group)
 
     def _warm_up(self) -> None:
-        with _refusing(self.found.path, "does not compute"):
+        with refusing(self.found.path, "does not compute"):
             (prediction,) = self.engine().predict([sample(self.found)])
             _check_answer(prediction, self.found)
 
@@ -119,7 +124,12 @@ def _check_answer(prediction: Prediction, found: Checkpoint) -> None:
         raise ValueError("it gives no vector a token")
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Say what is missing, before anything is loaded.
+
+    Raises:
+        MissingExtraError: torch or transformers is not installed.
+    """
     if any(find_spec(name) is None for name in ("torch", "transformers")):
         raise MissingExtraError("Serving a checkpoint", "cloud")
 
@@ -128,7 +138,7 @@ def _load_model(found: Checkpoint) -> Any:
     import torch
     import transformers
 
-    with _refusing(found.path, "cannot be loaded"):
+    with refusing(found.path, "cannot be loaded"):
         model, report = getattr(transformers, _FAMILY[found.task]).from_pretrained(
             found.path,
             local_files_only=True,
@@ -151,19 +161,19 @@ def _load_model(found: Checkpoint) -> Any:
 def _text_reader(found: Checkpoint, model: Any) -> TextReader:
     from transformers import AutoTokenizer
 
-    with _refusing(found.path, "has no tokenizer that can be loaded"):
+    with refusing(found.path, "has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(found.path, local_files_only=True, trust_remote_code=False)
     # Positions count from the left: padding there would move every token of a shorter text.
     tokenizer.padding_side = "right"
-    found_limits = [tokenizer.model_max_length, _positions(model)]
+    found_limits = [tokenizer.model_max_length, positions_of(model)]
     if found.pooling is not None:
         found_limits.append(max_length_of(found.path))
-    limits = [limit for limit in found_limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
+    limits = [limit for limit in found_limits if isinstance(limit, int) and 0 < limit < NO_LIMIT]
     inputs = frozenset(inspect.signature(model.forward).parameters)
     return TextReader(tokenizer, min(limits, default=None), inputs)
 
 
-def _positions(model: Any) -> int | None:
+def positions_of(model: Any) -> int | None:
     """Tokens the position embeddings reach, or None for a model without a limit."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
@@ -177,7 +187,7 @@ def _positions(model: Any) -> int | None:
 def _image_reader(found: Checkpoint, model: Any) -> ImageReader:
     from transformers import AutoImageProcessor
 
-    with _refusing(found.path, "has no image processor that can be loaded"):
+    with refusing(found.path, "has no image processor that can be loaded"):
         processor = AutoImageProcessor.from_pretrained(
             found.path, local_files_only=True, trust_remote_code=False, use_fast=False
         )
@@ -201,7 +211,7 @@ def _max_group(model: Any, reader: Reader) -> int:
 
 
 @contextmanager
-def _refusing(path: Path, what: str) -> Iterator[None]:
+def refusing(path: Path, what: str) -> Iterator[None]:
     """Turn whatever transformers raises over a bad folder into a CheckpointError; it promises no set of exceptions."""
     try:
         yield
@@ -215,7 +225,7 @@ def _refusing(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Keep transformers off the terminal: its progress bars while loading, its warnings from here on.
 
     The warnings stay off because the process that serves owns its terminal, and switching them for every call would
