@@ -1,0 +1,151 @@
+"""What a text says: its wording without its dress, the letter that it chooses, the number that it ends with. Pure.
+
+Owns the reading of free text, which is strict: where a text leaves open what it says, it says nothing, so that doubt
+costs a call of the cloud and not a false agreement. Which texts agree is `agreement`'s.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+
+_PAIRS = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "(": ")", "[": "]", "{": "}", "“": "”", "‘": "’", "«": "»"}
+_ENDERS = ".,;:!?。、؟،।"
+_OPENERS = "¿¡"
+
+_MARKUP = re.compile(r"\\(?:boxed|text|textbf|mathrm)\s*\{([^{}]*)\}|[*_`\"“”$]")
+_ALONE = re.compile(r"\s*\(?([A-Za-z])\)?[.:]?\s*")
+# "A" and "I" before a small word are words, but for the few words that follow a choice.
+_LETTER = (
+    r"(?<!\w)(?:\(\s*[A-Za-z]\s*\)"
+    r"|(?![AI]\s+(?!(?:because|since|as|is|and|or)\b)[a-z])[A-Z](?![\w'’+#])"
+    r"|[a-z](?=[.!]?\s*$))"
+)
+_LETTERS = rf"({_LETTER}(?:\s*(?:,|/|&|\bor\b|\band\b)\s*{_LETTER}){{0,8}})"
+_STATED = (
+    re.compile(
+        r"(?i:\b(?:answer|choose|pick|select|go with)\b(?:\s+(?:is|are|would be|should be|must be|the|correct|best"
+        rf"|option|choice|letter|answer)\b)*)[\s:=]*{_LETTERS}"
+    ),
+    re.compile(rf"{_LETTERS}\s+(?i:(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)\b)"),
+)
+_MARKED = (
+    re.compile(r"^[ \t]*(\(?[A-Z])[.):](?!\w)", re.MULTILINE),
+    re.compile(r"(?<!\w)(\([A-Z]\))"),
+    re.compile(rf"(?i:\b(?:option|choice)\b)[\s:=]*{_LETTERS}"),
+)
+
+_REWRITTEN = (
+    (re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}"), r" \1/\2"),
+    (re.compile(r"\{,\}|\\,|(?<=\d)[\u00a0\u2009\u202f](?=\d{3})"), ","),
+    (re.compile(r"\s?(?:×|\\times)\s?10\s?\^\s?\{?(-?\d{1,2})\}?(?!\d)"), r"e\1"),
+)
+"""LaTeX and typography that numbers are written in."""
+
+_POWERS = "^⁰¹²³⁴⁵⁶⁷⁸⁹"
+_WRITTEN_NUMBER = re.compile(
+    r"(?:(?<![\w)\]%])(?P<sign>[-+]))?(?:[$€£¥₹]\s?(?P<inner>[-+])?)?"
+    rf"(?<![\w^])(?<!\^\{{)(?P<digits>\.?\d(?:[\d.,{{}}/{_POWERS}]|(?<=\d)\s/\s(?=\d)|(?<=\d) (?=\d+/\d))*"
+    r"(?:[eE][-+]?\d+(?!\w))?)"
+)
+_DECIMAL = re.compile(r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2})?")
+_FRACTION = re.compile(r"(?:(\d+) )?(\d+)\s?/\s?(\d+)")
+_LONGEST_NUMBER = 400
+_GSM8K_ANSWER = "####"
+
+
+def normalised(text: str) -> str:
+    """A text without case, width, runs of blanks and outer punctuation.
+
+    Compatibility caseless form (Unicode, definition D146) composed to NFKC; blanks joined to one; then, as often as
+    there is something to take off, sentence marks at the ends and quotes, brackets and emphasis around the whole. What
+    changes a value stays: a sign, a currency, a percent sign. A text of nothing but marks stays as it is.
+    """
+    bare = " ".join(_caseless(text).split())
+    while (inner := _outer_off(bare)) not in ("", bare):
+        bare = inner
+    return bare
+
+
+def _caseless(text: str) -> str:
+    folded = unicodedata.normalize("NFD", text).casefold()
+    folded = unicodedata.normalize("NFKD", folded).casefold()
+    return unicodedata.normalize("NFKC", folded)
+
+
+def _outer_off(text: str) -> str:
+    bare = text.strip().rstrip(_ENDERS).lstrip(_OPENERS).strip()
+    if len(bare) > 1 and _PAIRS.get(bare[0]) == bare[-1]:
+        bare = bare[1:-1].strip()
+    return bare
+
+
+def chosen_letter(text: str) -> str | None:
+    """The letter of a multiple-choice answer that a text settles on, as a capital.
+
+    A text that is a letter is that one. Else what it states counts ("the answer is B", "Answer: (B)", "I choose B", "B
+    is correct"), and where it states nothing, what it marks: "B." or "B)" at the beginning of a line, "(B)", "option
+    B". Two different letters, or none, choose nothing.
+    """
+    bare = _MARKUP.sub(r"\1", unicodedata.normalize("NFKC", text))
+    alone = _ALONE.fullmatch(bare)
+    if alone:
+        return alone[1].upper()
+    for patterns in (_STATED, _MARKED):
+        phrases = [match[1] for pattern in patterns for match in pattern.finditer(bare)]
+        letters = {letter.upper() for phrase in phrases for letter in re.findall(r"\b[A-Za-z]\b", phrase)}
+        if letters:
+            return letters.pop() if len(letters) == 1 else None
+    return None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The number that a text ends with, as answers to GSM8K are read (Cobbe et al. 2021); exact.
+
+    The last one after the last "####", or in the whole text where nothing follows that. Thousands may be grouped by
+    commas; 1/2, 1 1/2, ½ and 1.5e3 are numbers. Currencies, percent signs, units and words around it do not count. What
+    is no plain number, such as 1/2/2024, 3,14 or 5², is none, and nothing before it is taken in its place.
+    """
+    plain = _plain_digits(text)
+    for part in (plain.rpartition(_GSM8K_ANSWER)[2], plain):
+        found = list(_WRITTEN_NUMBER.finditer(part))
+        if found:
+            return _value(found[-1])
+    return None
+
+
+def _plain_digits(text: str) -> str:
+    """The text with ASCII digits, signs and fractions."""
+    plain = "".join(_plain_character(character) for character in text)
+    for pattern, replacement in _REWRITTEN:
+        plain = pattern.sub(replacement, plain)
+    return plain
+
+
+def _plain_character(character: str) -> str:
+    if character.isascii():
+        return character
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    if character in "−﹣－":
+        return "-"
+    form = unicodedata.decomposition(character)
+    # The one half is "<fraction> 0031 2044 0032".
+    return " " + unicodedata.normalize("NFKC", character).replace("\u2044", "/") if "<fraction>" in form else character
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    digits = match["digits"].rstrip(".,/{}")
+    value = None if len(digits) > _LONGEST_NUMBER else _exact(digits)
+    negative = "-" in (match["sign"], match["inner"])
+    return -value if value is not None and negative else value
+
+
+def _exact(digits: str) -> Fraction | None:
+    if _DECIMAL.fullmatch(digits):
+        return Fraction(digits.replace(",", ""))
+    parts = _FRACTION.fullmatch(digits)
+    if parts is None or int(parts[3]) == 0:
+        return None
+    return int(parts[1] or 0) + Fraction(int(parts[2]), int(parts[3]))
