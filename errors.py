@@ -146,11 +146,13 @@ class RequestError(InputError):
         field: The field at fault, in the protocol's own spelling.
         problem: What was wrong, with the value.
         remedy: What the client can do.
+        code: The word for programs, where a protocol has one of its own.
     """
 
-    def __init__(self, field: str, problem: str, remedy: str = "") -> None:
+    def __init__(self, field: str, problem: str, remedy: str = "", *, code: str = "invalid_request") -> None:
         super().__init__(problem, remedy)
         self.field = field
+        self.code = code
 
 
 class CloudError(EdgewiseError):

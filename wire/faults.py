@@ -17,6 +17,7 @@ from edgewise.errors import (
     EdgewiseError,
     InputError,
     OutboxFullError,
+    PromptTooLongError,
     RequestError,
     StoreError,
 )
@@ -78,7 +79,7 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, Fault):
         return error
     if isinstance(error, RequestError):
-        return Fault(400, "invalid_request", error.problem, field=error.field, remedy=error.remedy)
+        return Fault(400, error.code, error.problem, field=error.field, remedy=error.remedy)
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Fault(status, code, error.problem, remedy=error.remedy)
@@ -86,6 +87,7 @@ def fault_of(error: Exception) -> Fault:
 
 
 _KINDS: tuple[tuple[type[EdgewiseError], int, str], ...] = (
+    (PromptTooLongError, 400, "context_length_exceeded"),
     (InputError, 400, "invalid_request"),
     (CloudRefusedError, 422, "cloud_refused"),
     (CloudTimeoutError, 504, "cloud_timeout"),

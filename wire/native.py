@@ -12,6 +12,8 @@ and every answer has all of these fields::
      "decision": {"action", "policy", "score", "threshold", "certificate_id"},
      "timings_ms": {"total": …}}
 
+and that of a model that writes texts also `written`: why it ended, its counts of tokens, and the tools that it calls.
+
 JSON has no NaN and no infinity. In `score` and `threshold` NaN (no confidence) is null, as is None, and the
 infinities are the strings "inf" and "-inf" (a threshold of "inf" answers nothing locally). Elsewhere both are null.
 
@@ -41,7 +43,7 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.dialogue import Prompt
+from edgewise.dialogue import Prompt, Written
 from edgewise.errors import CloudResponseError, InputError, RequestError
 from edgewise.wire.parsing import (
     DEFAULT_MAX_BUDGET_MS,
@@ -100,7 +102,7 @@ class DecisionBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of an answer."""
+    """The body of an answer; `written` is there where a language model wrote it."""
 
     id: str
     output: Output
@@ -110,6 +112,7 @@ class AnswerBody(msgspec.Struct, frozen=True, kw_only=True):
     model_digest: str
     decision: DecisionBody
     timings_ms: Mapping[str, float]
+    written: Written | msgspec.UnsetType = msgspec.UNSET
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -233,24 +236,29 @@ def _encode_input(item: Input) -> str | ImageInput:
 
 def encode_answer(answer: Answer) -> bytes:
     """Write an answer as documented above."""
-    decision = answer.decision
     return _encoder.encode(
         AnswerBody(
             id=answer.id,
             output=answer.output,
             status=answer.status,
             source=answer.source,
-            reason=decision.reason,
+            reason=answer.decision.reason,
             model_digest=answer.model_digest,
-            decision=DecisionBody(
-                action=decision.action,
-                policy=decision.policy,
-                score=to_json_float(decision.score),
-                threshold=to_json_float(decision.threshold),
-                certificate_id=decision.certificate_id,
-            ),
+            decision=decision_body(answer.decision),
             timings_ms=answer.timings_ms,
+            written=msgspec.UNSET if answer.written is None else answer.written,
         )
+    )
+
+
+def decision_body(decision: Decision) -> DecisionBody:
+    """The grounds of an answer, as every JSON of ours tells them."""
+    return DecisionBody(
+        action=decision.action,
+        policy=decision.policy,
+        score=to_json_float(decision.score),
+        threshold=to_json_float(decision.threshold),
+        certificate_id=decision.certificate_id,
     )
 
 
@@ -282,6 +290,7 @@ def decode_answer(body: bytes) -> Answer:
         decision=decision,
         timings_ms=sent.timings_ms,
         model_digest=sent.model_digest,
+        written=None if sent.written is msgspec.UNSET else sent.written,
     )
 
 

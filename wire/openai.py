@@ -1,9 +1,9 @@
 """OpenAI's protocol, `/v1/embeddings` and `/v1/models`, as pure functions between bytes and values.
 
-Owns the shape of its JSON, also of its errors, and does no I/O. Specification: OpenAI API reference, "Embeddings" and
-"Models". What is ours stands beside what is theirs: `budget_ms`, `mode`, `profile` and `data_policy` as further fields
-of the body (`extra_body` in their client) or as headers `x-edgewise-…`, the body first; and in each embedding `id`,
-`status`, `source` and `reason`.
+Owns the shape of its JSON, also of its errors, and does no I/O; texts that models write are `completions`'.
+Specification: OpenAI API reference, "Embeddings" and "Models". What is ours stands beside what is theirs: `budget_ms`,
+`mode`, `profile` and `data_policy` as further fields of the body (`extra_body` in their client) or as headers
+`x-edgewise-…`, the body first; and in each embedding `id`, `status`, `source` and `reason`.
 
 N inputs are N requests of the flow. Texts only: token ids belong to a tokenizer that a client cannot know here.
 `usage` counts no tokens and says 0: who answered, and with which tokenizer, differs from item to item.
@@ -32,7 +32,10 @@ from edgewise.wire.parsing import (
 
 EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 EMBEDDING_TASK = "feature-extraction"
+GENERATION_TASK = "text-generation"
 
 _HEADER = "x-edgewise-"
 
@@ -151,7 +154,7 @@ _decoder = msgspec.json.Decoder(EmbeddingsBody)
 
 def is_ours(path: str) -> bool:
     """Whether errors at `path` have this protocol's shape."""
-    return path in (EMBEDDINGS, MODELS) or path.startswith(f"{MODELS}/")
+    return path in (EMBEDDINGS, MODELS, CHAT, COMPLETIONS) or path.startswith(f"{MODELS}/")
 
 
 def decode_embeddings(
@@ -184,7 +187,14 @@ def decode_embeddings(
         raise RequestError("input", f"input: {len(texts)} texts.", f"Send 1 to {max_items} texts in one request.")
     if "" in texts:
         raise RequestError("input", "input: a text is empty.", "Send texts of one character or more.")
-    options = _options(sent, headers, max_budget_ms)
+    options = flow_options(
+        headers,
+        max_budget_ms,
+        budget_ms=sent.budget_ms,
+        mode=sent.mode,
+        profile=sent.profile,
+        data_policy=sent.data_policy,
+    )
     ids = item_ids(new_id(), len(texts))
     requests = tuple(
         Request(id=item, inputs=text, tenant=tenant, task=EMBEDDING_TASK, arrived_s=arrived_s, **options)
@@ -195,24 +205,37 @@ def decode_embeddings(
     )
 
 
-def _options(sent: EmbeddingsBody, headers: Mapping[bytes, bytes], max_budget_ms: float) -> dict[str, Any]:
+def flow_options(
+    headers: Mapping[bytes, bytes],
+    max_budget_ms: float,
+    *,
+    budget_ms: float | None,
+    mode: str | None,
+    profile: str | None,
+    data_policy: str | None,
+) -> dict[str, Any]:
+    """The fields of ours in a body or in headers, as fields of `contracts.Request`.
+
+    Raises:
+        RequestError: One of them cannot be used; names it.
+    """
     options: dict[str, Any] = {}
-    budget, field = _given(sent.budget_ms, "budget_ms", headers)
+    budget, field = given(budget_ms, "budget_ms", headers)
     if budget is not None:
         options["budget_ms"] = checked_budget(_number(budget, field), field, max_budget_ms)
-    mode, field = _given(sent.mode, "mode", headers)
-    if mode is not None:
-        options["mode"] = checked_choice(mode, Mode, field)
-    policy, field = _given(sent.data_policy, "data_policy", headers)
+    wish, field = given(mode, "mode", headers)
+    if wish is not None:
+        options["mode"] = checked_choice(wish, Mode, field)
+    policy, field = given(data_policy, "data_policy", headers)
     if policy is not None:
         options["data_policy"] = checked_choice(policy, DataPolicy, field)
-    profile, field = _given(sent.profile, "profile", headers)
-    if profile is not None:
-        options["profile"] = checked_text(profile, field)
+    name, field = given(profile, "profile", headers)
+    if name is not None:
+        options["profile"] = checked_text(name, field)
     return options
 
 
-def _given(value: Any, name: str, headers: Mapping[bytes, bytes]) -> tuple[Any, str]:
+def given(value: Any, name: str, headers: Mapping[bytes, bytes]) -> tuple[Any, str]:
     """A value of ours and where it was found: in the body, else in a header."""
     if value is not None:
         return value, name
@@ -238,12 +261,40 @@ def check_embedder(info: ServiceInfo) -> None:
     Raises:
         RequestError: It does something else.
     """
+    check_not_generator(info)
     if not makes_embeddings(info):
         raise RequestError(
             "model",
             f"model: {info.name} does {info.task}, no embeddings.",
             "Name a model whose task fits: GET /v1/models.",
         )
+
+
+def writes(info: ServiceInfo) -> bool:
+    """Whether a model writes texts."""
+    return info.task == GENERATION_TASK
+
+
+def check_generator(info: ServiceInfo) -> None:
+    """Find out whether a model writes texts.
+
+    Raises:
+        RequestError: It does something else.
+    """
+    if not writes(info):
+        path = EMBEDDINGS if makes_embeddings(info) else "/v1/predict"
+        raise RequestError("model", f"model: {info.name} does {info.task} and writes no text.", f"Ask it at {path}.")
+
+
+def check_not_generator(info: ServiceInfo) -> None:
+    """Find out whether a model is asked for one label or one vector.
+
+    Raises:
+        RequestError: It writes texts.
+    """
+    if writes(info):
+        remedy = f"Ask it at {CHAT} or {COMPLETIONS}."
+        raise RequestError("model", f"model: {info.name} writes texts, and is not asked here.", remedy)
 
 
 def encode_embeddings(info: ServiceInfo, call: EmbeddingsCall, answers: Sequence[Answer]) -> bytes:
