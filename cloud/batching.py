@@ -116,8 +116,14 @@ def can_be_met(item: Pending, now_s: float, costs: Costs) -> bool:
 
 
 def due_s(item: Pending, now_s: float, costs: Costs) -> float:
-    """When an item should be answered, monotonic seconds: one whose budget is lost makes nobody else lose theirs."""
-    return min(aim_s(item, now_s, costs), item.arrived_s + PATIENCE_S)
+    """When an item should be answered, monotonic seconds.
+
+    One whose budget is lost makes nobody else lose theirs until half of its caller's patience is over: sooner, and the
+    lost ones of one burst would make all that come after it late.
+    """
+    if item.wanted_s < item.deadline_s and aim_s(item, now_s, costs) != item.wanted_s:
+        return item.arrived_s + (item.deadline_s - item.arrived_s) / 2
+    return min(item.wanted_s, item.arrived_s + PATIENCE_S)
 
 
 def aim_s(item: Pending, now_s: float, costs: Costs) -> float:

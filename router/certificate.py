@@ -77,6 +77,7 @@ def issue(
     score_deciles: tuple[float, ...] = (),
     out_of_distribution_share: float = 0.0,
     recertification: int = 0,
+    judge: str = "",
 ) -> Certificate:
     """Tie a bound to the identity of everything it was proved for; the id is the digest of all of it.
 
@@ -99,6 +100,7 @@ def issue(
         score_deciles=score_deciles,
         out_of_distribution_share=out_of_distribution_share,
         recertification=recertification,
+        judge=judge,
     )
     return msgspec.structs.replace(unsigned, id=_digest(unsigned))
 

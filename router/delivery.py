@@ -238,13 +238,19 @@ class Deliveries:
             return await self._settle(request, _reply_of(call), provisional)
         except CloudGivenUpError:
             if self._outbox is None:  # then nobody else asks for it
-                return await self._settle(request, self._cloud.ask(request), provisional)
+                return await self._settled_anew(request, provisional)
             self._backlog.idle((request.tenant, request.id))
             return None
         finally:
             if not was_given_up(call):
                 self._pause(request)
             self.tend()
+
+    async def _settled_anew(self, request: Request, provisional: Answer) -> Answer | None:
+        """What asking again brings; nothing where that hangs over the next time that the cloud goes away, too."""
+        with suppress(CloudGivenUpError):
+            return await self._settle(request, self._cloud.ask(request), provisional)
+        return None
 
     def _pause(self, request: Request) -> None:
         """Its own call brought nothing just now: a moment later is soon enough to ask again, if it is still owed."""
@@ -258,13 +264,18 @@ class Deliveries:
             self._wake.clear()
             self._lapse_old()
             if self._cloud.is_open:
-                await asyncio.sleep(self._cloud.seconds_to_probe())
-                await self._probe()
+                if not await self._is_woken(self._cloud.seconds_to_probe()):
+                    await self._probe()
             elif not self._start_some():
-                # Not wait_for: where it is woken and cancelled at once, Python 3.11's forgets that it was cancelled.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._seconds_to_look()):
-                        await self._wake.wait()
+                await self._is_woken(self._seconds_to_look())
+
+    async def _is_woken(self, within_s: float) -> bool:
+        """Wait until something has changed, or for so long; whether it has."""
+        # Not wait_for: where it is woken and cancelled at once, Python 3.11's forgets that it was cancelled.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                return await self._wake.wait()
+        return False
 
     async def _probe(self) -> None:
         """Try the cloud out with an owed request: nothing else proves that it predicts again.

@@ -113,7 +113,7 @@ class Escalation:
         instruments: Where calls are counted.
         timeout_s: Longest a call may take.
         on_reference: Told which model and version answered, at every reply of its own and every probe.
-        on_open: Told when the breaker is open after a failure: somebody has to probe.
+        on_change: Told when the breaker is open after a failure, so that somebody has to probe, and when it closes.
         slow_s: Seconds after which a call counts as failed; None takes three times what half of the calls take, and two
             seconds at least.
         attempts: Calls for one request at most, where they cannot connect or the cloud is asked too much.
@@ -130,7 +130,7 @@ class Escalation:
         *,
         timeout_s: float,
         on_reference: Callable[[Reference], None],
-        on_open: Callable[[], None],
+        on_change: Callable[[], None],
         slow_s: float | None = None,
         attempts: int = 3,
         hedge_share: float = 0.02,
@@ -141,7 +141,7 @@ class Escalation:
         self._clock = clock
         self._instruments = instruments
         self._on_reference = on_reference
-        self._on_open = on_open
+        self._on_change = on_change
         self._latencies = LatencyWindow()
         self._hedging = Hedging(self._latencies, hedge_share)
         self._retry = Retry(attempts, uniform)
@@ -222,7 +222,7 @@ class Escalation:
         return True
 
     async def watch(self, probed: asyncio.Event, *, every_s: float, retry_s: float) -> None:
-        """Ask again and again which model answers; sooner while none does.
+        """Ask again and again which model answers; sooner while none does, but no sooner than the breaker allows.
 
         Args:
             probed: Set after the first probe, whatever came of it.
@@ -233,6 +233,8 @@ class Escalation:
             answered = await self.probe()
             probed.set()
             await asyncio.sleep(every_s if answered else retry_s)
+            while (left_s := self.seconds_to_probe()) > 0:
+                await asyncio.sleep(left_s)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -392,6 +394,7 @@ class Escalation:
         self._show_breaker()
         if was_open:
             _log.warning("The cloud answers again: requests wait for it.")
+            self._on_change()
 
     def _give_up_one(self) -> None:
         if self._was_away and self._slow:
@@ -417,7 +420,7 @@ class Escalation:
             self._instruments.breaker_openings.inc()
             _log.warning("The cloud fails or is slow too often: no request waits for it until it answers again.")
         if self.is_open:
-            self._on_open()
+            self._on_change()
 
     def _show_breaker(self) -> None:
         self._instruments.breaker_open.set(float(self.is_open))

@@ -253,9 +253,9 @@ class Flow:
 
     async def _predict(self, turn: Turn) -> Prediction:
         """The edge model's prediction, off the event loop unless a hop would take longer."""
-        if not self._inference.is_measured and not self._background.closed:
-            self._background.start(self._inference.measure())
-        if self._inference.is_quick:
+        if not self._background.closed and (measuring := self._inference.measuring()) is not None:
+            self._background.start(measuring)
+        if self._inference.is_quick_for(turn.request.inputs):
             return self._predict_here(turn)
         return await self._predicted(turn, self._start_prediction(turn))
 
@@ -283,7 +283,7 @@ class Flow:
         standby: Share[Prediction] | None = None
         try:
             # A prediction that was not needed so far is started so early that it is there when time is up.
-            early_s = self._inference.set_aside_s if prediction is None else 0.0
+            early_s = self._inference.set_aside_s(turn.request.inputs) if prediction is None else 0.0
             reply = await asking.reply(turn, spare_s + early_s)
             if reply is Reason.BUDGET_SPENT and early_s:
                 standby = self._start_prediction(turn)

@@ -162,7 +162,7 @@ class Router:
         if tracing.on():
             return self._traced(request)
         turn = self._begin(request)
-        found = self._flow.at_once(turn, here=self._inference.is_quick)
+        found = self._flow.at_once(turn, here=self._inference.is_quick_for(request.inputs))
         return found if isinstance(found, Answer) else self._later(turn, found)
 
     async def answer(self, request: Request) -> Answer:
@@ -237,7 +237,8 @@ class Router:
     async def running(self) -> AsyncIterator[None]:
         """Serve until the block ends: checks the reference cloud, and delivers what an earlier run still owes."""
         self._stay_home()
-        self._background.start(self._inference.measure())
+        if (measuring := self._inference.measuring()) is not None:
+            self._background.start(measuring)
         if self._cloud is not None and self._deliveries is not None:
             confirmed = asyncio.Event()
             every_s, retry_s = self._settings.reference_check_s, self._settings.cool_down_s
@@ -256,7 +257,7 @@ class Router:
         self._stay_home()
         with tracing.span("route") as span:
             turn = self._begin(request)
-            found = self._flow.at_once(turn, here=self._inference.is_quick)
+            found = self._flow.at_once(turn, here=self._inference.is_quick_for(request.inputs))
             given = Given(found) if isinstance(found, Answer) else await self._flow.work(turn, found)
             _describe(span, given.answer)
             return given

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 
 from edgewise import tracing
 from edgewise.contracts import Clock, Input, LocalModel, Prediction
@@ -35,17 +41,16 @@ class Inference:
         self._pace = Pace()
         self._turnaround = Recent(math.inf)
         self._is_measured = False
-        self._in_flight = 0
+        self._computing = 0
+        self._counting = threading.Lock()
 
-    @property
-    def is_quick(self) -> bool:
-        """Whether a prediction was measured to take less than a hop to the pool."""
-        return self._pace.is_quick
+    def is_quick_for(self, item: Input) -> bool:
+        """Whether a prediction of items like this one was measured to take less than a hop to the pool."""
+        return self._pace.is_quick and self._pace.is_quick_for(_size(item))
 
-    @property
-    def set_aside_s(self) -> float:
+    def set_aside_s(self, item: Input) -> float:
         """Seconds before a deadline at which a prediction has to be started; `inf` where none was seen yet."""
-        return 0.0 if self._pace.is_quick else self._turnaround.seconds
+        return 0.0 if self.is_quick_for(item) else self._turnaround.seconds
 
     def here(self, item: Input) -> Prediction:
         """Predict in the calling thread.
@@ -54,10 +59,12 @@ class Inference:
             InputError: The model cannot read the item.
         """
         began = self._clock.monotonic()
-        with tracing.span("edge.predict"):
-            (prediction,) = self._model.predict([item])
-        if not self._in_flight:  # else it may have waited for the interpreter, or for its core
-            self._pace.took_here(self._clock.monotonic() - began)
+        try:
+            with tracing.span("edge.predict"):
+                (prediction,) = self._model.predict([item])
+        finally:
+            if not self._computing:  # else it may have waited for the interpreter, or for its core
+                self._pace.took_here(self._clock.monotonic() - began)
         return prediction
 
     def start(self, item: Input) -> asyncio.Future[Prediction]:
@@ -69,22 +76,20 @@ class Inference:
             RuntimeError: It is closed.
         """
         submitted = self._clock.monotonic()
-        started = asyncio.get_running_loop().run_in_executor(self._pool, self._in_pool, item, submitted)
-        self._in_flight += 1
-        started.add_done_callback(self._ended)
-        return started
+        return asyncio.get_running_loop().run_in_executor(self._pool, self._in_pool, item, submitted)
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether what a hop costs was measured, or is being measured."""
-        return self._is_measured
+    def measuring(self) -> Coroutine[Any, Any, None] | None:
+        """The work that measures what a hop costs, for the first who asks; None for all others."""
+        if self._is_measured:
+            return None
+        self._is_measured = True
+        return self._measure()
 
-    async def measure(self) -> None:
+    async def _measure(self) -> None:
         """Measure what a hop costs as a request meets it, beside the pool that may be busy already.
 
         Between two hops both threads fall asleep, as they do between two requests: waking them is most of the cost.
         """
-        self._is_measured = True
         hops = []
         with ThreadPoolExecutor(1, thread_name_prefix="edgewise-hop") as pool:
             for _ in range(_HOPS):
@@ -98,16 +103,30 @@ class Inference:
         """Start nothing more and drop what is queued; what runs ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ended(self, _: asyncio.Future[Prediction]) -> None:
-        self._in_flight -= 1
-
     def _in_pool(self, item: Input, submitted: float) -> Prediction:
-        began = self._clock.monotonic()
-        (prediction,) = self._model.predict([item])
-        ended = self._clock.monotonic()
-        self._pace.took_in_pool(ended - began)
+        with self._computed():
+            began = self._clock.monotonic()
+            (prediction,) = self._model.predict([item])
+            ended = self._clock.monotonic()
+        self._pace.took_in_pool(ended - began, _size(item))
         self._turnaround.took(ended - submitted)
         return prediction
+
+    @contextmanager
+    def _computed(self) -> Iterator[None]:
+        """Count a thread that computes, also where nobody waits for it any more."""
+        with self._counting:
+            self._computing += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._computing -= 1
+
+
+def _size(item: Input) -> int:
+    """Characters, bytes or numbers of an item."""
+    return item.size if isinstance(item, np.ndarray) else len(item) if isinstance(item, str | bytes) else 0
 
 
 async def _hop(pool: ThreadPoolExecutor) -> None:

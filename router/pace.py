@@ -17,6 +17,13 @@ _WINDOW = 8
 _SLOW_IN_WINDOW = 5
 """Most of a window: a few slow predictions are the doing of a busy machine."""
 
+_MOST_LATE = 20.0
+"""What the slow ones of a window may take together, in the time that one may take: a single one that is very slow, or
+some that are rather slow, end it at once."""
+
+_LIKE = 2
+"""How many times as large as the largest that was fast in the pool an item may be to run on the event loop."""
+
 _PATIENCE = 16
 _MOST_PATIENCE = 1024
 """Predictions in the pool after which a model that was too slow is tried again: at first, and after many times."""
@@ -29,29 +36,41 @@ class Pace:
 
     Nothing is known at first, and predictions go to the pool. One that was fast there is followed by some on the event
     loop itself, which show what they cost without a second thread; where most of them cost more than a hop, or later
-    more than two, the next go to the pool again, more of them each time in a row.
+    more than two, the next go to the pool again, more of them each time in a row. Whatever is much larger than what was
+    fast in the pool goes there anyway.
     """
 
     def __init__(self) -> None:
         self.is_quick = False
         self.hop_s: float | None = None
+        self._largest = 0
         self._is_tried = False
         self._patience = 1
         self._next_patience = _PATIENCE
         self._seen = 0
         self._slow = 0
+        self._late = 0.0
+
+    def is_quick_for(self, size: int) -> bool:
+        """Whether an item of that size takes less than a hop."""
+        return self.is_quick and size <= self._largest
 
     def hop_takes(self, seconds: float) -> None:
         """To another thread and back takes so long."""
         self.hop_s = seconds
 
-    def took_in_pool(self, seconds: float) -> None:
-        """A prediction in a thread of the pool took so long, its wait in the queue left out."""
-        if self.hop_s is None or self.is_quick:
+    def took_in_pool(self, seconds: float, size: int) -> None:
+        """A prediction of an item of that size took so long in a thread of the pool, its wait in the queue left out."""
+        if self.hop_s is None:
+            return
+        is_fast = seconds < _TRY_BELOW_HOPS * self.hop_s
+        if is_fast:
+            self._largest = max(self._largest, _LIKE * size)
+        if self.is_quick:
             return
         self._patience -= 1
-        if self._patience <= 0 and seconds < _TRY_BELOW_HOPS * self.hop_s:
-            self._seen = self._slow = 0
+        if self._patience <= 0 and is_fast:
+            self._begin_window()
             self.is_quick = self._is_tried = True
 
     def took_here(self, seconds: float) -> None:
@@ -59,15 +78,22 @@ class Pace:
         if not self.is_quick or self.hop_s is None:
             return
         self._seen += 1
-        self._slow += seconds >= self.hop_s * (1.0 if self._is_tried else _LEAVE_ABOVE_HOPS)
-        if self._slow >= _SLOW_IN_WINDOW:
+        limit_s = self.hop_s * (1.0 if self._is_tried else _LEAVE_ABOVE_HOPS)
+        if seconds >= limit_s:
+            self._slow += 1
+            self._late += seconds / limit_s
+        if self._slow >= _SLOW_IN_WINDOW or self._late >= _MOST_LATE:
             self._patience = self._next_patience
             self._next_patience = min(2 * self._next_patience, _MOST_PATIENCE)
             self.is_quick = False
         elif self._seen == _WINDOW:
             self._is_tried = False
-            self._seen = self._slow = 0
+            self._begin_window()
             self._next_patience = _PATIENCE
+
+    def _begin_window(self) -> None:
+        self._seen = self._slow = 0
+        self._late = 0.0
 
 
 class Recent:

@@ -63,7 +63,7 @@ class Parts:
         return kind.build(self._settings.policy, plugs)
 
     def escalation(
-        self, cloud: CloudClient, on_reference: Callable[[Reference], None], on_open: Callable[[], None]
+        self, cloud: CloudClient, on_reference: Callable[[Reference], None], on_change: Callable[[], None]
     ) -> Escalation:
         """The way to the cloud, behind a breaker."""
         breaker = Breaker(
@@ -78,7 +78,7 @@ class Parts:
             self._instruments,
             timeout_s=self._settings.cloud_timeout_s,
             on_reference=on_reference,
-            on_open=on_open,
+            on_change=on_change,
             slow_s=self._settings.slow_s,
             attempts=self._settings.attempts,
             hedge_share=self._settings.hedge_share,

@@ -70,15 +70,22 @@ class Turn(msgspec.Struct):
         return self.deadline - self.clock.monotonic()
 
     @property
+    def wanted(self) -> float:
+        """When its answer is wanted: its deadline, or before that, where its caller has patience beyond its budget."""
+        own_ms = self.request.budget_ms
+        return self.deadline if own_ms is None else min(self.deadline, self.started + own_ms / 1000)
+
+    @property
     def is_late(self) -> bool:
-        """Whether its deadline is over."""
-        return self.deadline != math.inf and self.clock.monotonic() > self.deadline
+        """Whether its answer was wanted before now."""
+        return self.deadline != math.inf and self.clock.monotonic() > self.wanted
 
     def as_asked(self) -> Request:
         """The request with the budget that it came under, its own or another's."""
         if self.deadline == math.inf:
             return self.request
-        return msgspec.structs.replace(self.request, budget_ms=1000 * self.budget_s, arrived_s=self.started)
+        budget_ms = 1000 * (self.wanted - self.started)
+        return msgspec.structs.replace(self.request, budget_ms=budget_ms, arrived_s=self.started)
 
     def by_cache(self, found: Answer) -> Answer:
         """An earlier answer in this request's name."""

@@ -115,6 +115,12 @@ def _decode_options(parameters: Mapping[str, Any], max_budget_ms: float) -> dict
             options[name] = checked_id(checked_text(value, field), field)
         elif name == "attributes":
             options[name] = _decode_attributes(value, field)
+    if options.get("patience_ms", math.inf) < options.get("budget_ms", 0.0):
+        raise RequestError(
+            "parameters.patience_ms",
+            f"parameters.patience_ms: {options['patience_ms']:g} is less than budget_ms, {options['budget_ms']:g}.",
+            "Send as much as budget_ms or more, or leave it out.",
+        )
     return options
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from edgewise.config import Config
 from edgewise.errors import ConfigError
@@ -61,28 +62,37 @@ def serve_app(app: FrontDoor, config: Config, on_bound: Callable[[str, int], Non
     if server.access_log:
         write_to_stderr()
 
-    def started(host: str, port: int) -> None:
-        _collect_rarely()
-        on_bound(host, port)
+    with ExitStack() as serving:
 
-    _server_of(config)(
-        app,
-        host=server.host,
-        port=server.port,
-        on_bound=started,
-        drain_s=server.drain_s,
-        linger_s=server.linger_s,
-    )
+        def started(host: str, port: int) -> None:
+            serving.enter_context(_collecting_rarely())
+            on_bound(host, port)
+
+        _server_of(config)(
+            app,
+            host=server.host,
+            port=server.port,
+            on_bound=started,
+            drain_s=server.drain_s,
+            linger_s=server.linger_s,
+        )
 
 
-def _collect_rarely() -> None:
-    """Keep full collections from holding every request up: they take over a millisecond for a thousand objects.
+@contextmanager
+def _collecting_rarely() -> Iterator[None]:
+    """Keep full collections from holding every request up: a server holds many objects, and each is looked at.
 
-    What is here by now stays for ever and is left out of them, and they come after some 350,000 new objects.
+    What is here at the beginning stays until the end and is left out of them, and they come after some 350,000 new
+    objects. Whoever runs a server inside of another program gets its own collector back.
     """
+    thresholds = young, middle, _ = gc.get_threshold()
     gc.freeze()
-    young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, _FULL_COLLECTION)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _server_of(config: Config) -> Callable[..., None]:

@@ -124,7 +124,7 @@ class House:
             hedge_share=0.0,
             slow_s=options.pop("slow_s", None),
             on_reference=lambda reference: None,
-            on_open=lambda: self.deliveries.tend(),
+            on_change=lambda: self.deliveries.tend(),
         )
         self.background = Background()
         self.deliveries = Deliveries(

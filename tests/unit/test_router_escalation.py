@@ -85,7 +85,7 @@ class House:
             Instruments(self.metrics),
             timeout_s=options.pop("timeout_s", 30.0),
             on_reference=self.references.append,
-            on_open=lambda: self.opened.append(True),
+            on_change=lambda: self.opened.append(True),
             uniform=lambda: 0.0,
             **options,
         )

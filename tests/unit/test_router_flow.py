@@ -129,7 +129,7 @@ async def test_the_cloud_hears_the_budget_and_from_when_it_runs(default_ms):
     await answered(flow.respond(Request(inputs=DOUBTFUL + "00", id="3", budget_ms=200.0, patience_ms=400.0)))
     budgets = [request.budget_ms for request in asked]
     assert budgets[0] == (None if default_ms is None else pytest.approx(default_ms))
-    assert budgets[1:] == [pytest.approx(200.0), pytest.approx(400.0)], "a gateway's patience is the budget here"
+    assert budgets[1:] == [pytest.approx(200.0), pytest.approx(200.0)], "whatever the patience of a gateway's"
     assert all(request.arrived_s is not None for request in asked[1:])
 
 
@@ -143,7 +143,7 @@ async def test_a_model_that_is_quicker_than_a_hop_answers_at_once_until_it_is_no
 
     flow = router(cloud, edge=Edge(), clock=clock)
     async with flow.running():
-        (measuring,) = (task for task in asyncio.all_tasks() if task.get_coro().__name__ == "measure")
+        (measuring,) = (task for task in asyncio.all_tasks() if task.get_coro().__name__ == "_measure")
         await measuring
         clock.tick = 1e-5
         assert inspect.iscoroutine(first := flow.respond(Request(inputs=CONFIDENT)))
@@ -154,7 +154,7 @@ async def test_a_model_that_is_quicker_than_a_hop_answers_at_once_until_it_is_no
         assert inspect.iscoroutine(escalated := flow.respond(Request(inputs=DOUBTFUL)))
         assert (await escalated).source is Source.CLOUD
         clock.tick = 1e-3
-        slow = [flow.respond(Request(inputs=CONFIDENT)) for _ in range(5)]
+        slow = [flow.respond(Request(inputs=CONFIDENT)) for _ in range(2)]
         assert all(isinstance(found, Answer) for found in slow), "that it is slow is seen by then"
         assert inspect.iscoroutine(back := flow.respond(Request(inputs=CONFIDENT)))
         assert (await back).source is Source.EDGE
@@ -162,40 +162,40 @@ async def test_a_model_that_is_quicker_than_a_hop_answers_at_once_until_it_is_no
 
 def test_nothing_runs_here_before_hop_and_model_were_measured():
     pace = Pace()
-    pace.took_in_pool(0.0)
+    pace.took_in_pool(0.0, 1)
     assert not pace.is_quick, "what a hop costs is not known"
     pace.hop_takes(1e-4)
-    pace.took_in_pool(1.0)
+    pace.took_in_pool(1.0, 1)
     assert not pace.is_quick
-    pace.took_in_pool(1e-5)
+    pace.took_in_pool(1e-5, 1)
     assert pace.is_quick, "the first one was cold"
 
 
 def test_a_model_that_was_too_slow_is_tried_again_after_a_while():
     pace = Pace()
     pace.hop_takes(1e-4)
-    pace.took_in_pool(1e-5)
+    pace.took_in_pool(1e-5, 1)
     for patience in (16, 32, 64, 128, 256, 512, 1024, 1024):
         for _ in range(5):
             assert pace.is_quick
-            pace.took_here(1e-3)
+            pace.took_here(1.5e-4)
         for _ in range(patience):
             assert not pace.is_quick
-            pace.took_in_pool(1e-5)
-    for seconds in 8 * (1e-5,) + 5 * (1e-3,):
+            pace.took_in_pool(1e-5, 1)
+    for seconds in 8 * (1e-5,) + 5 * (2.5e-4,):
         pace.took_here(seconds)
     for _ in range(16):
         assert not pace.is_quick
-        pace.took_in_pool(1e-5)
+        pace.took_in_pool(1e-5, 1)
     assert pace.is_quick, "after a quick window its slowness is news again"
 
 
 def test_slow_predictions_that_are_not_most_of_a_window_are_forgiven():
     pace = Pace()
     pace.hop_takes(1e-4)
-    pace.took_in_pool(1e-5)
+    pace.took_in_pool(1e-5, 1)
     for _ in range(5):
-        for seconds in (*4 * (1.0,), *4 * (1e-5,)):
+        for seconds in (*4 * (4e-4,), *4 * (1e-5,)):
             pace.took_here(seconds)
     assert pace.is_quick
     for seconds in 8 * (1.9e-4,):
@@ -206,10 +206,31 @@ def test_slow_predictions_that_are_not_most_of_a_window_are_forgiven():
     assert not pace.is_quick
 
 
+def test_one_prediction_that_is_very_slow_ends_it_at_once():
+    pace = Pace()
+    pace.hop_takes(1e-4)
+    pace.took_in_pool(1e-5, 1)
+    pace.took_here(1e-5)
+    pace.took_here(3e-3)
+    assert not pace.is_quick
+
+
+def test_what_is_much_larger_than_what_was_fast_is_not_run_here():
+    pace = Pace()
+    pace.hop_takes(1e-4)
+    pace.took_in_pool(1e-5, 100)
+    assert pace.is_quick_for(200)
+    assert not pace.is_quick_for(201)
+    pace.took_in_pool(1.0, 1000)
+    assert not pace.is_quick_for(201), "larger, and slow"
+    pace.took_in_pool(1e-5, 200)
+    assert pace.is_quick_for(400), "larger, and fast"
+
+
 def test_a_model_has_to_be_quicker_than_a_hop_to_stay():
     pace = Pace()
     pace.hop_takes(1e-4)
-    pace.took_in_pool(1e-5)
+    pace.took_in_pool(1e-5, 1)
     for seconds in 5 * (1e-4,):
         pace.took_here(seconds)
     assert not pace.is_quick
