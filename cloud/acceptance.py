@@ -84,9 +84,10 @@ def _nucleus(probabilities: Probabilities, top_p: float) -> Probabilities:
         ranked = _ranked(probabilities, probabilities.size)
         held = np.cumsum(probabilities[ranked])
     kept = ranked[: int(np.searchsorted(held, top_p)) + 1]
-    found = np.zeros_like(probabilities)
+    found: Probabilities = np.zeros(probabilities.shape)
     found[kept] = probabilities[kept]
-    return found / found.sum()
+    found /= found.sum()
+    return found
 
 
 def _ranked(probabilities: Probabilities, count: int) -> NDArray[np.intp]:
