@@ -1,7 +1,8 @@
-"""OpenAI's chat completions, embeddings and model list as bytes in and values out, whoever serves them. No I/O.
+"""OpenAI's completions, embeddings and model list as bytes in and values out, whoever serves them. No I/O.
 
-Reads what vLLM, OpenAI and others send with suspicion: what is amiss is a CloudResponseError, never a wrong answer.
-Log-probabilities are read where they are sent; usage is not read at all.
+Owns how a text is asked and how every answer is read; `completions` writes whole prompts. Reads what vLLM, OpenAI,
+our own service and others send with suspicion: what is amiss is a CloudResponseError, never a wrong answer. Tokens that
+nobody counted are told as 0.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edgewise.cloud.clients.logprobs import Logprobs, Told, tokens_of
 from edgewise.cloud.clients.prompting import CLASSIFICATION, Prompt
-from edgewise.errors import CloudRefusedError, CloudResponseError
+from edgewise.cloud.clients.toolcalls import ToolCalls
+from edgewise.dialogue import Finish, ToolCall, Written
+from edgewise.errors import CloudError, CloudRefusedError, CloudResponseError, CloudThrottledError
 
 T = TypeVar("T")
 
@@ -23,6 +27,10 @@ DONE = "[DONE]"
 _LONGEST_LINE = 1 << 20
 _FILTERED = "content_filter"
 _ENDINGS = ("stop", "length")
+_CALLED = "tool_calls"
+_FINAL = "final"
+_REFUSALS = ("400", "413", "422")
+_THROTTLED = "429"
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -32,11 +40,15 @@ class Said(msgspec.Struct, frozen=True):
         model: Its name in the server's words; never empty.
         fingerprint: The server's word for the model's whole configuration, where it has one.
         text: The text.
+        version: Digest of the model, which our own service tells.
+        written: How it came about.
     """
 
     model: str
     fingerprint: str | None
     text: str
+    version: str | None = None
+    written: Written | None = None
 
 
 class Embedded(msgspec.Struct, frozen=True):
@@ -60,21 +72,43 @@ class Card(msgspec.Struct, frozen=True):
     root: str | None = None
 
 
-class _Logprob(msgspec.Struct):
-    logprob: float
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
 
 
-class _Logprobs(msgspec.Struct):
-    content: list[_Logprob] | None = None
+class _Call(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function = msgspec.field(default_factory=_Function)
 
 
 class _Message(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Cached | None = None
+
+
+class _Ours(msgspec.Struct):
+    """What our own service says of an answer."""
+
+    model_digest: str | None = None
+    status: str = _FINAL
 
 
 class _Choice(msgspec.Struct):
-    message: _Message
+    message: _Message | None = None
+    text: str | None = None
     finish_reason: str | None = None
 
 
@@ -82,19 +116,27 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice]
     model: str = ""
     system_fingerprint: str | None = None
+    usage: _Usage | None = None
+    edgewise: _Ours | None = None
 
 
 class _Delta(msgspec.Struct):
     delta: _Message = msgspec.field(default_factory=_Message)
+    text: str | None = None
     finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: Logprobs | None = None
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_Delta] | None = None
     model: str = ""
     system_fingerprint: str | None = None
+    usage: _Usage | None = None
+    edgewise: _Ours | None = None
     error: Any = None
+    object: str | None = None
+    message: Any = None
+    code: Any = None
 
 
 class _Vector(msgspec.Struct):
@@ -132,21 +174,33 @@ def encode_embedding(model: str, text: str) -> bytes:
     return msgspec.json.encode({"model": model, "input": text, "encoding_format": "float"})
 
 
-def decode_chat(body: bytes) -> Said:
-    """Read a chat completion.
+def decode_chat(body: bytes, *, tools: bool = False) -> Said:
+    """Read a whole completion, of a chat or of a text.
+
+    Args:
+        body: The response.
+        tools: Whether the answer may call tools; calls are not read where it may not.
 
     Raises:
         CloudRefusedError: The server's filter keeps the answer back.
-        CloudResponseError: It is no chat completion, or does not say which model wrote it.
+        CloudResponseError: It is no completion, or does not say which model wrote it, or our own service did not
+            answer for good.
     """
     completion = _decoded(body, _Completion, "chat completion")
     if len(completion.choices) != 1:
         raise CloudResponseError(f"The server sent {len(completion.choices)} choices and was asked for one.")
     choice = completion.choices[0]
-    if choice.message.refusal:
+    if choice.message is None and choice.text is None:
+        raise CloudResponseError("The server sent a choice without a message.")
+    message = choice.message or _Message(content=choice.text)
+    if message.refusal:
         raise CloudRefusedError("The model refuses to answer this item.", "Change the item or the instruction.")
-    _check_ending(choice.finish_reason)
-    return Said(_named(completion.model), completion.system_fingerprint, choice.message.content or "")
+    calls = ToolCalls()
+    for number, call in enumerate((message.tool_calls or ()) if tools else ()):
+        calls.add(number, call.id, call.function.name, call.function.arguments)
+    written = _written(choice.finish_reason, calls.whole(), completion.usage)
+    version = _version(completion.edgewise)
+    return Said(_named(completion.model), completion.system_fingerprint, message.content or "", version, written)
 
 
 def decode_embedding(body: bytes) -> Embedded:
@@ -174,46 +228,68 @@ def decode_cards(body: bytes) -> list[Card]:
 
 
 class ChatStream:
-    """A chat completion that comes in chunks."""
+    """A completion that comes in chunks, of a chat or of a text.
 
-    def __init__(self) -> None:
+    Args:
+        tools: Whether the answer may call tools; calls are not read where it may not.
+        top: How many of the likeliest tokens were asked for.
+    """
+
+    def __init__(self, *, tools: bool = False, top: int = 0) -> None:
+        self._tools = tools
+        self._top = top
         self._model = ""
         self._fingerprint: str | None = None
         self._text: list[str] = []
+        self._calls = ToolCalls()
+        self._refused = False
         self._ending: str | None = None
+        self._usage: _Usage | None = None
+        self._ours: _Ours | None = None
 
-    def add(self, data: bytes) -> list[tuple[str, float | None]]:
-        """Take one chunk; gives its texts, each with the log-probability of its token where it is one token.
+    def add(self, data: bytes) -> list[Told]:
+        """Take one chunk; gives its pieces, one a token where log-probabilities tell the tokens apart.
 
         Raises:
-            CloudRefusedError: The server's filter keeps the answer back.
-            CloudResponseError: It is an error or no chunk, or names another model than the chunks before.
+            CloudRefusedError: The server says that it is the request that is at fault.
+            CloudThrottledError: It is asked too much.
+            CloudResponseError: It is another error or no chunk, or names another model than the chunks before.
         """
         chunk = _decoded(data, _Chunk, "chunk of a chat completion")
-        if chunk.error is not None:
-            raise CloudResponseError(f"The server failed in mid-stream: {str(chunk.error)[:200]}", "See its log.")
+        _check_error(chunk)
         if chunk.model and self._model and chunk.model != self._model:
             raise CloudResponseError(f"The stream began as {self._model!r} and went on as {chunk.model!r}.")
         self._model = self._model or chunk.model
         self._fingerprint = chunk.system_fingerprint or self._fingerprint
-        pieces = []
-        for choice in chunk.choices or ():
-            self._ending = choice.finish_reason or self._ending
-            if choice.delta.content:
-                logprobs = (choice.logprobs and choice.logprobs.content) or []
-                pieces.append((choice.delta.content, logprobs[0].logprob if len(logprobs) == 1 else None))
-        self._text += [text for text, _ in pieces]
+        self._usage = chunk.usage or self._usage
+        self._ours = chunk.edgewise or self._ours
+        pieces = [piece for choice in chunk.choices or () for piece in self._told(choice)]
+        self._text += [piece.text for piece in pieces]
         return pieces
 
     def whole(self) -> Said:
         """What was said, once the stream is done.
 
         Raises:
-            CloudRefusedError: The server's filter keeps the answer back.
-            CloudResponseError: It ended without an ending, or does not say which model wrote it.
+            CloudRefusedError: The server's filter keeps the answer back, or the model refuses.
+            CloudResponseError: It ended without an ending, or does not say which model wrote it, or our own service did
+                not answer for good.
         """
-        _check_ending(self._ending)
-        return Said(_named(self._model), self._fingerprint, "".join(self._text))
+        if self._refused:
+            raise CloudRefusedError("The model refuses to answer this item.", "Change the item or the instruction.")
+        written = _written(self._ending, self._calls.whole(), self._usage)
+        return Said(_named(self._model), self._fingerprint, "".join(self._text), _version(self._ours), written)
+
+    def _told(self, choice: _Delta) -> list[Told]:
+        self._ending = choice.finish_reason or self._ending
+        self._refused = self._refused or bool(choice.delta.refusal)
+        for call in (choice.delta.tool_calls or ()) if self._tools else ():
+            self._calls.add(call.index, call.id, call.function.name, call.function.arguments)
+        text = choice.delta.content or choice.text or ""
+        # The token that ends an answer has a log-probability, and is none of its text.
+        if choice.finish_reason and not text:
+            return []
+        return tokens_of(text, choice.logprobs, self._top)
 
 
 class SseLines:
@@ -249,13 +325,49 @@ def _utf8(line: bytes) -> str:
         raise CloudResponseError(f"The server streams what is not UTF-8: {error.reason}.") from error
 
 
-def _check_ending(ending: str | None) -> None:
+def _check_error(chunk: _Chunk) -> None:
+    """That a chunk is no error: OpenAI's and vLLM's {"error": …}, or the {"object": "error", …} of vLLM before 0.10."""
+    told = chunk.error
+    if told is None and chunk.object != "error":
+        return
+    code = str(told.get("code") if isinstance(told, dict) else chunk.code)
+    said = str(chunk.message if told is None else told)[:200]
+    problem = f"The server failed in mid-stream: {said}"
+    kinds: dict[str, type[CloudError]] = dict.fromkeys(_REFUSALS, CloudRefusedError) | {_THROTTLED: CloudThrottledError}
+    raise kinds.get(code, CloudResponseError)(problem, "See its log.")
+
+
+def _written(ending: str | None, calls: tuple[ToolCall, ...], usage: _Usage | None) -> Written:
+    counted = usage or _Usage()
+    cached = counted.prompt_tokens_details or _Cached()
+    return Written(
+        finish=_finish(ending, calls),
+        prompt_tokens=counted.prompt_tokens or 0,
+        completion_tokens=counted.completion_tokens or 0,
+        cached_tokens=cached.cached_tokens or 0,
+        tool_calls=calls,
+    )
+
+
+def _finish(ending: str | None, calls: tuple[ToolCall, ...]) -> Finish:
+    """Why it ended. A named tool's call ends with "stop" in OpenAI's protocol, and is a call all the same."""
     if ending == _FILTERED:
         raise CloudRefusedError("The server's content filter keeps the answer back.", "Change the item.")
+    if calls and ending in ("stop", _CALLED):
+        return Finish.TOOL_CALLS
     if ending not in _ENDINGS:
         raise CloudResponseError(
             f"The answer ended with {ending!r}; {' or '.join(_ENDINGS)} end an answer.", "Offer the model no tools."
         )
+    return Finish(ending)
+
+
+def _version(ours: _Ours | None) -> str | None:
+    if ours is not None and ours.status != _FINAL:
+        raise CloudResponseError(
+            f"The service answered {ours.status}ly, which is no reference.", "Check the cloud behind it."
+        )
+    return ours.model_digest if ours is not None else None
 
 
 def _named(model: str) -> str:

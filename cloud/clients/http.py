@@ -202,13 +202,15 @@ def decoded(url: str, body: bytes, decode: Callable[[bytes], T], *secrets: str |
 
     Raises:
         CloudRefusedError: `decode` raises one.
+        CloudThrottledError: It raises one.
         CloudResponseError: It raises another.
     """
     try:
         return decode(body)
     except CloudResponseError as error:
         said = excerpt(body.decode("utf-8", "replace"), *secrets)
-        kind = CloudRefusedError if isinstance(error, CloudRefusedError) else CloudResponseError
+        kinds = (CloudRefusedError, CloudThrottledError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), CloudResponseError)
         raise kind(f"{url}: {excerpt(error.problem, *secrets)} It sent: {said}", error.remedy) from error
 
 

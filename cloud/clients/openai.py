@@ -1,12 +1,16 @@
-"""A cloud that speaks OpenAI's protocol: vLLM, our own front door's embeddings, OpenAI, or another.
+"""A cloud that speaks OpenAI's protocol: vLLM, our own service, OpenAI, or another.
 
-Owns which calls are made and what counts as a reference answer. Bytes are `chat`'s, prompts `prompting`'s, connections
-`http`'s.
+Owns which calls are made and what counts as a reference answer. Bytes are `chat`'s and `completions`', what is asked of
+a text `prompting`'s, connections `http`'s.
 
 The protocol has no word for a version. A reference is therefore the model's name as replies give it, and a digest of
 all that shapes an answer: what the server says of its model (`system_fingerprint` in replies, `owned_by` and `root` in
 its list of models, where given), the prompt and the decoding. Replies do not carry what the list says, so that is
-believed for a minute and then asked for again, beside a request.
+believed for a minute and then asked for again, beside a request. Our own service does name a version, the digest of its
+model: it stands in front then.
+
+A request may bring a whole `dialogue.Prompt`. Its reference is the same as that of a text: the server's model and what
+is configured here, and nothing of the request's own sampling, since a certificate speaks of a server.
 """
 
 from __future__ import annotations
@@ -14,21 +18,49 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import httpx
 
-from edgewise.cloud.clients import chat
+from edgewise import dialogue
+from edgewise.cloud.clients import chat, completions
 from edgewise.cloud.clients.connections import Network, paced
 from edgewise.cloud.clients.http import HttpBackend, authorization, decoded
 from edgewise.cloud.clients.lasting import Lasting
 from edgewise.cloud.clients.prompting import EMBEDDING, GENERATION, Prompt, prompt_of, text_of
-from edgewise.contracts import CloudReply, Output, Reference, Request, Token
+from edgewise.contracts import CloudReply, Input, Output, Reference, Request, Source, Token
 from edgewise.errors import CloudResponseError, ConfigError
 
-_Speaker: TypeAlias = tuple[str, str | None]
-"""What a reply says of the model behind it: its name, and the server's fingerprint."""
+_MAX_TOKENS = 256
+
+
+class _Speaker(NamedTuple):
+    """What a reply says of the model behind it: its name, the server's fingerprint, and its digest."""
+
+    name: str
+    fingerprint: str | None
+    version: str | None
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is sent, where to, and how its answer is read."""
+
+    path: str
+    content: bytes
+    prompt: dialogue.Prompt | None = None
+
+    @property
+    def tools(self) -> bool:
+        return self.prompt is not None and completions.offers_tools(self.prompt)
+
+    @property
+    def top(self) -> int:
+        return 0 if self.prompt is None else self.prompt.sampling.top_logprobs
+
+    def decode(self, body: bytes) -> chat.Said:
+        return chat.decode_chat(body, tools=self.tools)
 
 
 class OpenAIClient:
@@ -42,9 +74,12 @@ class OpenAIClient:
             else the second.
         instruction: The system prompt.
         labels: Allowed answers of a classification.
-        max_tokens: Longest answer.
-        seed: Sent with every request.
+        max_tokens: Longest answer to a text, 256 unless given; also to a prompt that sets no limit itself, which is
+            else the model's context.
+        seed: Sent with every text.
         constrained: Have vLLM (0.12 or later) write nothing but a label.
+        dialect: "vllm", as our own service speaks it too, or "openai", whose fields for prompts are fewer: no `top_k`,
+            and no answer that is begun.
         network: How to connect.
         transport: Replaces the network, for tests.
 
@@ -61,20 +96,25 @@ class OpenAIClient:
         task: str | None = None,
         instruction: str | None = None,
         labels: Sequence[str] = (),
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
         seed: int = 0,
         constrained: bool = False,
+        dialect: str = completions.VLLM,
         network: Network | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if not model:
             raise ConfigError("No model is named.", "Name the model as the server's /v1/models does.")
+        if dialect not in completions.DIALECTS:
+            raise ConfigError(f"The dialect is {dialect!r}.", f"Choose one of: {', '.join(completions.DIALECTS)}.")
         self._model = model
+        self._dialect = dialect
+        self._max_tokens = max_tokens
         self._prompt = prompt_of(
             task=task,
             instruction=instruction,
             labels=tuple(labels),
-            max_tokens=max_tokens,
+            max_tokens=_MAX_TOKENS if max_tokens is None else max_tokens,
             seed=seed,
             constrained=constrained,
         )
@@ -100,15 +140,24 @@ class OpenAIClient:
         return self._reference(spoken, card)
 
     async def predict(self, request: Request, *, timeout_s: float) -> CloudReply:
-        """Ask for the final answer to one text; cancelling closes the connection, which the server notices.
+        """Ask for the final answer to one text or prompt; cancelling closes the connection, which the server notices.
+
+        The output of a prompt that is begun is what comes after `begun`.
 
         Raises:
-            CloudRefusedError: The item is no text, the server refuses it as it is, or no label is its answer.
+            CloudRefusedError: The item is neither, the server refuses it as it is or has no word for it, or no label
+                is its answer.
             CloudUnreachableError: There is no connection.
             CloudTimeoutError: No answer within `timeout_s`.
             CloudResponseError: An error, or something that is not an answer of a named model.
         """
-        text = text_of(request.inputs)
+        item = request.inputs
+        if isinstance(item, dialogue.Prompt):
+            question = self._question(item, stream=False)
+            async with self._http.within(timeout_s):
+                answered, card = await self._card.beside(lambda: self._answered(question))
+            return self._reply(question, answered, card)
+        text = text_of(item)
         async with self._http.within(timeout_s):
             said, card = await self._card.beside(lambda: self._said(text, self._prompt))
         return CloudReply(self._output(said), self._reference(_speaker(said), card))
@@ -116,15 +165,16 @@ class OpenAIClient:
     async def stream(self, request: Request, *, timeout_s: float) -> AsyncIterator[Token | CloudReply]:
         """Ask for the final answer in pieces; the whole reply comes last. Closing the iterator cancels the call.
 
-        Embeddings and labels come whole.
+        Embeddings and labels come whole, and so do tool calls, in the reply.
 
         Raises:
             CloudError: As `predict`; also where the stream is not whole within `timeout_s`, or breaks off.
         """
-        if self._prompt.task != GENERATION:
+        is_prompt = isinstance(request.inputs, dialogue.Prompt)
+        if self._prompt.task != GENERATION and not is_prompt:
             yield await self.predict(request, timeout_s=timeout_s)
             return
-        told = self._told(request.id, text_of(request.inputs))
+        told = self._told(request.id, self._question(request.inputs, stream=True))
         async with aclosing(paced(told, timeout_s, self._http.base)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -133,39 +183,56 @@ class OpenAIClient:
         """Close its connections."""
         await self._http.aclose()
 
+    def _question(self, item: Input, *, stream: bool) -> _Question:
+        if not isinstance(item, dialogue.Prompt):
+            content = chat.encode_chat(self._prompt, self._model, text_of(item), stream=stream)
+            return _Question(completions.CHAT, content)
+        self._prompt.check_takes_prompts()
+        content = completions.encode_prompt(
+            item,
+            self._model,
+            dialect=self._dialect,
+            max_tokens=self._max_tokens,
+            longest_text=_MAX_TOKENS,
+            stream=stream,
+        )
+        return _Question(completions.path_of(item), content, item)
+
     async def _said(self, text: str, prompt: Prompt) -> chat.Said | chat.Embedded:
-        """One exchange; what names the model is remembered for `describe`."""
-        said: chat.Said | chat.Embedded
-        if prompt.task == EMBEDDING:
-            response = await self._http.exchange(
-                "POST", self._path("embeddings"), chat.encode_embedding(self._model, text)
-            )
-            said = self._http.decoded(response, chat.decode_embedding)
-        else:
+        """One exchange about a text."""
+        if prompt.task != EMBEDDING:
             content = chat.encode_chat(prompt, self._model, text, stream=False)
-            response = await self._http.exchange("POST", self._path("chat/completions"), content)
-            said = self._http.decoded(response, chat.decode_chat)
+            return await self._answered(_Question(completions.CHAT, content))
+        response = await self._http.exchange("POST", self._path("embeddings"), chat.encode_embedding(self._model, text))
+        said = self._http.decoded(response, chat.decode_embedding)
         self._spoken = _speaker(said)
         return said
 
-    async def _told(self, request_id: str, text: str) -> AsyncGenerator[Token | CloudReply]:
+    async def _answered(self, question: _Question) -> chat.Said:
+        """One exchange; what names the model is remembered for `describe`."""
+        response = await self._http.exchange("POST", self._path(question.path), question.content)
+        said = self._http.decoded(response, question.decode)
+        self._spoken = _speaker(said)
+        return said
+
+    async def _told(self, request_id: str, question: _Question) -> AsyncGenerator[Token | CloudReply]:
         card = await self._card.get()
-        content = chat.encode_chat(self._prompt, self._model, text, stream=True)
-        path = self._path("chat/completions")
-        told = chat.ChatStream()
-        async with self._http.stream(path, content, {"accept": "text/event-stream"}) as pieces:
+        path = self._path(question.path)
+        told = chat.ChatStream(tools=question.tools, top=question.top)
+        source = None if question.prompt is None else Source.CLOUD
+        async with self._http.stream(path, question.content, {"accept": "text/event-stream"}) as pieces:
             async for data in _events(pieces):
                 if data == chat.DONE:
                     break
-                for piece, logprob in decoded(self._http.base + path, data.encode(), told.add, self._key):
-                    yield Token(id=request_id, text=piece, logprob=logprob)
+                for piece in decoded(self._http.base + path, data.encode(), told.add, self._key):
+                    yield Token(id=request_id, text=piece.text, logprob=piece.logprob, source=source, top=piece.top)
             else:
                 raise CloudResponseError(
                     f"{self._http.base + path} ended its stream before [DONE].", "See the service's log."
                 )
         said = decoded(self._http.base + path, b"", lambda _: told.whole(), self._key)
         self._spoken = _speaker(said)
-        yield CloudReply(self._output(said), self._reference(self._spoken, card))
+        yield self._reply(question, said, card)
 
     async def _ask_card(self) -> chat.Card:
         response = await self._http.exchange("GET", self._path("models"))
@@ -179,17 +246,29 @@ class OpenAIClient:
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 
+    def _reply(self, question: _Question, said: chat.Said, card: chat.Card) -> CloudReply:
+        reference = self._reference(_speaker(said), card)
+        if question.prompt is None:
+            return CloudReply(self._output(said), reference)
+        return CloudReply(said.text, reference, written=said.written)
+
     def _output(self, said: chat.Said | chat.Embedded) -> Output:
         return said.vector if isinstance(said, chat.Embedded) else self._prompt.output(said.text)
 
     def _reference(self, spoken: _Speaker, card: chat.Card) -> Reference:
-        name, fingerprint = spoken
+        """Who answered. It depends on the server and on this backend's settings, never on the request."""
+        name, fingerprint, version = spoken
+        if version:
+            asked = self._prompt.version({}).removeprefix("sha256:")
+            return Reference(name, f"{version}, asked {asked[:16]}")
         identity = {"name": name, "fingerprint": fingerprint, "owned_by": card.owned_by, "root": card.root}
         return Reference(name, self._prompt.version(identity))
 
 
 def _speaker(said: chat.Said | chat.Embedded) -> _Speaker:
-    return said.model, said.fingerprint if isinstance(said, chat.Said) else None
+    if isinstance(said, chat.Embedded):
+        return _Speaker(said.model, None, None)
+    return _Speaker(said.model, said.fingerprint, said.version)
 
 
 async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:

@@ -1,7 +1,8 @@
 """How a language model in the cloud is asked, and what of its text is an answer. Pure.
 
-Owns the prompt, the match of a reply against the allowed labels, and the digest that stands for model and decoding in a
-certificate. Knows no protocol.
+Owns the prompt around a text, the match of a reply against the allowed labels, and the digest that stands for model and
+decoding in a certificate. Knows no protocol. A `dialogue.Prompt` brings its own messages and sampling: it is sent as it
+is, and the digest knows nothing of it, so that a certificate speaks of the server and not of one request.
 
 Decoding is greedy (temperature 0): a certificate compares with one answer, not with a draw. What else shapes an answer
 is part of the version, so that changing it voids certificates: the task, the instruction, the labels and their order,
@@ -14,9 +15,11 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import msgspec
 
+from edgewise import dialogue
 from edgewise.contracts import Input, Output
 from edgewise.errors import CloudRefusedError, CloudResponseError, ConfigError
 
@@ -90,6 +93,18 @@ class Prompt:
             f"The model answered none of its labels but {text[:80]!r}.", "Name the labels in the instruction."
         )
 
+    def check_takes_prompts(self) -> None:
+        """That whole prompts can be answered beside texts.
+
+        Raises:
+            CloudRefusedError: This backend is there for another task.
+        """
+        if self.task != GENERATION:
+            raise CloudRefusedError(
+                f"This cloud does {self.task} and takes no prompt for a language model.",
+                f'Ask a backend with task = "{GENERATION}".',
+            )
+
     def version(self, identity: Mapping[str, str | None]) -> str:
         """Digest of the decoding and of what the server says of its model.
 
@@ -125,12 +140,43 @@ def text_of(item: Input) -> str:
         CloudRefusedError: It is none, or holds half of a character.
     """
     if not isinstance(item, str):
-        raise CloudRefusedError("This cloud reads texts only.", "Give it texts, or choose another backend.")
+        told = "This cloud reads texts only."
+        if isinstance(item, dialogue.Prompt):
+            told = "This cloud takes no prompt for a language model."
+        raise CloudRefusedError(told, "Give it texts, or choose another backend.")
     try:
         item.encode()
     except UnicodeEncodeError as error:
         raise CloudRefusedError(f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode.") from error
     return item
+
+
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """A JSON object out of its text.
+
+    Args:
+        text: The text.
+        what: What it is, for the message.
+
+    Raises:
+        CloudRefusedError: It is none.
+    """
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise CloudRefusedError(f"The {what} is no JSON object: {error}.", "Send valid JSON.") from error
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """A body as JSON.
+
+    Raises:
+        CloudRefusedError: A text in it holds half of a character.
+    """
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
+        raise CloudRefusedError(f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode.") from error
 
 
 def _check_labels(labels: tuple[str, ...]) -> None:
