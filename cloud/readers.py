@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgewise.cloud.grouping import group_by_length, group_by_shape
 from edgewise.contracts import Input
+from edgewise.edge.text import beginnings
 from edgewise.errors import InputError
 
 
@@ -67,7 +68,7 @@ class TextReader:
             raise InputError(f"This model reads texts, and got {_kind(odd[0])}.", "Send a text.")
         try:
             encoded = self.tokenizer(
-                list(items),
+                [self._beginning(item) for item in items],
                 truncation=self.max_length is not None,
                 max_length=self.max_length,
                 return_attention_mask=True,
@@ -78,6 +79,15 @@ class TextReader:
             raise InputError("The text has no tokens.", "Send a text that is not empty.")
         columns = {name: rows for name, rows in encoded.items() if name in self.inputs}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _beginning(self, text: Any) -> str:
+        """As much of a text as has more tokens than are kept of it, or all."""
+        if self.max_length is None:
+            return str(text)
+        for beginning in beginnings(text, self.max_length):
+            if len(beginning) == len(text) or len(self.tokenizer.tokenize(beginning)) > self.max_length:
+                break
+        return beginning
 
     def groups(self, read: Sequence[dict[str, list[int]]], max_group: int) -> list[list[int]]:
         """Texts of like length, so that padding wastes little."""

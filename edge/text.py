@@ -5,7 +5,7 @@ Owns tokenizing, truncation and padding. Reads no file: the tokenizer comes as b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -19,6 +19,15 @@ from edgewise.errors import BundleError, InputError
 
 _FEEDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """What the tokenizer's encoding calls each input that a text feeds."""
+
+_LONG_TEXT = 4096
+"""Characters that are read in about a millisecond."""
+
+_CHARACTERS_A_TOKEN = 64
+"""Far more than nearly all tokens have."""
+
+_GROWTH = 4
+_SPACES = (" ", "\n", "\t")
 
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
@@ -86,12 +95,25 @@ class TextEncoder:
         if not isinstance(item, str):
             raise InputError(f"This model takes a text (str), given {describe(item)}.", "Give a str.")
         try:
-            encoding = self._tokenizer.encode(item)
+            encoding = self._encoded(item)
         except Exception as e:  # the Rust library raises TypeError for lone surrogates and plain Exception for others
             raise InputError(f"This text cannot be tokenized: {e}.", "Give valid Unicode.") from e
         if not len(encoding):
             raise InputError(f"This text holds no token that the model knows: {item[:80]!r}.", "Give a longer text.")
         return encoding
+
+    def _encoded(self, text: str) -> Encoding:
+        """The encoding of a text, of which no more is read than the tokens need that are kept."""
+        for beginning in beginnings(text, self._max_length):
+            # `encode` keeps the interpreter to itself until it has read all; `encode_batch` does not, and costs more.
+            encode = self._tokenizer.encode if len(beginning) <= _LONG_TEXT else self._encode_long
+            encoding: Encoding = encode(beginning)
+            if encoding.overflowing:
+                break
+        return encoding
+
+    def _encode_long(self, text: str) -> Encoding:
+        return self._tokenizer.encode_batch([text])[0]
 
     def _tensors(self, encoding: Encoding) -> dict[str, NDArray[np.generic]]:
         used = len(encoding)
@@ -103,6 +125,20 @@ class TextEncoder:
                 row = row + [self._pad_id if name == "input_ids" else 0] * (length - used)
             tensors[name] = np.array((row,), dtype)
         return tensors
+
+
+def beginnings(text: str, max_length: int) -> Iterator[str]:
+    """Longer and longer beginnings of a text, the whole of it last; a short one is given whole at once.
+
+    Once one of them has more than `max_length` tokens, the whole text has the same first ones: each ends between two
+    words. So nobody has a megabyte tokenized, at 200 times its size in memory, of which some hundred tokens are kept.
+    """
+    size = _CHARACTERS_A_TOKEN * max_length
+    while size < len(text):
+        end = max(text.rfind(space, 0, size) for space in _SPACES)
+        yield text[: end if end > 0 else size]
+        size *= _GROWTH
+    yield text
 
 
 def unknown_share(encoding: Encoding, unknown_id: int) -> float:

@@ -50,6 +50,9 @@ class Headers(dict[bytes, bytes]):
 
 JSON = b"application/json"
 
+_LONGEST_LENGTH = 19
+"""Digits of the largest number of bytes that there can be; Python refuses to read some thousand of them."""
+
 _NOT_PRINTABLE = re.compile(rb"[^\x20-\x7e]")
 
 
@@ -110,6 +113,14 @@ def check_body(headers: Headers, max_bytes: int, here: int = 0) -> None:
     if encoding is not None and encoding.lower() != b"identity":
         raise Fault(415, "unsupported_encoding", "The body is compressed.", remedy="Send it without content-encoding.")
     announced = headers.get(b"content-length", b"0")
+    if len(announced) > _LONGEST_LENGTH:
+        raise Fault(
+            400,
+            "invalid_request",
+            f"content-length has {len(announced)} digits.",
+            field="content-length",
+            remedy="Send the number of bytes of the body.",
+        )
     _check_size(max(here, int(announced) if announced.isdigit() else 0), max_bytes)
 
 

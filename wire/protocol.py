@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -25,7 +26,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from edgewise.wire.http import ARRIVED_S, WHOLE_BODY, AsgiApp, Header, Message, Reply, Scope
+from edgewise.wire.http import ARRIVED_S, WHOLE_BODY, AsgiApp, Header, Message, Receive, Reply, Scope, Send
 
 AtOnce: TypeAlias = Callable[[Scope, bytes], Reply | AsgiApp | None]
 
@@ -59,8 +60,16 @@ class _HeadTooLargeError(Exception):
     """Stops the parser; the parser's own error is told to the client."""
 
 
+class _AmbiguousHostError(Exception):
+    """Stops the parser, as above."""
+
+
 class _Cycle(RequestResponseCycle):
     """One request and its reply."""
+
+    async def run_asgi(self, app: AsgiApp) -> None:  # type: ignore[override]
+        """As uvicorn does it; an application that was cancelled at the end of service has said so to its client."""
+        await super().run_asgi(_until_cancelled(app))  # type: ignore[arg-type]
 
     async def send(self, message: Message) -> bool | None:  # type: ignore[override]
         """As ASGI has it; True where the message's whole body was sent too."""
@@ -92,6 +101,14 @@ class _Cycle(RequestResponseCycle):
         self.on_response()
 
 
+def _until_cancelled(app: AsgiApp) -> AsgiApp:
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
+    return run
+
+
 def _whole(status: int, headers: Sequence[Header], body: bytes) -> bytes:
     lines = [b"%b: %b\r\n" % pair for pair in headers]
     head = b"".join((STATUS_LINE[status], *lines))
@@ -111,6 +128,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._early: bytes | None = None
         """What is here of the body of a request that may be answered at once; None where it has a cycle."""
         self._head_bytes = 0
+        self._hosts = 0
         self._silent_bytes = 0
         """Received since the parser last said anything: an unfinished header is told only when it ends."""
         self._in_head = True
@@ -169,7 +187,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._silent_bytes = self._head_bytes = 0
+        self._silent_bytes = self._head_bytes = self._hosts = 0
         self._in_head = self._in_message = True
         self._deadline_s = math.inf
         super().on_message_begin()
@@ -185,7 +203,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._in_head:
             return  # no application of ours reads trailers, and a late header must not change what was decided
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
@@ -193,12 +213,15 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head is there."""
         self._silent_bytes = 0
         self._in_head = False
+        version = self.parser.get_http_version()
+        if self._hosts != 1 and version == "1.1":
+            raise _AmbiguousHostError  # RFC 9112, section 3.2: a proxy in front may have gone by the other one
         if self.parser.should_upgrade() and self._should_upgrade():
             super().on_headers_complete()
             return
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVED_S] = time.monotonic()
-        scope["http_version"] = self.parser.get_http_version()
+        scope["http_version"] = version
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["raw_path"], scope["query_string"] = _split(self.url)
         path = scope["raw_path"].decode("ascii")
