@@ -65,6 +65,7 @@ class BackendSection(_Section, frozen=True):
         max_tokens: Longest answer of a language model.
         seed: Seed of a language model.
         constrained: Have vLLM write nothing but a label.
+        dialect: What an "openai" server understands of a prompt: "vllm" (None) or "openai".
         input: Name of the model's input tensor.
         input_shape: Shape of one text in it.
         output: Name of the model's output tensor.
@@ -87,6 +88,7 @@ class BackendSection(_Section, frozen=True):
     max_tokens: int | None = None
     seed: int | None = None
     constrained: bool = False
+    dialect: str | None = None
     input: str | None = None
     input_shape: tuple[int, ...] | None = None
     output: str | None = None

@@ -1,6 +1,7 @@
 """A language model on Amazon Bedrock, asked through Converse and ConverseStream.
 
-Owns which calls are made and what counts as a reference answer. Prompts are `prompting`'s, calls `aws`'s.
+Owns which calls are made and what counts as a reference answer. What is asked of a text is `prompting`'s, the shape of
+questions and answers `converse`'s, calls `aws`'s.
 
 Bedrock's replies name no version: the id of a foundation model is one (`…-20240620-v1:0`), and AWS does not change the
 model behind it. So the reference is that id, and a digest of it, the prompt and the decoding. Ids behind which the
@@ -11,19 +12,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
+from edgewise import dialogue
 from edgewise.cloud.clients.aws import Aws, checked_keyless
+from edgewise.cloud.clients.completions import offers_tools
 from edgewise.cloud.clients.connections import Network
+from edgewise.cloud.clients.converse import ConverseStream, Said, prompt_parameters, said_in, text_parameters
 from edgewise.cloud.clients.http import NotServedError
 from edgewise.cloud.clients.prompting import EMBEDDING, GENERATION, prompt_of, text_of
-from edgewise.contracts import CloudReply, Reference, Request, Token
+from edgewise.contracts import CloudReply, Input, Reference, Request, Source, Token
 from edgewise.errors import CloudRefusedError, CloudResponseError, ConfigError
 
 _RUNTIME, _CONTROL = "bedrock-runtime", "bedrock"
 _MOVING = ("prompt-router/", "default-prompt-router/", "provisioned-model/", "prompt/", "endpoint/")
-_KEPT_BACK = ("guardrail_intervened", "content_filtered")
-_ENDINGS = ("end_turn", "stop_sequence", "max_tokens")
+_MAX_TOKENS = 256
 
 
 class BedrockClient:
@@ -38,7 +42,8 @@ class BedrockClient:
         task: "text-classification" or "text-generation"; None: the first where there are labels, else the second.
         instruction: The system prompt.
         labels: Allowed answers of a classification.
-        max_tokens: Longest answer.
+        max_tokens: Longest answer to a text, 256 unless given; also to a prompt that sets no limit itself, which is
+            else the model's.
         network: How to connect.
 
     Raises:
@@ -57,14 +62,20 @@ class BedrockClient:
         task: str | None = None,
         instruction: str | None = None,
         labels: Sequence[str] = (),
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
         network: Network | None = None,
     ) -> None:
         checked_keyless(api_key)
         self._model = _fixed(model)
         if task == EMBEDDING:
             raise ConfigError("The task is feature-extraction, and Converse gives texts.", "Choose another task.")
-        self._prompt = prompt_of(task=task, instruction=instruction, labels=tuple(labels), max_tokens=max_tokens)
+        self._max_tokens = max_tokens
+        self._prompt = prompt_of(
+            task=task,
+            instruction=instruction,
+            labels=tuple(labels),
+            max_tokens=_MAX_TOKENS if max_tokens is None else max_tokens,
+        )
         self._aws = Aws({_RUNTIME: url, _CONTROL: control_url}, region=region, network=network)
 
     async def describe(self, *, timeout_s: float) -> Reference:
@@ -89,45 +100,46 @@ class BedrockClient:
         return self._reference(None)
 
     async def predict(self, request: Request, *, timeout_s: float) -> CloudReply:
-        """Ask for the final answer to one text; cancelling closes the connection.
+        """Ask for the final answer to one text or prompt; cancelling closes the connection.
+
+        The output of a prompt that is begun is what comes after `begun`.
 
         Raises:
-            CloudRefusedError: The item is no text, Bedrock refuses it, or no label is its answer.
+            CloudRefusedError: The item is neither, Bedrock refuses it or has no place for it, or no label is its
+                answer.
             CloudUnreachableError: There is no connection.
             CloudTimeoutError: No answer within `timeout_s`, or the model itself took too long.
             CloudThrottledError: It is asked more than the quota.
             CloudCredentialsError: The credentials are missing, expired, or may not ask this.
             CloudResponseError: An error, or something that is not an answer.
         """
-        parameters = self._parameters(text_of(request.inputs))
-        text, invoked = await self._aws.call(_RUNTIME, "converse", parameters, _converse, timeout_s=timeout_s)
-        return CloudReply(self._prompt.output(text), self._reference(invoked))
+        item = request.inputs
+        read = partial(said_in, tools=_offers_tools(item))
+        said = await self._aws.call(_RUNTIME, "converse", self._parameters(item), read, timeout_s=timeout_s)
+        return self._reply(item, said)
 
     async def stream(self, request: Request, *, timeout_s: float) -> AsyncIterator[Token | CloudReply]:
         """Ask for the final answer in pieces; the whole reply comes last. Closing the iterator cancels the call.
 
-        Labels come whole.
+        Labels come whole, and so do tool calls, in the reply. Bedrock tells no log-probabilities.
 
         Raises:
             CloudError: As `predict`; also where the stream is not whole within `timeout_s`, or breaks off.
         """
+        item = request.inputs
         if self._prompt.task != GENERATION:
             yield await self.predict(request, timeout_s=timeout_s)
             return
-        parameters = self._parameters(text_of(request.inputs))
-        texts: list[str] = []
-        ending, invoked = None, None
+        parameters = self._parameters(item)
+        told = ConverseStream(tools=_offers_tools(item))
+        source = Source.CLOUD if isinstance(item, dialogue.Prompt) else None
         streamed = self._aws.events(_RUNTIME, "converse_stream", parameters, "stream", timeout_s=timeout_s)
         async with aclosing(streamed) as events:
             async for event in events:
-                text = (event.get("contentBlockDelta") or {}).get("delta", {}).get("text")
+                text = told.add(event)
                 if text:
-                    texts.append(text)
-                    yield Token(id=request.id, text=text)
-                ending = (event.get("messageStop") or {}).get("stopReason", ending)
-                invoked = _invoked(event.get("metadata") or {}) or invoked
-        _check_ending(ending)
-        yield CloudReply(self._prompt.output("".join(texts)), self._reference(invoked))
+                    yield Token(id=request.id, text=text, source=source)
+        yield self._reply(item, told.whole())
 
     async def aclose(self) -> None:
         """Close its connections."""
@@ -136,14 +148,17 @@ class BedrockClient:
     async def _exists(self, operation: str, parameters: Mapping[str, Any], timeout_s: float) -> None:
         await self._aws.call(_CONTROL, operation, parameters, _checked_model, timeout_s=timeout_s)
 
-    def _parameters(self, text: str) -> dict[str, Any]:
-        system = {"system": [{"text": self._prompt.system}]} if self._prompt.system else {}
-        return {
-            "modelId": self._model,
-            "messages": [{"role": "user", "content": [{"text": text}]}],
-            "inferenceConfig": {"maxTokens": self._prompt.max_tokens, "temperature": 0.0},
-            **system,
-        }
+    def _parameters(self, item: Input) -> dict[str, Any]:
+        if isinstance(item, dialogue.Prompt):
+            self._prompt.check_takes(item)
+            return {"modelId": self._model, **prompt_parameters(item, self._max_tokens)}
+        return {"modelId": self._model, **text_parameters(self._prompt, text_of(item))}
+
+    def _reply(self, item: Input, said: Said) -> CloudReply:
+        reference = self._reference(said.invoked)
+        if isinstance(item, dialogue.Prompt):
+            return CloudReply(said.text, reference, written=said.written)
+        return CloudReply(self._prompt.output(said.text), reference)
 
     def _reference(self, invoked: str | None) -> Reference:
         """Who answered: the model, unless a reply tells that another one was invoked in its place."""
@@ -172,22 +187,5 @@ def _checked_model(answer: Mapping[str, Any]) -> None:
         raise CloudResponseError("Bedrock described no model.", "Check the address.")
 
 
-def _converse(answer: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The text of a reply, and the model that was invoked where the reply says so."""
-    _check_ending(answer.get("stopReason"))
-    blocks = ((answer.get("output") or {}).get("message") or {}).get("content") or []
-    return "".join(block.get("text", "") for block in blocks), _invoked(answer)
-
-
-def _invoked(answer: Mapping[str, Any]) -> str | None:
-    model = ((answer.get("trace") or {}).get("promptRouter") or {}).get("invokedModelId")
-    return str(model) if model else None
-
-
-def _check_ending(ending: str | None) -> None:
-    if ending in _KEPT_BACK:
-        raise CloudRefusedError(f"Bedrock keeps the answer back: {ending}.", "Change the item, or the guardrail.")
-    if ending not in _ENDINGS:
-        raise CloudResponseError(
-            f"Bedrock's answer ended with {ending!r}.", "Its endings: " + ", ".join(_ENDINGS) + "."
-        )
+def _offers_tools(item: Input) -> bool:
+    return isinstance(item, dialogue.Prompt) and offers_tools(item)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from edgewise.cloud.clients.prompting import encoded, json_object
+import msgspec
+
+from edgewise.cloud.clients.prompting import json_object
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.errors import CloudRefusedError
 
@@ -59,7 +61,7 @@ def encode_prompt(
         body["response_format"] = _format(prompt.sampling.schema)
     if stream:
         body |= {"stream_options": {"include_usage": True}, **_logprobs(prompt, dialect)}
-    return encoded(body)
+    return msgspec.json.encode(body)
 
 
 def _text(prompt: Prompt) -> dict[str, Any]:

@@ -8,17 +8,22 @@ to beside the traffic.
 
 Only the primary is the reference: replies of the others say `fail_over`. And only its refusal of an item counts: that
 another model refuses it says nothing of what the reference would answer.
+
+Of streams the first piece decides: what comes after it is of the same backend, since text that was told cannot be gone
+on with by another model. A backend that streams nothing answers as a stream of its whole reply.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 import msgspec
 
-from edgewise.contracts import CloudClient, CloudReply, Reference, Request
+from edgewise.contracts import CloudClient, CloudReply, Reference, Request, StreamingCloudClient, Token
 from edgewise.errors import (
     CloudError,
     CloudRefusedError,
@@ -28,6 +33,9 @@ from edgewise.errors import (
     ConfigError,
     InputError,
 )
+
+T = TypeVar("T")
+P = TypeVar("P", Token, CloudReply, Token | CloudReply)
 
 _log = logging.getLogger("edgewise.cloud")
 _PROBE_TIMEOUT_S = 5.0
@@ -77,9 +85,58 @@ class FailOverClient:
             CloudRefusedError: The primary will refuse this very request every time.
             CloudError: No backend answered within `timeout_s`; of several errors the first backend's.
         """
+        call, reply = await self._first(lambda client, left_s: client.predict(request, timeout_s=left_s), timeout_s)
+        call.answered()
+        return self._marked(call, reply)
+
+    async def stream(self, request: Request, *, timeout_s: float) -> AsyncIterator[Token | CloudReply]:
+        """Ask for the final answer in pieces; the whole reply comes last. Closing the iterator cancels every call.
+
+        Raises:
+            CloudRefusedError: The primary will refuse this very request every time.
+            CloudError: No backend began within `timeout_s`, or the one that did failed: of several errors the first
+                backend's.
+        """
+
+        async def begin(client: CloudClient, left_s: float) -> _Begun:
+            return await _Begun.of(client, request, left_s)
+
+        call, begun = await self._first(begin, timeout_s, drop=_Begun.aclose)
+        async with aclosing(begun):
+            call.answered()
+            yield self._marked(call, begun.first)
+            try:
+                async for piece in begun.rest:
+                    yield self._marked(call, piece)
+            except CloudError as error:
+                if not isinstance(error, CloudRefusedError):
+                    call.failed(error)
+                raise
+
+    async def aclose(self) -> None:
+        """Close every backend's connections."""
+        for backend in self._backends:
+            await backend.aclose()
+
+    async def _first(
+        self,
+        ask: Callable[[CloudClient, float], Coroutine[Any, Any, T]],
+        timeout_s: float,
+        drop: Callable[[T], Awaitable[None]] | None = None,
+    ) -> tuple[_Call, T]:
+        """The first answer of any backend, and whose it is; the others are cancelled.
+
+        Args:
+            ask: Asks one backend, in the seconds that are left.
+            timeout_s: Seconds for all of them.
+            drop: Lets go of an answer that came at the same time as the first.
+
+        Raises:
+            CloudError: As `predict`.
+        """
         deadline = asyncio.get_running_loop().time() + timeout_s
         waiting = [backend for backend in self._backends if not backend.is_away]
-        calls: dict[asyncio.Task[CloudReply], _Call] = {}
+        calls: dict[asyncio.Task[T], _Call] = {}
         errors: dict[_Backend, CloudError] = {}
         try:
             while waiting or calls:
@@ -87,39 +144,42 @@ class FailOverClient:
                 if waiting:
                     left_s = deadline - asyncio.get_running_loop().time()
                     call = _Call(waiting.pop(0), left_s, self._after_s)
-                    calls[asyncio.create_task(call.backend.client.predict(request, timeout_s=left_s))] = call
+                    calls[asyncio.create_task(ask(call.backend.client, left_s))] = call
                     patience_s = min(self._after_s, left_s / (len(waiting) + 1)) if waiting else None
                 done, _ = await asyncio.wait(calls, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     call.is_silent(patience_s or 0.0)
                 for task in [task for task in calls if task in done]:
                     call = calls.pop(task)
-                    reply = self._settled(task, call, errors)
-                    if reply is not None:
-                        return reply
+                    error = task.exception()
+                    if error is None:
+                        return call, task.result()
+                    self._note(error, call, errors)
         finally:
             for task in calls:
                 task.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+            left = await asyncio.gather(*calls, return_exceptions=True)
+            for answer in left:
+                if drop is not None and not isinstance(answer, BaseException):
+                    await drop(answer)
         raise self._verdict(errors)
 
-    async def aclose(self) -> None:
-        """Close every backend's connections."""
-        for backend in self._backends:
-            await backend.aclose()
+    def _marked(self, call: _Call, piece: P) -> P:
+        """What a backend says, with the word that it is not the reference where it is not."""
+        if isinstance(piece, CloudReply) and call.backend is not self._backends[0]:
+            return msgspec.structs.replace(piece, fail_over=True)
+        return piece
 
-    def _settled(
-        self, task: asyncio.Task[CloudReply], call: _Call, errors: dict[_Backend, CloudError]
-    ) -> CloudReply | None:
-        """The reply of a call that is done; None, and the error kept, where it has none."""
-        is_primary = call.backend is self._backends[0]
-        error = task.exception()
-        if error is None:
-            call.answered()
-            return task.result() if is_primary else msgspec.structs.replace(task.result(), fail_over=True)
+    def _note(self, error: BaseException, call: _Call, errors: dict[_Backend, CloudError]) -> None:
+        """Keep why a call failed.
+
+        Raises:
+            CloudRefusedError: The primary refuses the item, which is the last word.
+            InputError: Likewise.
+        """
         if isinstance(error, CloudRefusedError | InputError):
             call.answered()
-            if is_primary:
+            if call.backend is self._backends[0]:
                 raise error
         else:
             call.failed(error)
@@ -128,7 +188,6 @@ class FailOverClient:
         else:
             said = f"{type(error).__name__}: {error}"
             errors[call.backend] = CloudResponseError(f"The cloud backend {call.backend.name} failed: {said}")
-        return None
 
     def _verdict(self, errors: dict[_Backend, CloudError]) -> CloudError:
         """The error of the first backend that was asked."""
@@ -139,6 +198,43 @@ class FailOverClient:
         return CloudUnreachableError(
             f"None of the cloud backends {names} answers.", "Check them; they are asked again."
         )
+
+
+class _Begun:
+    """A stream and its first piece."""
+
+    def __init__(self, rest: AsyncGenerator[Token | CloudReply], first: Token | CloudReply) -> None:
+        self.rest = rest
+        self.first = first
+
+    @classmethod
+    async def of(cls, client: CloudClient, request: Request, timeout_s: float) -> _Begun:
+        """Begin one, and wait for its first piece."""
+        rest = _pieces(client, request, timeout_s)
+        try:
+            return cls(rest, await anext(rest))
+        except StopAsyncIteration as error:
+            raise CloudResponseError("The cloud ended its stream before the reply.") from error
+        except BaseException:
+            await rest.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Cancel the call."""
+        await self.rest.aclose()
+
+
+async def _pieces(client: CloudClient, request: Request, timeout_s: float) -> AsyncGenerator[Token | CloudReply]:
+    if not isinstance(client, StreamingCloudClient):
+        yield await client.predict(request, timeout_s=timeout_s)
+        return
+    stream = client.stream(request, timeout_s=timeout_s)
+    try:
+        async for piece in stream:
+            yield piece
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()
 
 
 class _Backend:

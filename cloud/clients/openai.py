@@ -187,7 +187,7 @@ class OpenAIClient:
         if not isinstance(item, dialogue.Prompt):
             content = chat.encode_chat(self._prompt, self._model, text_of(item), stream=stream)
             return _Question(completions.CHAT, content)
-        self._prompt.check_takes_prompts()
+        self._prompt.check_takes(item)
         content = completions.encode_prompt(
             item,
             self._model,

@@ -93,17 +93,21 @@ class Prompt:
             f"The model answered none of its labels but {text[:80]!r}.", "Name the labels in the instruction."
         )
 
-    def check_takes_prompts(self) -> None:
-        """That whole prompts can be answered beside texts.
+    def check_takes(self, prompt: dialogue.Prompt) -> None:
+        """That a whole prompt can be asked here, beside texts.
 
         Raises:
-            CloudRefusedError: This backend is there for another task.
+            CloudRefusedError: This backend is there for another task, or the prompt holds half of a character.
         """
         if self.task != GENERATION:
             raise CloudRefusedError(
                 f"This cloud does {self.task} and takes no prompt for a language model.",
                 f'Ask a backend with task = "{GENERATION}".',
             )
+        try:
+            msgspec.json.encode(prompt)
+        except UnicodeEncodeError as error:
+            raise _not_unicode(error) from error
 
     def version(self, identity: Mapping[str, str | None]) -> str:
         """Digest of the decoding and of what the server says of its model.
@@ -147,7 +151,7 @@ def text_of(item: Input) -> str:
     try:
         item.encode()
     except UnicodeEncodeError as error:
-        raise CloudRefusedError(f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode.") from error
+        raise _not_unicode(error) from error
     return item
 
 
@@ -167,16 +171,8 @@ def json_object(text: str, what: str) -> dict[str, Any]:
         raise CloudRefusedError(f"The {what} is no JSON object: {error}.", "Send valid JSON.") from error
 
 
-def encoded(body: dict[str, Any]) -> bytes:
-    """A body as JSON.
-
-    Raises:
-        CloudRefusedError: A text in it holds half of a character.
-    """
-    try:
-        return msgspec.json.encode(body)
-    except UnicodeEncodeError as error:
-        raise CloudRefusedError(f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode.") from error
+def _not_unicode(error: UnicodeEncodeError) -> CloudRefusedError:
+    return CloudRefusedError(f"The text cannot be sent as UTF-8: {error.reason}.", "Send valid Unicode.")
 
 
 def _check_labels(labels: tuple[str, ...]) -> None:
