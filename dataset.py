@@ -39,7 +39,14 @@ _JSONL_REMEDY = 'Each line must be one JSON object, such as {"text": "…", "lab
 _CSV_REMEDY = "Put a text that contains commas, quotes or line ends in double quotes, and double the quotes in it."
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """One record of a data file.
+
+    Attributes:
+        line: Where it begins, counted from 1.
+        fields: What it holds; of CSV all are texts.
+    """
+
     line: int
     fields: Mapping[str, Any]
 
@@ -69,15 +76,43 @@ def load_examples(path: Path, *, text_field: str = "text", label_field: str = "l
     """
     if _is_folder(path):
         return _load_images(path)
+
+    def read(row: Row) -> Example:
+        return Example(text_of(path, row, text_field), _label_of(path, row, label_field, _words_of(row, text_field)))
+
+    return _examples(path, read, label_field, f"Give a file with at least one '{text_field}'.")
+
+
+def read_examples(path: Path, input_of: Callable[[Row], Input], *, label_field: str) -> list[Example]:
+    """Read a data file whose items are more than a text.
+
+    Args:
+        path: A `.jsonl`, `.ndjson` or `.csv` file, as `load_examples` reads them.
+        input_of: The item of a record; raises DataError where it has none.
+        label_field: Name of the field that holds the label.
+
+    Raises:
+        DataError: It cannot be read, or not as `load_examples` says.
+    """
+    if _is_folder(path):
+        raise DataError(f"{path} is a folder.", f"Give a file that ends in {', '.join(_READERS)}.")
+
+    def read(row: Row) -> Example:
+        return Example(input_of(row), _label_of(path, row, label_field, None))
+
+    return _examples(path, read, label_field, "Give a file with at least one.")
+
+
+def _examples(path: Path, read: Callable[[Row], Example], label_field: str, remedy: str) -> list[Example]:
     rows = _READERS.get(path.suffix.lower())
     if rows is None:
         raise DataError(
             f"{path} is of no known kind ('{path.suffix}').",
             f"Give a file that ends in {', '.join(_READERS)}, or a folder of images with one sub-folder a class.",
         )
-    examples = list(_read_rows(path, rows(path, _read_text(path)), text_field, label_field))
+    examples = list(_read_rows(path, rows(path, _read_text(path)), read, label_field))
     if not examples:
-        raise DataError(f"{path} holds no item.", f"Give a file with at least one '{text_field}'.")
+        raise DataError(f"{path} holds no item.", remedy)
     return examples
 
 
@@ -162,7 +197,7 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read ({error.strerror}).", "Check the file and its permissions.") from error
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[_Row]:
+def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
     # Not splitlines(): U+2028 and its like are legal inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -179,10 +214,10 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[_Row]:
                 f"{path}, line {number} is not a JSON object: {_shown(line)}.",
                 _JSONL_REMEDY,
             )
-        yield _Row(number, fields)
+        yield Row(number, fields)
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
+def _csv_rows(path: Path, text: str) -> Iterator[Row]:
     header: list[str] | None = None
     for line, cells in _csv_records(path, text):
         if header is None:
@@ -194,7 +229,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
                 _CSV_REMEDY,
             )
         else:
-            yield _Row(line, dict(zip(header, cells, strict=True)))
+            yield Row(line, dict(zip(header, cells, strict=True)))
 
 
 def _csv_records(path: Path, text: str) -> list[tuple[int, list[str]]]:
@@ -224,31 +259,35 @@ def _refuse_repeated_columns(path: Path, line: int, header: list[str]) -> None:
         )
 
 
-_READERS: Mapping[str, Callable[[Path, str], Iterator[_Row]]] = {
+_READERS: Mapping[str, Callable[[Path, str], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".ndjson": _jsonl_rows,
     ".csv": _csv_rows,
 }
 
 
-def _read_rows(path: Path, rows: Iterator[_Row], text_field: str, label_field: str) -> Iterator[Example]:
-    first: _Row | None = None
+def _read_rows(path: Path, rows: Iterator[Row], read: Callable[[Row], Example], label_field: str) -> Iterator[Example]:
+    first: Row | None = None
     labelled = False
     for row in rows:
-        text = _text_of(path, row, text_field)
-        label = _label_of(path, row, label_field, _words_of(row, text_field))
+        example = read(row)
         if first is None:
-            first, labelled = row, label is not None
-        elif labelled != (label is not None):
+            first, labelled = row, example.label is not None
+        elif labelled != (example.label is not None):
             without, having = (row, first) if labelled else (first, row)
             raise DataError(
                 f"{path}, line {without.line} has no label in the field '{label_field}'; line {having.line} has one.",
                 "Give every item a label, or none.",
             )
-        yield Example(text, label)
+        yield example
 
 
-def _text_of(path: Path, row: _Row, field: str) -> str:
+def text_of(path: Path, row: Row, field: str) -> str:
+    """The text in a field of a record; a list of words is one, joined by blanks.
+
+    Raises:
+        DataError: There is none, or a blank one.
+    """
     words = _words_of(row, field)
     if words is not None:
         return _joined(path, row, words)
@@ -271,13 +310,13 @@ def _text_of(path: Path, row: _Row, field: str) -> str:
     return text
 
 
-def _words_of(row: _Row, field: str) -> str | None:
+def _words_of(row: Row, field: str) -> str | None:
     """The field that holds the text as a list of words, or None."""
     name = field if field in row.fields else TOKENS
     return name if isinstance(row.fields.get(name), list) else None
 
 
-def _label_of(path: Path, row: _Row, field: str, words: str | None) -> str | None:
+def _label_of(path: Path, row: Row, field: str, words: str | None) -> str | None:
     if words is not None:
         field = field if field in row.fields else TAGS
     label = row.fields.get(field)
@@ -293,7 +332,7 @@ def _label_of(path: Path, row: _Row, field: str, words: str | None) -> str | Non
     return label if label and label.strip() else None
 
 
-def _tags_of(path: Path, row: _Row, words: str, field: str) -> str:
+def _tags_of(path: Path, row: Row, words: str, field: str) -> str:
     if len(row.fields[field]) != len(row.fields[words]):
         raise DataError(
             f"{path}, line {row.line} has {len(row.fields[words])} words in the field '{words}' and "
@@ -303,7 +342,7 @@ def _tags_of(path: Path, row: _Row, words: str, field: str) -> str:
     return _joined(path, row, field)
 
 
-def _joined(path: Path, row: _Row, field: str) -> str:
+def _joined(path: Path, row: Row, field: str) -> str:
     """A list of words, or of their labels, as one string."""
     words = row.fields[field]
     odd = [word for word in words if not isinstance(word, str) or not _WORD.fullmatch(word)]

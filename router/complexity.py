@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.contracts import FloatArray, Input
+from edgewise.router.saying import asked_by
 
 WORD_BUCKETS = 4096
 ATTRIBUTE_BUCKETS = 1024
@@ -89,7 +90,8 @@ class Complexity:
 
     def is_too_complex(self, inputs: Input, attributes: Mapping[str, str] | None = None) -> bool:
         """Whether the edge model need not be asked."""
-        return isinstance(inputs, str) and self.cut < math.inf and self.score(inputs, attributes) > self.cut
+        text = asked_by(inputs)
+        return text is not None and self.cut < math.inf and self.score(text, attributes) > self.cut
 
 
 def features_of(text: str) -> Features:

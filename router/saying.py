@@ -1,4 +1,4 @@
-"""What a text says: its wording without its dress, the letter that it chooses, the number that it ends with. Pure.
+"""What a text says: its wording without its dress, the letter that it chooses, its last number, what it asks. Pure.
 
 Owns the reading of free text, which is strict: where a text leaves open what it says, it says nothing, so that doubt
 costs a call of the cloud and not a false agreement. Which texts agree is `agreement`'s.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from fractions import Fraction
+
+from edgewise.contracts import Input
+from edgewise.dialogue import Prompt
 
 _PAIRS = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "(": ")", "[": "]", "{": "}", "“": "”", "‘": "’", "«": "»"}
 _ENDERS = ".,;:!?。、؟،।"
@@ -53,6 +56,13 @@ _DECIMAL = re.compile(r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+
 _FRACTION = re.compile(r"(?:(\d+) )?(\d+)\s?/\s?(\d+)")
 _LONGEST_NUMBER = 400
 _GSM8K_ANSWER = "####"
+
+
+def asked_by(item: Input) -> str | None:
+    """The text of an item: of a prompt what its answer follows, the last message or the text; None of an image."""
+    if isinstance(item, Prompt):
+        return item.text if item.text is not None else item.messages[-1].content if item.messages else ""
+    return item if isinstance(item, str) else None
 
 
 def normalised(text: str) -> str:
