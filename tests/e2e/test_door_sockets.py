@@ -489,7 +489,7 @@ def test_requests_in_flight_finish_while_the_server_drains() -> None:
         assert closed.result(30) is None
 
 
-def test_what_does_not_finish_in_time_is_cancelled_with_a_reply() -> None:
+def test_what_does_not_finish_in_time_is_cancelled_with_a_reply(caplog) -> None:
     service = ThreadedService(held=True)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with BackgroundServer(door(service), drain_s=0.1) as server:
@@ -499,6 +499,64 @@ def test_what_does_not_finish_in_time_is_cancelled_with_a_reply() -> None:
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "shutting_down"
     assert service.cancelled.is_set()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+UPGRADE = (
+    "Host: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+RUDE = f"GET /v1/stream HTTP/1.1\r\n{UPGRADE}Content-Length: 5\r\n\r\nhello"
+LONG = "x" * 9000
+MANY = "a: b\r\n" * 130
+
+
+@pytest.mark.parametrize(
+    ("request_line", "more", "status"),
+    [
+        ("GET /v1/stream", "Content-Length: 5\r\n\r\nhello", 400),
+        ("GET /v1/stream", f"Content-Length: {'0' * 5000}\r\n\r\n", 400),
+        ("POST /v1/predict", "Content-Length: 5\r\n\r\nhello", 400),
+        ("GET /v1/stream", "Transfer-Encoding: chunked\r\n\r\n", 400),
+        ("GET /v1/stream", f"Authorization: Bearer {LONG}\r\n\r\n", 431),
+        ("GET /v1/stream", f"{MANY}\r\n", 431),
+        (f"GET /v1/stream?{LONG}", "\r\n", 414),
+    ],
+    ids=["body", "zeros", "post", "chunked", "long header", "many headers", "long path"],
+)
+def test_a_handshake_that_cannot_be_read_is_refused(
+    server: BackgroundServer, request_line: str, more: str, status: int
+) -> None:
+    told = raw(server, f"{request_line} HTTP/1.1\r\n{UPGRADE}{more}".encode())
+    assert told.startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_a_handshake_that_was_refused_does_not_disturb_the_end_of_service(caplog) -> None:
+    service = ThreadedService(held=True)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with BackgroundServer(door(service)) as server:
+            rude = socket.create_connection((server.host, server.port))
+            rude.sendall(RUDE.encode())
+            asking = pool.submit(httpx.post, f"{server.url}/v1/predict", json={"inputs": "x"}, timeout=30)
+            assert service.entered.wait(30)
+            closed = pool.submit(wait_until_closed, server.url)
+            closed.add_done_callback(lambda _: service.release())
+        assert asking.result(30).status_code == 200
+    rude.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("hosts", ["", "Host: a\r\nHost: 127.0.0.1\r\n"], ids=["none", "two"])
+def test_a_request_names_one_host(server: BackgroundServer, hosts: str) -> None:
+    request = f"GET /healthz HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n"
+    assert raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_length_of_thousands_of_digits_is_refused(server: BackgroundServer) -> None:
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {'0' * 5000}14\r\n\r\n"
+    told = raw(server, head.encode() + b'{"inputs":"x"}')
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert b"content-length" in told.partition(b"\r\n\r\n")[2]
 
 
 _SERVING = """

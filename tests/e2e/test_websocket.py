@@ -383,3 +383,19 @@ def test_streams_end_when_service_ends(service: ThreadedService, store: SqliteSt
             following = pool.submit(follow)
             assert waiting.wait(30)
         assert following.result(30) == ["7/answer", "7/pending"]
+
+
+def test_a_text_that_is_none_ends_the_connection_and_nothing_is_logged(server: BackgroundServer, caplog) -> None:
+    for frames in ([b"\xff\xfe"], [b"\xe2", b"\x82"]):
+        with opened(server) as client:
+            client.send(iter(frames) if len(frames) > 1 else frames[0], text=True)
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(timeout=30)
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1007, "a text frame is not UTF-8")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_refused_handshake_is_no_error_of_the_servers(server: BackgroundServer, caplog) -> None:
+    with pytest.raises(InvalidStatus):
+        connect(f"ws://{server.host}:{server.port}/elsewhere")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
