@@ -13,7 +13,11 @@ from typing import Any, TypeAlias
 
 from edgewise import telemetry
 from edgewise.contracts import Answer, AnswerService, Request, Served, answer
+from edgewise.errors import RequestError
 from edgewise.telemetry import Metrics
+
+_ITEM = "inputs"
+"""What a service calls the item of a request."""
 
 Work: TypeAlias = Coroutine[Any, Any, Answer]
 """Brings an answer; must be awaited or closed."""
@@ -40,12 +44,23 @@ class Asking:
         self.count(served, found, started_s)
         return found
 
-    def all(self, served: Served, requests: Sequence[Request]) -> list[Answer] | Coroutine[Any, Any, list[Answer]]:
-        """The answers to all requests, asked at once, or the work that brings them; the first that fails cancels it."""
-        if len(requests) == 1:
+    def all(
+        self, served: Served, requests: Sequence[Request], field: str
+    ) -> list[Answer] | Coroutine[Any, Any, list[Answer]]:
+        """The answers to all requests, asked at once, or the work that brings them; the first that fails cancels it.
+
+        Args:
+            served: Who is asked.
+            requests: What is asked.
+            field: Where the items stand in what the client sent, for the error of one that cannot be read.
+        """
+        if len(requests) > 1:
+            return self._gathered(served, requests, field)
+        try:
             found = self.one(served, requests[0])
-            return [found] if isinstance(found, Answer) else _listed(found)
-        return self._gathered(served, requests)
+        except RequestError as error:
+            raise _placed(error, field) from error
+        return [found] if isinstance(found, Answer) else _listed(found, field)
 
     def count(self, served: Served, found: Answer, started_s: float) -> None:
         """Count an answer that was asked for at `started_s`, in seconds of `perf_counter`."""
@@ -55,12 +70,16 @@ class Asking:
         self._quantiles.observe(seconds, model, source)
         self._requests.inc(model, source, found.decision.reason, found.status)
 
-    async def _gathered(self, served: Served, requests: Sequence[Request]) -> list[Answer]:
+    async def _gathered(self, served: Served, requests: Sequence[Request], field: str) -> list[Answer]:
+        found: list[Answer | asyncio.Task[Answer]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                found = [self._begun(group, served, request) for request in requests]
+                for request in requests:
+                    found.append(self._begun(group, served, request))  # noqa: PERF401  # how far it came names the item
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            error = errors.exceptions[0]
+            failed = (place for place, one in enumerate(found) if not isinstance(one, Answer) and _raised(one) is error)
+            raise _placed(error, f"{field}[{next(failed, len(found))}]") from None
         return [one if isinstance(one, Answer) else one.result() for one in found]
 
     def _begun(self, group: asyncio.TaskGroup, served: Served, request: Request) -> Answer | asyncio.Task[Answer]:
@@ -90,5 +109,19 @@ def _respond(service: AnswerService, request: Request) -> Answer | Work:
     return found
 
 
-async def _listed(work: Work) -> list[Answer]:
-    return [await work]
+async def _listed(work: Work, field: str) -> list[Answer]:
+    try:
+        return [await work]
+    except RequestError as error:
+        raise _placed(error, field) from error
+
+
+def _raised(task: asyncio.Task[Answer]) -> BaseException | None:
+    return None if task.cancelled() else task.exception()
+
+
+def _placed(error: Exception, field: str) -> Exception:
+    """An error of an item, in the words of the protocol that it came by; any other as it is."""
+    if not isinstance(error, RequestError) or error.field != _ITEM:
+        return error
+    return RequestError(field, f"{field}: {error.problem}", error.remedy, code=error.code)

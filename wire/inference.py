@@ -89,7 +89,7 @@ class Inference:
         )
         served = self._catalog.named(call.model, field="model")
         openai.check_embedder(served.info)
-        found = self._asking.all(served, call.requests)
+        found = self._asking.all(served, call.requests, "input")
         encode = partial(_embedded, served, call, headers)
         return encode(found) if isinstance(found, list) else _encoded(found, encode)
 
@@ -105,7 +105,7 @@ class Inference:
             json_length=headers.get(oip.HEADER),
             arrived_s=headers.arrived_s,
         )
-        found = self._asking.all(served, call.requests)
+        found = self._asking.all(served, call.requests, "inputs[0].data")
         encode = partial(_inferred, served, call, headers)
         return encode(found) if isinstance(found, list) else _encoded(found, encode)
 
