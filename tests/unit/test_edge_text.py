@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.bundle import TensorSpec
-from edgewise.edge.text import TextEncoder, unknown_id, unknown_share
+from edgewise.edge.text import TextEncoder, beginnings, unknown_id, unknown_share
 from edgewise.errors import BundleError, InputError
 
 ALL = ("input_ids", "attention_mask", "token_type_ids")
@@ -41,6 +41,29 @@ def test_types_as_declared(encoder_of, dtype):
 
 def test_long_text_is_truncated(encoder_of):
     assert encoder_of(max_length=4).encode("wheat " * 100)["input_ids"].shape == (1, 4)
+
+
+WORDS = st.lists(st.sampled_from(["wheat", "rose", " ", "\n", "xyz" * 30, "\t\t", "\u4e2d\u6587" * 9]), max_size=400)
+
+
+@given(words=WORDS, max_length=st.integers(1, 4))
+def test_the_beginning_of_a_long_text_tells_what_is_kept_of_it(words, max_length, encoder_of, tiny_models):
+    from tokenizers import Tokenizer
+
+    text = " ".join(["rose", *words])
+    tokenizer = Tokenizer.from_buffer(tiny_models.tokenizer_json())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    kept = tokenizer.encode(text).ids[:max_length]
+    assert encoder_of(max_length=max_length).encode(text)["input_ids"].tolist() == [kept]
+
+
+def test_of_a_long_text_no_more_is_tokenized_than_is_kept():
+    assert list(beginnings("wheat " * 10, 1)) == ["wheat " * 10]
+    first, *longer = beginnings("wheat " * 100_000, 2)
+    assert first == ("wheat " * 22)[:125], "between two words"
+    assert [len(longer[0]), len(longer[-1])] == [509, 600_000]
+    assert next(beginnings("x" * 1000, 1)) == "x" * 64, "there is nothing between words"
 
 
 @given(words=st.integers(1, 40), max_length=st.integers(1, 20), multiple=st.integers(1, 9))

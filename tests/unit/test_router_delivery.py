@@ -343,6 +343,49 @@ async def test_a_shared_call_that_was_given_up_leaves_the_debt(house):
     assert one.answer(1).status is Status.FINAL
 
 
+async def test_a_call_that_is_given_up_twice_ends_without_an_answer(house):
+    one = house(Cloud())
+    one.deliveries._outbox = None
+    one.way.ask = _given_up
+    call = asyncio.get_running_loop().create_future()
+    call.set_exception(CloudGivenUpError("it is back"))
+    assert await one.deliveries._late(asked(1), provisional(1), call) is None
+
+
+async def _given_up(request):
+    raise CloudGivenUpError("it is back again")
+
+
+async def test_what_is_owed_is_brought_as_soon_as_anybody_finds_the_cloud_back(house):
+    cloud = Cloud()
+    cloud.down = True
+    one = house(cloud, breaker=Breaker(failures_to_open=1, cool_down_s=3600.0), clock=time)
+    one.breaker.failed(time.monotonic())
+    one.owe(1)
+    await asyncio.sleep(0)
+    assert cloud.asked == []
+    cloud.down = False
+    assert await one.way.probe(), "somebody else than the caretaker, who sleeps for an hour"
+    await one.settled()
+
+
+async def test_the_watch_leaves_a_cloud_alone_for_as_long_as_the_breaker_says(house):
+    cloud = Cloud()
+    cloud.down = True
+    one = house(cloud, breaker=Breaker(failures_to_open=1, cool_down_s=3600.0), clock=time)
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+        if seconds > 1:
+            raise asyncio.CancelledError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(asyncio.CancelledError):
+        patch.setattr("edgewise.router.escalation.asyncio.sleep", sleep)
+        await one.way.watch(asyncio.Event(), every_s=0.5, retry_s=0.25)
+    assert slept == [0.25, pytest.approx(3600.0, abs=60)]
+
+
 async def test_the_end_of_one_waiter_does_not_end_a_shared_call(house):
     one = house(Cloud())
     call = asyncio.get_running_loop().create_future()

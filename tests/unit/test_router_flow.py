@@ -22,7 +22,7 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.errors import RequestError
+from edgewise.errors import InputError, RequestError
 from edgewise.router import RouterSettings
 from edgewise.router.cachekey import cache_key
 from edgewise.router.pace import Pace, Recent
@@ -160,6 +160,39 @@ async def test_a_model_that_is_quicker_than_a_hop_answers_at_once_until_it_is_no
         assert (await back).source is Source.EDGE
 
 
+async def test_slow_items_that_cannot_be_read_go_to_the_pool_as_well():
+    clock, here = Ticking(1e-4), []
+
+    class Edge(fakes.ScriptedEdge):
+        def predict(self, inputs):
+            here.append(threading.current_thread() is threading.main_thread())
+            if inputs == ["bad"]:
+                raise InputError("It cannot be read.")
+            return super().predict(inputs)
+
+    flow = router(fakes.ScriptedCloud(), edge=Edge(), clock=clock)
+    async with flow.running():
+        (measuring,) = (task for task in asyncio.all_tasks() if task.get_coro().__name__ == "_measure")
+        await measuring
+        clock.tick = 1e-5
+        await answered(flow.respond(Request(inputs=CONFIDENT)))
+        clock.tick = 1e-2
+        here.clear()
+        for _ in range(3):
+            with pytest.raises(RequestError, match="cannot be read"):
+                await answered(flow.respond(Request(inputs="bad")))
+    assert here == [True, False, False]
+
+
+async def test_what_a_hop_costs_is_measured_once_however_many_ask():
+    flow = router(fakes.ScriptedCloud())
+    asked = [asyncio.ensure_future(flow.answer(Request(inputs=CONFIDENT, id=str(n)))) for n in range(20)]
+    await asyncio.gather(*asked)
+    measuring = [task for task in asyncio.all_tasks() if task.get_coro().__name__ == "_measure"]
+    assert len(measuring) == 1
+    await flow.aclose()
+
+
 def test_nothing_runs_here_before_hop_and_model_were_measured():
     pace = Pace()
     pace.took_in_pool(0.0, 1)
@@ -287,6 +320,16 @@ async def test_work_that_was_never_begun_leaves_no_open_draw():
 
 
 # Budgets
+
+
+async def test_a_budget_is_missed_whatever_patience_there_is():
+    cloud, clock, metrics = fakes.ScriptedCloud(), fakes.Steps(), Metrics()
+    flow = router(cloud, clock=clock, metrics=metrics)
+    clock.now = 10.0
+    request = Request(inputs=DOUBTFUL, budget_ms=100.0, patience_ms=3000.0, arrived_s=9.5)
+    assert (await flow.answer(request)).status is Status.FINAL
+    assert b'edgewise_budget_missed_total{profile="none"} 1' in metrics.render()
+    await flow.aclose()
 
 
 async def test_the_budget_runs_from_the_arrival():

@@ -173,6 +173,12 @@ def image_tensor(**changes: object) -> list[dict]:
         (TEXT, text_body(parameters={"budget_ms": True}), "parameters.budget_ms", "not a number"),
         (TEXT, text_body(parameters={"budget_ms": 10**400}), "parameters.budget_ms", "range"),
         (TEXT, text_body(parameters={"budget_ms": -1}), "parameters.budget_ms", "out of range"),
+        (
+            TEXT,
+            text_body(parameters={"budget_ms": 300, "patience_ms": 100}),
+            "parameters.patience_ms",
+            "budget_ms, 300",
+        ),
         (TEXT, text_body(parameters={"mode": "fast"}), "parameters.mode", "guarded"),
         (TEXT, text_body(parameters={"mode": ["guarded"]}), "parameters.mode", "guarded"),
         (TEXT, text_body(parameters={"data_policy": 1}), "parameters.data_policy", "local_only"),
