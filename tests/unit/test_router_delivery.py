@@ -369,7 +369,7 @@ async def test_what_is_owed_is_brought_as_soon_as_anybody_finds_the_cloud_back(h
     await one.settled()
 
 
-async def test_the_watch_leaves_a_cloud_alone_for_as_long_as_the_breaker_says(house):
+async def test_the_watch_leaves_a_cloud_alone_for_as_long_as_the_breaker_says(house, monkeypatch):
     cloud = Cloud()
     cloud.down = True
     one = house(cloud, breaker=Breaker(failures_to_open=1, cool_down_s=3600.0), clock=time)
@@ -380,9 +380,10 @@ async def test_the_watch_leaves_a_cloud_alone_for_as_long_as_the_breaker_says(ho
         if seconds > 1:
             raise asyncio.CancelledError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(asyncio.CancelledError):
-        patch.setattr("edgewise.router.escalation.asyncio.sleep", sleep)
+    monkeypatch.setattr("edgewise.router.escalation.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
         await one.way.watch(asyncio.Event(), every_s=0.5, retry_s=0.25)
+    monkeypatch.undo()
     assert slept == [0.25, pytest.approx(3600.0, abs=60)]
 
 
