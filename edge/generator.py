@@ -1,43 +1,49 @@
-"""A language model from a bundle: it continues texts, and tells how likely a text is.
+"""A language model from a bundle: it answers prompts, continues texts, and tells how likely a text is.
 
-Owns how onnxruntime-genai is given a bundle, greedy generation with the probability of each token, and scoring. Writes
-no prompt and keeps no conversation. onnxruntime-genai (extra "generate") is imported when a model is loaded.
+Owns how a bundle becomes a model that is ready, and how a prompt becomes the tokens that it continues. The calls into
+onnxruntime-genai (extra "generate", imported when a model is loaded) are `genai.py`'s, the loop over tokens
+`writing.py`'s.
 
 Texts go through the tokenizers library, as the checkpoint's do. onnxruntime-genai has a tokenizer of its own that goes
 by the class in `tokenizer_config.json`: where that is wrong a newline becomes -1, and even where it is right it splits
 some digits differently.
 
+    from edgewise.dialogue import Message, Prompt, Role
     from edgewise.edge import EdgeGenerator
 
     model = EdgeGenerator.load("bundle")
-    for piece in model.generate("The capital of France is", max_tokens=16):
+    prompt = Prompt(messages=(Message(role=Role.USER, content="What is the capital of France?"),))
+    for piece in model.write(prompt, session="kitchen"):
         piece.text
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
-from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]  # the same
 
 from edgewise.bundle import Bundle, GenaiConfig, GenerationPreprocessing, GoldenItem, read_config
 from edgewise.bundle.generator import CONFIG, OPTIONAL_FILES, REQUIRED_FILES
-from edgewise.dialogue import Piece
+from edgewise.dialogue import NO_TOOL, Message, Prompt, Role, Sampling
+from edgewise.edge.constrained import Constraint, Grammars, grammar_of
 from edgewise.edge.device import probe
+from edgewise.edge.genai import Engine, Runtime, TokenSequence
 from edgewise.edge.model import check_runtime
-from edgewise.edge.stops import until
-from edgewise.errors import BundleError, CertificateError, InputError, MissingExtraError
+from edgewise.edge.prompts import check, check_limits
+from edgewise.edge.slots import NO_IDS, Ids, Slots, alone, chunks, common
+from edgewise.edge.templates import ChatTemplate
+from edgewise.edge.writing import EdgeWriting, Task
+from edgewise.errors import BundleError, CertificateError, InputError, PromptTooLongError
 
 GOLDEN_TOKENS = 16
 """Tokens of a golden answer at most."""
@@ -49,22 +55,15 @@ Threads and versions change the order of float32 sums, which moves a logit by ab
 wrong tokenizer move it by whole nats.
 """
 
-# Logits of a whole text at once would be its length times the vocabulary: 1.6 GB for 8,192 tokens of a small model.
-_CHUNK = 256
+SLOTS, SLOT_TOKENS = 4, 2048
+"""Sessions whose computed tokens are kept, and how many tokens of each.
 
-# The checkpoint may ask for sampling or penalties; greedy means the likeliest token, whatever was said before.
-_GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "temperature": 1.0,
-    "top_k": 1,
-    "top_p": 1.0,
-    # Nothing is drawn; without a seed the runtime spends 15 ms a text on gathering one.
-    "random_seed": 1,
-}
+The runtime takes the memory for a whole slot at once. A token of SmolLM2-135M takes 46 kB: 94 MB a slot, about as much
+as its 4-bit weights, where its whole context of 8,192 tokens would take 377 MB.
+"""
+
+# Beginnings of a user's message: what their prompts have in common does not depend on what a user says.
+_PROBES = ("A", "?", "\n")
 
 
 @dataclass(frozen=True)
@@ -84,32 +83,45 @@ class TokenScores:
 
 
 class EdgeGenerator:
-    """A language model from a bundle. Several threads may generate at once, each in its own call.
+    """A language model from a bundle. Several threads may write at once, each its own answer.
 
     Build it with `EdgeGenerator.load(path)`. Close it, or use it in a `with` block, to free its memory early.
     """
 
-    def __init__(
-        self, bundle: Bundle, genai: ModuleType, model: Any, tokenizer: Tokenizer, config: GenaiConfig
-    ) -> None:
+    def __init__(self, bundle: Bundle, files: Mapping[str, bytes], config: GenaiConfig, engine: Engine) -> None:
         self._bundle = bundle
-        self._genai = genai
-        self._model = model
-        self._tokenizer = tokenizer
+        self._files = files
+        self._engine = engine
+        self._tokenizer = _tokenizer(files)
         self._ends = _ends(config)
         self._max_length = _preprocessing(bundle).max_length
+        self._grammars = Grammars(files["tokenizer.json"], config.model.vocab_size, sorted(self._ends))
+        self._slots = Slots(engine, 0, 2)
 
     @classmethod
-    def load(cls, path: Path | str, *, threads: int = 1) -> EdgeGenerator:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        threads: int = 1,
+        slots: int = SLOTS,
+        slot_tokens: int | None = None,
+        prefill: Sequence[Prompt] = (),
+    ) -> EdgeGenerator:
         """Verify the bundle at `path` and get it ready to generate. Nothing is written into it.
 
         Args:
             path: A bundle's folder.
             threads: Threads of one operator.
+            slots: Sessions whose computed tokens are kept for their next turn; 0 keeps none.
+            slot_tokens: Tokens of each that are kept; a longer conversation is answered, and computed anew each turn.
+                None: 2,048, or what the model reads where that is less.
+            prefill: Prompts that others will begin like: their messages, such as a system prompt, or their text, is
+                computed now and kept ready, in a slot each beside the others.
 
         Raises:
             BundleError: Not a bundle of a language model, damaged, too new, or this runtime cannot run it.
-            InputError: `threads` is below 1.
+            InputError: `threads`, `slots` or `slot_tokens` is out of range, or a prompt of `prefill` is refused.
             MissingExtraError: onnxruntime-genai is not installed.
         """
         if threads < 1:
@@ -117,9 +129,28 @@ class EdgeGenerator:
         bundle = Bundle.open(path)
         files = _files(bundle)
         check_runtime(bundle.core.target.min_onnxruntime)
-        genai = _import()
         config = _config(files)
-        return cls(bundle, genai, _model(bundle, files, genai, threads), _tokenizer(files), config)
+        engine = Engine(Runtime(), bundle.core.name, files[CONFIG], lambda folder: _overlay(bundle, folder, threads))
+        model = cls(bundle, files, config, engine)
+        model.keep(slots, slot_tokens, prefill)
+        return model
+
+    def keep(self, slots: int, slot_tokens: int | None = None, prefill: Sequence[Prompt] = ()) -> None:
+        """Make the slots anew, as `load` says; what was kept is forgotten.
+
+        Raises:
+            InputError: As `load` says.
+            BundleError: The runtime cannot compute the prompts.
+        """
+        tokens = min(self._max_length, SLOT_TOKENS) if slot_tokens is None else slot_tokens
+        if slots < 0:
+            raise InputError(f"slots must be 0 or more, not {slots}.", "Give 0 to keep no session.")
+        if not 2 <= tokens <= self._max_length:
+            problem = f"slot_tokens {tokens} does not fit the model, which reads {self._max_length} tokens."
+            raise InputError(problem, f"Give 2 to {self._max_length}.")
+        self._slots.close()
+        self._slots = Slots(self._engine, slots, tokens, [self._prefix(prompt) for prompt in prefill])
+        self._slots.refill()
 
     @property
     def bundle(self) -> Bundle:
@@ -132,12 +163,40 @@ class EdgeGenerator:
         return self._bundle.model_digest
 
     @property
+    def task(self) -> str:
+        """The task of the bundle, "text-generation"."""
+        return self._bundle.core.task
+
+    @property
     def max_length(self) -> int:
         """Tokens of prompt and answer together."""
         return self._max_length
 
-    def tokenize(self, text: str) -> NDArray[np.int32]:
-        """The ids of a text, shape (n,), whatever the tokenizer puts around it included.
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self._ends
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self._tokenizer
+
+    def sequence(self, length: int) -> TokenSequence:
+        """An empty sequence of at most `length` tokens, to compute tokens one's own way; close it.
+
+        Raises:
+            BundleError: The runtime cannot.
+        """
+        return self._engine.sequence(length)
+
+    def tokenize(self, text: str, *, special: bool = True) -> NDArray[np.int32]:
+        """The ids of a text, shape (n,).
+
+        Args:
+            text: The text; names of special tokens in it become those tokens.
+            special: Whether the tokenizer puts around it what it puts around a whole text. A chat template writes that
+                itself.
 
         Raises:
             InputError: Not a text that the tokenizer can read.
@@ -145,7 +204,7 @@ class EdgeGenerator:
         if not isinstance(text, str):
             raise InputError(f"A language model takes a text (str), given {type(text).__name__}.", "Give a str.")
         try:
-            return np.asarray(self._tokenizer.encode(text).ids, dtype=np.int32)
+            return np.asarray(self._tokenizer.encode(text, add_special_tokens=special).ids, dtype=np.int32)
         except TypeError as e:  # the Rust library's word for a lone surrogate
             raise InputError(f"This text cannot be tokenized: {e}.", "Give valid Unicode.") from e
 
@@ -153,7 +212,43 @@ class EdgeGenerator:
         """The text of ids; special tokens have none."""
         return str(self._tokenizer.decode([int(token) for token in ids]))
 
-    def generate(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[Piece]:
+    def prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
+        """The tokens that the answer to a prompt continues, shape (n,).
+
+        Raises:
+            InputError: The chat template refuses the messages, or they are not valid Unicode.
+            MissingExtraError: jinja2 is not installed.
+        """
+        if prompt.text is not None:
+            return self.tokenize(prompt.text + prompt.begun)
+        return self.tokenize(self._template.render(prompt) + prompt.begun, special=False)
+
+    def write(self, prompt: Prompt, *, tenant: str = "", session: str | None = None) -> EdgeWriting:
+        """Begin to answer a prompt. Nothing is computed before the first piece is asked for.
+
+        Args:
+            prompt: What is asked.
+            tenant: Whose session it is.
+            session: What was computed for earlier turns of this session of this tenant need not be again; None has no
+                earlier turns, and leaves nothing for later ones.
+
+        Returns:
+            The answer, piece by piece. The token with which the model itself ends is not among the pieces.
+
+        Raises:
+            PromptTooLongError: The prompt leaves no room for an answer.
+            InputError: The prompt cannot be answered.
+            MissingExtraError: A package that it needs is not installed.
+        """
+        check(prompt)
+        ids = self.prompt_ids(prompt)
+        limit = self._limit(ids, prompt.sampling.max_tokens)
+        calls_tools = bool(prompt.tools) and prompt.tool_choice != NO_TOOL
+        task = Task(ids, limit, self._ends, prompt.sampling, self._constraint(prompt), calls_tools)
+        owner = None if session is None else (tenant, session)
+        return EdgeWriting(task, partial(self._slots.lease, ids, owner), self._tokenizer)
+
+    def generate(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> EdgeWriting:
         """Continue a text greedily: each token is the likeliest one.
 
         Args:
@@ -165,23 +260,14 @@ class EdgeGenerator:
             The pieces as they are generated. The token with which the model itself ends is not among them.
 
         Raises:
-            InputError: The prompt is empty, too long or no text, or the limits make no sense.
+            PromptTooLongError: The prompt leaves no room for an answer.
+            InputError: The prompt is empty or no text, or the limits make no sense.
         """
         ids = self.tokenize(prompt)
-        if not ids.size:
-            raise InputError("The prompt holds no token.", "Give a longer text.")
-        if ids.size >= self._max_length:
-            raise InputError(
-                f"The prompt has {ids.size} tokens, the model reads {self._max_length} with its answer.",
-                "Give a shorter prompt.",
-            )
-        if max_tokens < 1:
-            raise InputError(f"max_tokens must be 1 or more, not {max_tokens}.", "Give a larger one.")
-        if isinstance(stop, str) or not all(isinstance(word, str) and word for word in stop):
-            raise InputError(f"stop takes a list of texts, none of them empty; given {stop!r}.", "Give stop=['text'].")
-        length = min(int(ids.size) + max_tokens, self._max_length)
-        pieces = self._pieces(ids, length)
-        return until(pieces, stop) if stop else pieces
+        check_limits(max_tokens, stop)
+        limit = self._limit(ids, max_tokens)
+        task = Task(ids, limit, self._ends, Sampling(stop=tuple(stop)))
+        return EdgeWriting(task, partial(alone, self._engine, limit), self._tokenizer)
 
     def score(self, text: str, *, sample: int = 0) -> TokenScores:
         """How likely each token of a text is, given those before it.
@@ -248,8 +334,10 @@ class EdgeGenerator:
         return tuple(item for item in answers if item.logits)
 
     def close(self) -> None:
-        """Free the model. It answers nothing afterwards; pieces that are still being generated end first."""
-        self._tokenizer = self._model = _Closed()
+        """Free the model. It answers nothing afterwards; answers that are still being written end first."""
+        if isinstance(self._slots, Slots):
+            self._slots.close()
+        self._tokenizer = self._engine = self._slots = _Closed()  # type: ignore[assignment]
 
     def __enter__(self) -> EdgeGenerator:
         return self
@@ -265,65 +353,50 @@ class EdgeGenerator:
         score = float(np.mean(logprobs)) if logprobs else 0.0
         return GoldenItem(prompt, "".join(piece.text for piece in pieces), score, logprobs)
 
-    def _generator(self, length: int) -> Any:
-        """One text of at most `length` tokens; the runtime takes the memory for all of them at once."""
-        params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(max_length=length, **_GREEDY)
-        return self._genai.Generator(self._model, params)
+    def _limit(self, ids: Ids, max_tokens: int | None) -> int:
+        """Tokens of prompt and answer together."""
+        if not ids.size:
+            raise InputError("The prompt holds no token.", "Give a longer text.")
+        if ids.size >= self._max_length:
+            raise PromptTooLongError(
+                f"The prompt has {ids.size} tokens, the model reads {self._max_length} with its answer.",
+                "Give a shorter prompt.",
+            )
+        return self._max_length if max_tokens is None else min(int(ids.size) + max_tokens, self._max_length)
+
+    def _constraint(self, prompt: Prompt) -> Constraint | None:
+        grammar = grammar_of(prompt)
+        return None if grammar is None else self._grammars.constraint(grammar, prompt.begun)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self._files)
+
+    def _prefix(self, prompt: Prompt) -> Ids:
+        """The tokens that all prompts begin with that begin like this one; none where that cannot be told."""
+        if prompt.text is not None:
+            texts = [msgspec.structs.replace(prompt, text=prompt.text + probe, begun="") for probe in _PROBES]
+        else:
+            said = [Message(role=Role.USER, content=probe) for probe in _PROBES]
+            texts = [msgspec.structs.replace(prompt, messages=(*prompt.messages, one), begun="") for one in said]
+        first, *others = [self.prompt_ids(text) for text in texts]
+        size = min(common(first, other) for other in others)
+        return first[:size] if size < self._max_length else NO_IDS
 
     def _forced(self, ids: NDArray[np.int32]) -> Iterator[NDArray[np.float32]]:
         """The logits after each token, a chunk of tokens at a time, shape (chunk, vocabulary)."""
         if not ids.size:
             return
-        with self._translated():
-            generator = self._generator(int(ids.size) + 1)
-            for start in range(0, ids.size, _CHUNK):
-                generator.append_tokens(ids[start : start + _CHUNK])
-                yield np.asarray(generator.get_output("logits")[0], dtype=np.float32)
-
-    def _pieces(self, ids: NDArray[np.int32], length: int) -> Iterator[Piece]:
-        # It begins with the prompt: some tokenizers drop the blank before the first word of a text.
-        stream = DecodeStream(ids=ids.tolist(), skip_special_tokens=True)
-        tokenizer = self._tokenizer
-        with self._translated():
-            generator = self._generator(length)
-            for start in range(0, ids.size, _CHUNK):
-                generator.append_tokens(ids[start : start + _CHUNK])
-            scratch = np.empty_like(generator.get_logits().reshape(-1))
-            for number in range(length - int(ids.size)):
-                logits = generator.get_logits().reshape(-1)
-                generator.generate_next_token()
-                token = int(generator.get_next_tokens()[0])
-                if token in self._ends:
-                    return
-                logprob = _logprob(logits, token, scratch)
-                margin = None if number else _margin(token, logprob, scratch)
-                yield Piece(stream.step(tokenizer, token) or "", token, logprob, margin)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """The runtime knows no error but RuntimeError."""
-        try:
-            yield
-        except RuntimeError as e:
-            raise BundleError(
-                f"onnxruntime-genai {self._genai.__version__} cannot run {self._bundle.core.name}: {_line(e)}",
-                "Update it, or build the model again with this version.",
-            ) from e
+        sequence = self.sequence(int(ids.size) + 1)
+        for part in chunks(ids):
+            sequence.append(part)
+            yield sequence.rows()
+        sequence.close()
 
 
 class _Closed:
     def __getattr__(self, name: str) -> Any:
         raise InputError("This model is closed.", "Load it again.")
-
-
-def _import() -> ModuleType:
-    try:
-        import onnxruntime_genai
-    except ImportError as e:
-        raise MissingExtraError("Running a language model", "generate") from e
-    onnxruntime_genai.disable_telemetry_events()
-    return onnxruntime_genai  # type: ignore[no-any-return]  # it ships no types
 
 
 def _preprocessing(bundle: Bundle) -> GenerationPreprocessing:
@@ -371,24 +444,6 @@ def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
     return tokenizer
 
 
-def _model(bundle: Bundle, files: Mapping[str, bytes], genai: ModuleType, threads: int) -> Any:
-    """The runtime's model. It wants a folder with its configuration; the graph and the weights stay where they are."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="edgewise-") as name:
-            (Path(name) / CONFIG).write_bytes(files[CONFIG])
-            config = genai.Config(name)
-            config.overlay(_overlay(bundle, Path(name), threads))
-            return genai.Model(config)
-    except OSError as e:
-        problem = f"The bundle {bundle.core.name} needs a temporary folder to be opened: {e.strerror or e}."
-        raise BundleError(problem, "Set TMPDIR to a folder that can be written.") from e
-    except RuntimeError as e:
-        raise BundleError(
-            f"onnxruntime-genai {genai.__version__} cannot open the bundle {bundle.core.name}: {_line(e)}",
-            "Update it, or build the model again with this version.",
-        ) from e
-
-
 def _overlay(bundle: Bundle, folder: Path, threads: int) -> str:
     """What this machine adds to the configuration: threads, and the graph in its place among the blobs."""
     # The runtime takes the name as one below the folder. Both are resolved, since ".." does not undo a link.
@@ -401,18 +456,6 @@ def _overlay(bundle: Bundle, folder: Path, threads: int) -> str:
         "session.intra_op.allow_spinning": "1" if threads > 1 else "0",
     }
     return msgspec.json.encode({"model": {"decoder": {"filename": graph, "session_options": session}}}).decode()
-
-
-def _logprob(logits: NDArray[np.float32], token: int, scratch: NDArray[np.float32]) -> float:
-    """Log-softmax at the greedy token, whose logit is the largest. A fresh array a token would double its cost."""
-    np.subtract(logits, logits[token], out=scratch)
-    return -float(np.log(np.exp(scratch, out=scratch).sum()))
-
-
-def _margin(token: int, logprob: float, scratch: NDArray[np.float32]) -> float:
-    """The greedy token's probability minus the second largest; `_logprob` left each over the first in `scratch`."""
-    scratch[token] = 0.0
-    return float(np.exp(logprob) * (1.0 - scratch.max()))
 
 
 def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -429,7 +472,3 @@ def _difference(item: GoldenItem, found: GoldenItem, *, same_isa: bool) -> str |
     if same_isa and not worst <= LOGPROB_TOLERANCE:
         return f"a log-probability differs by {worst:.4g}, {LOGPROB_TOLERANCE:g} is allowed"
     return None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

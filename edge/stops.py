@@ -29,7 +29,7 @@ def until(pieces: Iterable[Piece], stop: Sequence[str]) -> Iterator[Piece]:
         if found:
             yield from _before(held, min(found))
             return
-        free = len(text) - _begun(text, stop)
+        free = len(text) - begun(text, stop)
         while held and len(held[0].text) <= free:
             free -= len(held[0].text)
             yield held.pop(0)
@@ -45,6 +45,6 @@ def _before(pieces: Iterable[Piece], end: int) -> Iterator[Piece]:
         end -= len(piece.text)
 
 
-def _begun(text: str, stop: Sequence[str]) -> int:
-    """Characters at the end of `text` that a stop text may begin with."""
-    return max((size for word in stop for size in range(1, len(word)) if text.endswith(word[:size])), default=0)
+def begun(text: str, words: Sequence[str]) -> int:
+    """How many characters at the end of `text` one of these texts may begin with."""
+    return max((size for word in words for size in range(1, len(word)) if text.endswith(word[:size])), default=0)

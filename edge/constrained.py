@@ -1,0 +1,142 @@
+"""Answers that have to keep to a grammar: JSON by a schema, or the call of a tool.
+
+Owns which tokens may come next. llguidance (extra "generate") does the parsing, with the checkpoint's own tokenizer;
+onnxruntime-genai brings the same parser, but feeds it by its own tokenizer, and binds it to a sequence for good, which
+cannot be kept for the next turn then.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Prompt, Tool
+from edgewise.edge.toolcalls import BEGIN, END
+from edgewise.errors import InputError, MissingExtraError
+
+# JSON as most models were trained to write it. Blanks wherever JSON allows them let a small model write nothing else.
+_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+
+
+def grammar_of(prompt: Prompt) -> str | None:
+    """What the answer to a prompt has to keep to, as a grammar in Lark's notation; None: nothing.
+
+    Raises:
+        InputError: A schema is no JSON Schema.
+    """
+    calls = prompt.tools if prompt.tool_choice != NO_TOOL else ()
+    if calls and prompt.tool_choice != AUTO:
+        chosen = [tool for tool in calls if prompt.tool_choice in (REQUIRED, tool.name)]
+        return f"start: call\n{_call(chosen)}"
+    if prompt.sampling.schema is None:
+        return None
+    schema = _schema(prompt.sampling.schema, "schema")
+    answer = f"answer: %json {json.dumps(schema)}\n"
+    return f"start: answer | call\n{answer}{_call(calls)}" if calls else f"start: answer\n{answer}"
+
+
+class Grammars:
+    """Grammars over one vocabulary. Any thread may use it.
+
+    Args:
+        tokenizer: `tokenizer.json` of the checkpoint.
+        size: Tokens that the model tells apart.
+        ends: Tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: bytes, size: int, ends: Sequence[int]) -> None:
+        self._source, self._size, self._ends = tokenizer, size, list(ends)
+        self._vocabulary: Any = None
+        self._lock = threading.Lock()
+
+    def constraint(self, grammar: str, begun: str) -> Constraint:
+        """A fresh constraint.
+
+        Args:
+            grammar: What the answer has to keep to.
+            begun: What it begins with already.
+
+        Raises:
+            InputError: The grammar cannot be kept to, or the beginning does not.
+            MissingExtraError: llguidance is not installed.
+        """
+        try:
+            from llguidance import LLMatcher, LLTokenizer
+        except ImportError as e:
+            raise MissingExtraError("JSON by a schema", "generate") from e
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = LLTokenizer(self._source.decode(), n_vocab=self._size, eos_token=self._ends or None)
+        matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0)
+        if matcher.is_error():
+            raise InputError(f"schema: answers cannot be held to it: {_line(matcher)}.", "Give a simpler JSON Schema.")
+        if begun and not matcher.consume_tokens(self._vocabulary.tokenize_str(begun)):
+            raise InputError(f"begun: the schema allows no answer that begins with {begun!r}.", "Leave it out.")
+        return Constraint(matcher, self._size)
+
+
+class Constraint:
+    """What one answer may go on with."""
+
+    def __init__(self, matcher: Any, size: int) -> None:
+        self._matcher, self._size = matcher, size
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits, with -inf for what may not come next.
+
+        Raises:
+            InputError: The grammar is too complex to go on with.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        allowed = np.unpackbits(bits, count=self._size, bitorder="little").view(bool)
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def take(self, token: int) -> None:
+        """Go on by a token that was allowed."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InputError(f"schema: answers cannot be held to it: {_line(self._matcher)}.", "Give a simpler one.")
+
+
+def _call(tools: Sequence[Tool]) -> str:
+    """The rule of one call of one of these tools."""
+    either = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, "arguments": _schema(tool.parameters, f"tools: {tool.name}")},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    schema = {**(either[0] if len(either) == 1 else {"anyOf": either}), "x-guidance": _STYLE}
+    return f'call: "{BEGIN}\\n" arguments "\\n{END}"\narguments: %json {json.dumps(schema)}\n'
+
+
+def _schema(text: str, field: str) -> dict[str, Any]:
+    """A JSON Schema as its value; one that says nothing means an object, as everybody expects of it here."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{field}: this schema is not JSON: {e}.", "Give a JSON Schema.") from e
+    if not isinstance(value, dict):
+        raise InputError(f"{field}: a JSON Schema is an object here, not {text[:100]}.", 'Give {"type": "object"}.')
+    return {**(value or {"type": "object"}), "x-guidance": _STYLE}
+
+
+def _line(matcher: Any) -> str:
+    return str(matcher.get_error()).strip().splitlines()[0].rstrip(".")
