@@ -71,7 +71,7 @@ class TorchTarget:
     Args:
         model: In evaluation mode.
         context: Tokens that it reads at most.
-        vocabulary: Ids that it knows.
+        vocabulary: Ids that stand for something; it may have more logits, which count for nothing.
         ends: Ids that end an answer.
     """
 
@@ -97,7 +97,7 @@ class TorchTarget:
         with torch.inference_mode():
             given = torch.tensor([list(ids)], dtype=torch.long)
             logits = self._model(input_ids=given, past_key_values=cache, use_cache=True, **kept).logits
-        return np.asarray(logits[0, -last:].float().numpy())
+        return np.asarray(logits[0, -last:, : self.vocabulary].float().numpy())
 
     def crop(self, cache: Any, length: int) -> None:
         """See `Target`."""
@@ -229,13 +229,17 @@ class Verifier:
             _check_ids(f"draft_probs[{at}].ids", drawn.ids, self._target.vocabulary)
         if not asked.position + len(asked.tokens):
             raise RequestError("tokens", "tokens: the session holds no token.", "Send the prompt's ids at position 0.")
-        length = asked.position + len(asked.tokens) + len(asked.draft)
-        if length >= self._target.context:
-            raise RequestError(
-                "draft" if length - len(asked.draft) < self._target.context else "tokens",
-                f"The session would have {length + 1} tokens; the target reads {self._target.context}.",
-                "Send a shorter draft, or a shorter prompt.",
-            )
+        self._check_length(asked)
+
+    def _check_length(self, asked: VerifyRequest) -> None:
+        standing, context = asked.position + len(asked.tokens), self._target.context
+        if standing + len(asked.draft) < context:
+            return
+        problem = f"The session would have {standing + len(asked.draft) + 1} tokens; the target reads {context}."
+        if asked.position and not asked.tokens:
+            raise verify.conflict(verify.CONTEXT_FULL, problem, "Draft less; without a draft, the answer is over.")
+        name = "draft" if standing < context else "tokens"
+        raise RequestError(name, problem, "Send a shorter draft, or a shorter prompt.")
 
     async def _turn(self, tenant: str, asked: VerifyRequest, caller: _Caller) -> VerifyReply:
         key = (tenant, asked.session)

@@ -13,7 +13,8 @@ and hears how much of the draft stands, and the target's own token behind it::
 `position` counts the tokens of the session that stand: those behind it are taken back, `tokens` are put in their place,
 and the reply's `position` is the session's new length. So a request whose reply was lost can be sent again. The first
 one sends the whole prompt at position 0. Errors are those of the native protocol; 409 means that the two sides are not
-of one mind, and `code` says how: `session_lost` (send the session again from position 0), or `other_tokenizer`.
+of one mind, and `code` says how: `session_lost` (send the session again from position 0), `other_tokenizer`, or
+`context_full` (draft less; where nothing is drafted, the answer is over).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ MAX_DRAWN = 256
 
 SESSION_LOST = "session_lost"
 OTHER_TOKENIZER = "other_tokenizer"
+CONTEXT_FULL = "context_full"
 
 _SUM_TOLERANCE = 1e-3
 

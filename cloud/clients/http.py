@@ -37,6 +37,20 @@ class NotServedError(CloudResponseError):
     """The server knows no such path, hence no such model (404)."""
 
 
+class ConflictError(CloudRefusedError):
+    """What was sent contradicts what the server has (409).
+
+    Args:
+        problem: What was wrong.
+        remedy: What the reader can do about it.
+        body: What the server said.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", *, body: bytes = b"") -> None:
+        super().__init__(problem, remedy)
+        self.body = body
+
+
 @dataclass(frozen=True)
 class Response:
     """A whole response.
@@ -170,6 +184,8 @@ class HttpBackend:
             return CloudCredentialsError(problem, remedy)
         if response.status == 404:
             return NotServedError(problem, remedy)
+        if response.status == 409 and of_content:
+            return ConflictError(problem, remedy, body=response.body)
         if of_content and 400 <= response.status < 500 and response.status not in _NOT_THE_ITEMS_FAULT:
             return CloudRefusedError(problem, remedy)
         return CloudResponseError(problem, remedy)

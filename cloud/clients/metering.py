@@ -1,0 +1,109 @@
+"""What drafting brought to a client so far, counted and timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgewise.cloud.acceptance import break_even_rtt_ms
+from edgewise.cloud.clients.pacing import Pace, Round
+
+
+@dataclass(frozen=True)
+class DraftFigures:
+    """What drafting brought so far.
+
+    Attributes:
+        answers: Answers that were drafted.
+        plain_answers: Answers that were streamed plainly.
+        rounds: Round trips that verified a draft, with or without tokens in it.
+        drafted: Tokens that were drafted.
+        accepted: Those of them that stood.
+        tokens: Tokens of the answers that were drafted.
+        seconds: What those answers took.
+        k: Tokens that the next round drafts.
+        drafts: Whether the next answer is drafted.
+        drafted_token_ms: A token of an answer by drafting, of late.
+        plain_token_ms: A token of an answer by plain streaming; what the target computes for one before one was tried.
+        rtt_ms: A round trip without computing, of late.
+        break_even_rtt_ms: The round trip at which both ways are as fast, by what was measured of late.
+    """
+
+    answers: int = 0
+    plain_answers: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    k: int = 0
+    drafts: bool = True
+    drafted_token_ms: float | None = None
+    plain_token_ms: float | None = None
+    rtt_ms: float | None = None
+    break_even_rtt_ms: float | None = None
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the drafted tokens that stood."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Tokens of answers that a round trip brought."""
+        return self.tokens / self.rounds if self.rounds else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second of the answers that were drafted, waiting for the first included."""
+        return self.tokens / self.seconds if self.seconds else None
+
+
+@dataclass
+class Meter:
+    """Counts, and the running averages that the next choice goes by; fields as in `DraftFigures`."""
+
+    answers: int = 0
+    plain_answers: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    pace: Pace = field(default_factory=Pace)
+
+    def after_round(self, seen: Round) -> None:
+        """Note a round whose time says something: not the first one, which reads the prompt."""
+        self.pace = self.pace.after_round(seen)
+
+    def after_drafted(self, tokens: int, seconds: float) -> None:
+        """Note an answer that was drafted."""
+        self.answers += 1
+        self.tokens += tokens
+        self.seconds += seconds
+        self.pace = self.pace.after_answer()
+
+    def after_plain(self, tokens: int, seconds: float) -> None:
+        """Note an answer that was streamed: its tokens behind the first one, and what those took."""
+        self.plain_answers += 1
+        self.pace = self.pace.after_plain(tokens, 1000 * seconds).after_answer()
+
+    def figures(self, k: int, *, drafts: bool) -> DraftFigures:
+        """All of it, with what comes next."""
+        pace, costs, even = self.pace, self.pace.costs, None
+        if costs is not None and pace.acceptance is not None and pace.plain_token_ms is not None:
+            even = break_even_rtt_ms(pace.acceptance, k, costs, pace.plain_token_ms)
+        return DraftFigures(
+            answers=self.answers,
+            plain_answers=self.plain_answers,
+            rounds=self.rounds,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            k=k,
+            drafts=drafts,
+            drafted_token_ms=pace.drafted_token_ms,
+            plain_token_ms=pace.plain_token_ms,
+            rtt_ms=costs.rtt_ms if costs else None,
+            break_even_rtt_ms=even,
+        )
