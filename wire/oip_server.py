@@ -141,7 +141,7 @@ def _checked_number(value: object, field: str) -> float:
     try:
         return float(value)
     except OverflowError:  # a whole number beyond any float; out of range like any other too large
-        return math.inf
+        return math.inf if value > 0 else -math.inf
 
 
 def _checked_outputs(requested: Sequence[RequestedOutput], info: ServiceInfo) -> tuple[str, ...]:

@@ -38,6 +38,17 @@ MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARACTERS = 256
 
 _ID = re.compile(ID_PATTERN, re.ASCII)
+_EXPECTED = re.compile(r"Expected `([^`]+)`, got ")
+_KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+"""The types of JSON in words, by msgspec's names."""
+
 _NAME_AT_FAULT = re.compile(r"field `([^`]*)`")
 _PATH = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
 _SHOWN_CHARACTERS = 80
@@ -80,7 +91,17 @@ def _shape_error(message: str, known: Sequence[str]) -> RequestError:
     if name:
         path = f"{path}.{name[1]}" if path else name[1]
     where = f"{path}: " if path else ""
-    return RequestError(path, f"{where}{problem}.", f"Known fields: {', '.join(known)}.")
+    return RequestError(path, f"{where}{problem}.", _wanted(problem) or f"Known fields: {', '.join(known)}.")
+
+
+def _wanted(problem: str) -> str | None:
+    """What to send in the place of a value of another type."""
+    found = _EXPECTED.match(problem)
+    kinds = found[1].split(" | ") if found else []
+    words = [_KINDS[kind] for kind in kinds if kind in _KINDS]
+    if not words:
+        return None
+    return f"Send {' or '.join(words)}{', or leave it out' if 'null' in kinds else ''}."
 
 
 def checked_id(text: str, field: str = "id") -> str:
@@ -107,8 +128,8 @@ def checked_budget(value: float | None, field: str, max_ms: float) -> float | No
     if value is not None and not (math.isfinite(value) and 0 < value <= max_ms):
         raise RequestError(
             field,
-            f"{field}: {value:g} is out of range.",
-            f"Send milliseconds above 0 and at most {max_ms:g}, or leave it out for no limit.",
+            f"{field}: {value:.10g} is out of range.",
+            f"Send milliseconds above 0 and at most {max_ms:.10g}, or leave it out for no limit.",
         )
     return value
 

@@ -136,6 +136,8 @@ def test_pixels_may_be_whole_numbers_or_floats() -> None:
         (b"[1]", "", "array"),
         (b"{}", "inputs", "required"),
         (b'{"inputs":"x","budgetms":3}', "budgetms", "Known fields: inputs, model"),
+        (b'{"inputs":"x","budget_ms":"3"}', "budget_ms", "Send a number, or leave it out."),
+        (b'{"inputs":"x","task":3}', "task", "Send a text."),
         (b'{"inputs":"x","tenant":"other"}', "tenant", "unknown"),
         (b'{"inputs":7}', "inputs", "int"),
         (b'{"inputs":["x"]}', "inputs", "array"),

@@ -172,6 +172,8 @@ def image_tensor(**changes: object) -> list[dict]:
         (TEXT, text_body(parameters={"budget_ms": "80"}), "parameters.budget_ms", "not a number"),
         (TEXT, text_body(parameters={"budget_ms": True}), "parameters.budget_ms", "not a number"),
         (TEXT, text_body(parameters={"budget_ms": 10**400}), "parameters.budget_ms", "range"),
+        (TEXT, text_body(parameters={"budget_ms": -(10**400)}), "parameters.budget_ms", "-inf is out of range"),
+        (TEXT, text_body(parameters={"budget_ms": 600_000.1}), "parameters.budget_ms", "600000.1 is out of range"),
         (TEXT, text_body(parameters={"budget_ms": -1}), "parameters.budget_ms", "out of range"),
         (
             TEXT,
