@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.dialogue import Prompt
+from edgewise.edge.prompts import check
+
+if TYPE_CHECKING:
+    from edgewise.edge.generator import EdgeGenerator
 
 LIKELIEST = 16
 """A token is drawn among so many of the likeliest, so that its distribution is exactly what is sent; the rest holds a
@@ -62,6 +66,17 @@ class DraftModel:
     tokenizer: Any
     ends: frozenset[int]
     max_length: int
+
+
+def draft_model(generator: EdgeGenerator) -> DraftModel:
+    """A generator as a model that drafts; both can be used at once, and share the weights."""
+
+    def read(prompt: Prompt) -> Sequence[int]:
+        check(prompt)
+        ids: list[int] = generator.prompt_ids(prompt).tolist()
+        return ids
+
+    return DraftModel(generator.sequence, read, generator.tokenizer, generator.ends, generator.max_length)
 
 
 class Drafted(NamedTuple):

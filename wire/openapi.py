@@ -17,6 +17,7 @@ from edgewise.wire import native, openai
 from edgewise.wire.oip_messages import InferBody, InputTensor
 from edgewise.wire.operations import OPERATIONS, Operation, Parameter, Reply, Schema
 from edgewise.wire.parsing import ID_PATTERN, MAX_ATTRIBUTE_CHARACTERS, MAX_ATTRIBUTES, MAX_TEXT_CHARACTERS
+from edgewise.wire.verify import VERIFY
 
 Json: TypeAlias = dict[str, Any]
 
@@ -28,7 +29,9 @@ _FAULTS: Mapping[int, str] = {
     401: "API keys are configured, and the request carries none of them.",
     403: "A web page asks and no API keys are configured, or this client may not.",
     404: "No such model, version or answer.",
+    409: "Client and server are not of one mind; `code` says how, and the remedy what to do.",
     408: "The body was not here in time.",
+    409: "The two sides of a session are not of one mind; `code` says how.",
     413: "The body is too large.",
     415: "The body is compressed.",
     421: "The request was meant for another host.",
@@ -92,6 +95,8 @@ def operations_of(served: Served) -> list[Operation]:
 def _is_offered(operation: Operation, served: Served) -> bool:
     if operation.path == openai.EMBEDDINGS:
         return any(openai.makes_embeddings(info) for info in served.models)
+    if operation.path == VERIFY:
+        return VERIFY in served.posts
     if operation.path.startswith("/v1/answers/"):
         return served.keeps_answers
     if operation.path.startswith("/v2/repository"):

@@ -13,7 +13,7 @@ import msgspec
 
 from edgewise.contracts import ServiceInfo
 from edgewise.telemetry import CONTENT_TYPE as METRICS_TYPE
-from edgewise.wire import native, oip, openai
+from edgewise.wire import native, oip, openai, verify
 from edgewise.wire.oip_messages import InferBody
 
 Schema: TypeAlias = type | Mapping[str, Any]
@@ -176,6 +176,16 @@ _NATIVE = (
         faults=(400, 404, 429),
         parameters=(_ANSWER_ID, _WAIT),
     ),
+)
+
+_VERIFY = Operation(
+    "post",
+    verify.VERIFY,
+    "verify",
+    "Say how much of a draft stands, by the words of the model that is served, and what comes next.",
+    _ok(verify.VerifyReply, "What stands, and the next token."),
+    faults=(*_POSTED, 409),
+    bodies={JSON: verify.VerifyRequest},
 )
 
 _OPENAI = (
@@ -353,4 +363,4 @@ _REST = (
     Operation("get", "/openapi.json", "document", "This document.", _ok({"type": "object"})),
 )
 
-OPERATIONS: tuple[Operation, ...] = (*_NATIVE, *_OPENAI, *_OIP, *_REPOSITORY, *_REST)
+OPERATIONS: tuple[Operation, ...] = (*_NATIVE, _VERIFY, *_OPENAI, *_OIP, *_REPOSITORY, *_REST)

@@ -10,6 +10,7 @@ seed, a prompt longer than the small model reads. A server that cannot rule on d
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -132,7 +133,7 @@ class DraftedCloud:
         return paced(self._answer(request, timeout_s), timeout_s, self._http.base)
 
     async def _answer(self, request: Request, timeout_s: float) -> AsyncGenerator[Token | CloudReply]:
-        ids, prompt = self._fitting(request), request.inputs
+        ids, prompt = await self._fitting(request), request.inputs
         if ids is not None and isinstance(prompt, Prompt):
             session = self._lend(request)
             answer = DraftedAnswer(
@@ -188,7 +189,7 @@ class DraftedCloud:
         took = 0.0 if first is None or last is None else last - first
         self._meter.after_plain(count - 1, took)
 
-    def _fitting(self, request: Request) -> Sequence[int] | None:
+    async def _fitting(self, request: Request) -> Sequence[int] | None:
         """The ids of a prompt whose answer is to be drafted, else None."""
         prompt = request.inputs
         if not self._is_served or not isinstance(prompt, Prompt):
@@ -199,7 +200,7 @@ class DraftedCloud:
         if self._k is None and ((how.seed is not None and not how.is_greedy) or not self._meter.pace.drafts):
             return None  # how many tokens a round drafts depends on the network, and what a seed draws on that
         try:
-            ids = self._drafts.read(prompt)
+            ids = await asyncio.to_thread(self._drafts.read, prompt)
         except InputError:
             return None  # the target may know better
         return ids if 0 < len(ids) < self._drafts.max_length else None
