@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import partial
-from typing import Any, TypeAlias
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from edgewise import telemetry, tracing
 from edgewise.contracts import AnswerStore, new_id
 from edgewise.telemetry import Metrics
-from edgewise.wire import oip, openapi
+from edgewise.wire import oip, openai, openapi
 from edgewise.wire.accesslog import TENANT, observe
 from edgewise.wire.admission import Gate, Places, Rates
 from edgewise.wire.asking import Asking
@@ -47,6 +47,9 @@ from edgewise.wire.keys import ApiKeys, Hosts
 from edgewise.wire.pages import Pages
 from edgewise.wire.parsing import DEFAULT_MAX_BUDGET_MS
 from edgewise.wire.stream import MAX_MESSAGE_BYTES, StreamLimits, Streams, refuse
+
+if TYPE_CHECKING:
+    from edgewise.wire.generating import Generating
 
 _ALIVE = b'{"status":"alive"}'
 _ANSWERS = "/v1/answers/"
@@ -170,6 +173,7 @@ class FrontDoor:
             catalog, asking, new_id, max_items=limits.max_items, max_budget_ms=limits.max_budget_ms
         )
         updates = Updates(answers, limits.max_wait_ms / 1000, limits.max_polls)
+        self._begin_generating = partial(self._generating_with, catalog, asking, updates, new_id)
         self._events = EventStreams(updates, asking.count)
         self._sockets = Streams(
             catalog,
@@ -182,7 +186,11 @@ class FrontDoor:
         )
         self._errors = metrics.counter(*telemetry.REQUEST_ERRORS)
         self._in_flight_gauge = metrics.gauge(*telemetry.IN_FLIGHT)
-        self._posts = posts
+        self._posts: Mapping[str, PostHandler] = {
+            openai.CHAT: lambda *asked: self._generating.chat(*asked),
+            openai.COMPLETIONS: lambda *asked: self._generating.complete(*asked),
+            **posts,
+        }
         self._pages = Pages(
             catalog,
             answers=answers,
@@ -200,6 +208,27 @@ class FrontDoor:
     def drain(self) -> None:
         """Service ends: `/readyz` says so, and nothing waits for later answers. Call it in the event loop's thread."""
         self._gate.drain.begin()
+
+    @cached_property
+    def _generating(self) -> Generating:
+        """Answers requests for texts; imported with the first one, which most doors never hear."""
+        return self._begin_generating()
+
+    def _generating_with(
+        self, catalog: Catalog, asking: Asking, updates: Updates, new_id: Callable[[], str]
+    ) -> Generating:
+        from edgewise.wire.generating import Generating
+
+        return Generating(
+            catalog,
+            asking,
+            new_id,
+            updates=updates,
+            drain=self._gate.drain,
+            streams=self._streams,
+            on_fault=self._count_fault,
+            max_budget_ms=self._limits.max_budget_ms,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request, or the application's life."""
@@ -290,7 +319,9 @@ class FrontDoor:
         send.hold(len(body))
         if post is not None:
             with self._gate.slots:
-                await post(body, tenant, headers, receive, send)
+                answering = post(body, tenant, headers, receive, send)
+                del body  # an answer may take long, and the body's room is given back when it begins
+                await answering
         elif scope["path"] == PREDICT and _wants_events(headers):
             with self._streams:
                 telling = self._events.predict(

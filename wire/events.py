@@ -15,8 +15,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from functools import partial
+from types import TracebackType
 from typing import TypeAlias
 
 import msgspec
@@ -36,14 +38,22 @@ from edgewise.contracts import (
 from edgewise.wire import native
 from edgewise.wire.admission import Drain, Gate
 from edgewise.wire.facts import answer_headers
-from edgewise.wire.faults import Fault, fault_of
-from edgewise.wire.http import ClientGoneError, Headers, Receive, Send, trace_headers, unless_client_leaves
+from edgewise.wire.faults import SHUTTING_DOWN, Fault, fault_of
+from edgewise.wire.http import (
+    ClientGoneError,
+    Header,
+    Headers,
+    Receive,
+    Send,
+    trace_headers,
+    unless_client_leaves,
+)
 
 CONTENT_TYPE = b"text/event-stream"
 KEEP_ALIVE_S = 15.0
 SEND_TIMEOUT_S = 10.0
 
-_KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 _encoder = msgspec.json.Encoder()
 
 
@@ -179,6 +189,7 @@ class _Feed:
             async with aclosing(events):
                 async for event in events:
                     self._put(event)
+            self._put(RuntimeError("A stream of events ended before it was done."))
         except Exception as error:  # raised again where the events are taken
             self._put(error)
 
@@ -214,7 +225,7 @@ class _Feed:
 
 
 def encode_event(event: Event) -> bytes:
-    """One event as bytes; empty for pieces of text, which no model here sends yet."""
+    """One event as bytes; empty for pieces of text, which are told by the protocols of `generating` and `stream`."""
     if isinstance(event, Answered):
         return _framed("answer", event.answer.id, native.encode_answer(event.answer))
     if isinstance(event, Revised):
@@ -242,6 +253,75 @@ def _framed(name: str, request_id: str, data: bytes, word: str = "") -> bytes:
 def has_seen_all(headers: Headers, request_id: str) -> bool:
     """Whether a client that comes back has already been told that nothing more will come."""
     return headers.get(b"last-event-id", b"") == f"{request_id}/done".encode()
+
+
+class EventResponse:
+    """A response of server-sent events, which ends well or with an error, as the block does that it is entered for.
+
+    Args:
+        send: As ASGI has it.
+        timeout_s: Seconds that a client may take to read what it was sent.
+        encode_fault: The last event of a stream that cannot go on.
+        on_fault: Told of an error that ended the stream.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        timeout_s: float,
+        encode_fault: Callable[[Fault], bytes],
+        on_fault: Callable[[Fault], None] = lambda _: None,
+    ) -> None:
+        self._send = send
+        self._timeout_s = timeout_s
+        self._encode_fault = encode_fault
+        self._on_fault = on_fault
+
+    async def begin(self, headers: Iterable[Header]) -> None:
+        """Send the head: from here on the status is 200, whatever comes."""
+        lines = [
+            (b"content-type", CONTENT_TYPE),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # else nginx keeps events back
+            *headers,
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": lines})
+
+    async def put(self, data: bytes, *, more: bool = True) -> None:
+        """Send a piece.
+
+        Raises:
+            ClientGoneError: The client does not read.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        except TimeoutError:
+            raise ClientGoneError from None
+
+    async def __aenter__(self) -> EventResponse:
+        """Itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """End the response: what was begun as an answer cannot end as an error of HTTP.
+
+        Cancelled is who tells it by the server's end, or by a client who left and hears nothing of this.
+        """
+        if error is None:
+            await self.put(b"", more=False)
+            return False
+        if isinstance(error, asyncio.CancelledError):
+            await self.put(self._encode_fault(SHUTTING_DOWN), more=False)
+            return True
+        if not isinstance(error, Exception) or isinstance(error, ClientGoneError):
+            return False
+        fault = fault_of(error)
+        self._on_fault(fault)
+        await self.put(self._encode_fault(fault), more=False)
+        return True
 
 
 class EventStreams:
@@ -303,48 +383,17 @@ class EventStreams:
         async with aclosing(told) as telling:
             with slot:
                 first = await _first(telling)
-            try:
-                await self._start(first, headers, send)
+            response = EventResponse(send, self._send_timeout_s, partial(encode_fault, request_id=request_id))
+            async with response:
+                await response.begin(_headers(first, headers))
+                await response.put(encode_event(first))
                 async for event in telling:
-                    await self._send(send, _KEEP_ALIVE if event is None else encode_event(event))
-            except asyncio.CancelledError:
-                # By the server's end, or by a client who left and hears nothing of this. What was begun as an answer
-                # cannot end as an error of HTTP, which is what raising would make of it.
-                await self._break_off(_shutting_down(), request_id, send)
-            except ClientGoneError:
-                raise
-            except Exception as error:
-                await self._break_off(fault_of(error), request_id, send)
-            else:
-                await self._send(send, b"", more=False)
+                    await response.put(KEEP_ALIVE if event is None else encode_event(event))
 
-    async def _start(self, first: Event, headers: Headers, send: Send) -> None:
-        facts = answer_headers(first.answer) if isinstance(first, Answered) else ()
-        lines = [
-            (b"content-type", CONTENT_TYPE),
-            (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),  # else nginx keeps events back
-            *facts,
-            *trace_headers(headers),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": lines})
-        await self._send(send, encode_event(first))
 
-    async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        """Send a piece.
-
-        Raises:
-            ClientGoneError: The client does not read.
-        """
-        try:
-            async with asyncio.timeout(self._send_timeout_s):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            raise ClientGoneError from None
-
-    async def _break_off(self, fault: Fault, request_id: str, send: Send) -> None:
-        await self._send(send, encode_fault(fault, request_id))
-        await self._send(send, b"", more=False)
+def _headers(first: Event, headers: Headers) -> tuple[Header, ...]:
+    facts = answer_headers(first.answer) if isinstance(first, Answered) else ()
+    return (*facts, *trace_headers(headers))
 
 
 async def _first(telling: AsyncIterator[Event | None]) -> Event:
@@ -353,7 +402,3 @@ async def _first(telling: AsyncIterator[Event | None]) -> Event:
         if event is not None and not isinstance(event, Token):
             return event
     raise RuntimeError("A stream of events ended before it began.")
-
-
-def _shutting_down() -> Fault:
-    return Fault(503, "shutting_down", "The service is shutting down.", remedy="Ask another instance.")

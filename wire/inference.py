@@ -69,7 +69,9 @@ class Inference:
             max_budget_ms=self._max_budget_ms,
             arrived_s=headers.arrived_s,
         )
-        return self._catalog.default() if model is None else self._catalog.named(model, field="model"), request
+        served = self._catalog.default() if model is None else self._catalog.named(model, field="model")
+        openai.check_not_generator(served.info)
+        return served, request
 
     def predict(self, body: bytes, tenant: str, headers: Headers) -> Replies:
         """Answer `/v1/predict`. Raises as `request`, and what the service raises."""
@@ -95,6 +97,7 @@ class Inference:
 
     def _infer(self, name: str, version: str | None, body: bytes, tenant: str, headers: Headers) -> Replies:
         served = self._catalog.named(name, version)
+        openai.check_not_generator(served.info)
         call = oip.decode_infer_request(
             body,
             served.info,

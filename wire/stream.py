@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgewise import tracing
-from edgewise.contracts import Answered, Done, Event, Request, Served
+from edgewise.contracts import Answered, Done, Event, Request, Served, Token
 from edgewise.errors import RequestError
-from edgewise.wire import native
+from edgewise.wire import native, openai
 from edgewise.wire.admission import Gate
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.events import Count, Updates, asked, told
@@ -26,9 +26,14 @@ from edgewise.wire.http import JSON, Headers, Message, Receive, Scope, Send
 from edgewise.wire.stream_messages import (
     CancelMessage,
     ClientMessage,
+    GenerateMessage,
+    InterruptMessage,
+    PredictMessage,
     decode_message,
     encode_event,
     encode_fault,
+    encode_interrupted,
+    generate_request,
     id_of,
 )
 
@@ -127,12 +132,18 @@ class Streams:
 
 
 class _Asked:
-    """A request in flight: its task, the room of its message, and whether its first answer was told."""
+    """A request in flight: its task, the room of its message, the text told of it, and its first answer if told."""
 
     def __init__(self, task: asyncio.Task[None], held_bytes: int) -> None:
         self.task = task
         self.held_bytes = held_bytes
+        self.text: list[str] = []
         self.first: Answered | None = None
+
+    @property
+    def told(self) -> str:
+        """The text told so far."""
+        return "".join(self.text)
 
 
 class _Connection:
@@ -240,15 +251,13 @@ class _Connection:
         if isinstance(message, CancelMessage):
             await self._cancel(message.id)
             return
+        if isinstance(message, InterruptMessage):
+            await self._interrupt(message.id)
+            return
         self._check_places()
-        streams = self._streams
-        request = native.request_of(
-            message, tenant=self._tenant, new_id=streams.new_id, max_budget_ms=streams.max_budget_ms, arrived_s=now_s
-        )
+        served, request = self._asked_for(message, now_s)
         if request.id in self._asked:
             raise RequestError("id", f"id: {request.id} is in flight on this connection.", "Send another id.")
-        catalog = streams.catalog
-        served = catalog.default() if message.model is None else catalog.named(message.model, field="model")
         self._gate.room.take(size)
         self._bad_messages = 0
         parent = self._traceparent if message.traceparent is None else message.traceparent.encode("ascii", "replace")
@@ -258,6 +267,27 @@ class _Connection:
         self._unanswered += 1
         # Not the task's own business: one that is cancelled before it begins never runs.
         task.add_done_callback(lambda _: self._forget(request_id))
+
+    def _asked_for(self, message: PredictMessage | GenerateMessage, now_s: float) -> tuple[Served, Request]:
+        """Whom a message asks, and what."""
+        streams = self._streams
+        catalog = streams.catalog
+        served = catalog.default() if message.model is None else catalog.named(message.model, field="model")
+        if isinstance(message, GenerateMessage):
+            openai.check_generator(served.info)
+            request = generate_request(
+                message,
+                tenant=self._tenant,
+                new_id=streams.new_id,
+                max_budget_ms=streams.max_budget_ms,
+                arrived_s=now_s,
+            )
+            return served, request
+        openai.check_not_generator(served.info)
+        request = native.request_of(
+            message, tenant=self._tenant, new_id=streams.new_id, max_budget_ms=streams.max_budget_ms, arrived_s=now_s
+        )
+        return served, request
 
     def _check_places(self) -> None:
         """Find out whether one more request may come in.
@@ -301,28 +331,49 @@ class _Connection:
                 await self._refuse(fault_of(error), request_id)
 
     async def _tell(self, events: AsyncGenerator[Event, None], request_id: str, span: tracing.Span) -> None:
+        asked_for = self._asked[request_id]
         async with aclosing(told(events, self._gate.drain)) as telling:
             with self._gate.slots:
-                first = await anext(telling)
+                first = await self._write_out(telling, asked_for)
             if isinstance(first, Answered):
-                self._asked[request_id].first = first
+                asked_for.first = first
                 self._unanswered -= 1
                 span.set("edgewise.source", first.answer.source)
                 span.set("edgewise.reason", first.answer.decision.reason)
                 span.set("edgewise.status", first.answer.status)
             await self._say(first)
-            self._let_go(self._asked[request_id])
+            self._let_go(asked_for)
             async for event in telling:
                 await self._say(event)
 
-    async def _cancel(self, request_id: str) -> None:
+    async def _write_out(self, telling: AsyncGenerator[Event | None, None], asked_for: _Asked) -> Event | None:
+        """Tell pieces of text as they come; the first event that is none, and is not told yet."""
+        async for event in telling:
+            if not isinstance(event, Token):
+                return event
+            await self._say(event)
+            asked_for.text.append(event.text)
+            self._let_go(asked_for)
+        return None
+
+    async def _interrupt(self, request_id: str) -> None:
+        """End a text and tell what was told of it; one that is whole already goes its way."""
         asked_for = self._asked.get(request_id)
-        if asked_for is None:
+        if asked_for is None or asked_for.first is not None or not await self._stopped(asked_for):
             return
+        await self._write({"type": "websocket.send", "text": encode_interrupted(request_id, asked_for.told).decode()})
+        await self._say(Done(request_id))
+
+    async def _stopped(self, asked_for: _Asked) -> bool:
+        """End a request's work; False where it ended by itself in the meantime, and said so."""
         asked_for.task.cancel()
         await asyncio.wait({asked_for.task})
-        if not asked_for.task.cancelled():
-            return  # it ended by itself in the meantime, and said so
+        return asked_for.task.cancelled()
+
+    async def _cancel(self, request_id: str) -> None:
+        asked_for = self._asked.get(request_id)
+        if asked_for is None or not await self._stopped(asked_for):
+            return
         if asked_for.first is None:
             await self._refuse(Fault(499, "cancelled", "The request was cancelled, as asked for."), request_id)
         else:

@@ -221,7 +221,11 @@ def test_an_answer_is_the_body_of_http_with_its_type() -> None:
     assert message == json.loads(native.encode_answer(STOPGAP))
     assert json.loads(stream_messages.encode_event(Revised(STOPGAP)))["type"] == "revise"
     assert json.loads(stream_messages.encode_event(Done("7", True))) == {"type": "done", "id": "7", "pending": True}
-    assert stream_messages.encode_event(Token(id="7", text="x")) == b""
+    assert json.loads(stream_messages.encode_event(Token(id="7", text="x"))) == {
+        "type": "token",
+        "id": "7",
+        "text": "x",
+    }
 
 
 def test_an_error_has_the_shape_of_http() -> None:
