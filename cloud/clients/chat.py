@@ -286,10 +286,7 @@ class ChatStream:
         for call in (choice.delta.tool_calls or ()) if self._tools else ():
             self._calls.add(call.index, call.id, call.function.name, call.function.arguments)
         text = choice.delta.content or choice.text or ""
-        # The token that ends an answer has a log-probability, and is none of its text.
-        if choice.finish_reason and not text:
-            return []
-        return tokens_of(text, choice.logprobs, self._top)
+        return tokens_of(text, choice.logprobs, self._top, is_last=choice.finish_reason is not None)
 
 
 class SseLines:
@@ -326,7 +323,7 @@ def _utf8(line: bytes) -> str:
 
 
 def _check_error(chunk: _Chunk) -> None:
-    """That a chunk is no error: OpenAI's and vLLM's {"error": …}, or the {"object": "error", …} of vLLM before 0.10."""
+    """That a chunk is no error: OpenAI's and vLLM's {"error": …}, or the {"object": "error", …} of vLLM before 0.10.1."""
     told = chunk.error
     if told is None and chunk.object != "error":
         return

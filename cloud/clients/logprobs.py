@@ -46,10 +46,23 @@ class Logprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
-def tokens_of(text: str, logprobs: Logprobs | None, top: int) -> list[Told]:
-    """A chunk's text, in tokens where their texts are known to make it up."""
+def tokens_of(text: str, logprobs: Logprobs | None, top: int, *, is_last: bool = False) -> list[Told]:
+    """A chunk's text, in tokens where their texts are known to make it up.
+
+    Where there are texts that end an answer, vLLM holds text back and sends it with a later token. The token of the
+    last chunk is then the one that ended the answer, and none of its text.
+
+    Args:
+        text: The text.
+        logprobs: What was sent of its tokens.
+        top: How many of the likeliest tokens were asked for.
+        is_last: Whether the answer ends with it.
+
+    Raises:
+        CloudResponseError: Tokens and log-probabilities are not as many.
+    """
     tokens = _logprobs(logprobs, top)
-    if len(tokens) == 1:
+    if len(tokens) == 1 and (tokens[0].text == text or not is_last):
         return [tokens[0]._replace(text=text)]
     if tokens and "".join(token.text for token in tokens) == text:
         return tokens

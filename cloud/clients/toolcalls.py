@@ -1,7 +1,7 @@
 """Tool calls of a model, put together from the pieces in which servers stream them. Pure.
 
 OpenAI opens a call with its id and name, and sends its arguments in pieces under one index. Others repeat the id or the
-name, leave the id or the index out, or open a second call under the index of the first (vLLM before 0.7): an id that
+name, leave the id or the index out, or open a second call under the index of the first (vLLM 0.8): an id that
 is new and comes with a name opens another call, everything else goes on with the one that is open.
 """
 
