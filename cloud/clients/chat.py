@@ -323,7 +323,7 @@ def _utf8(line: bytes) -> str:
 
 
 def _check_error(chunk: _Chunk) -> None:
-    """That a chunk is no error: OpenAI's and vLLM's {"error": …}, or the {"object": "error", …} of vLLM before 0.10.1."""
+    """That a chunk is no error: {"error": …} of OpenAI and vLLM, {"object": "error", …} of vLLM before 0.10.1."""
     told = chunk.error
     if told is None and chunk.object != "error":
         return
