@@ -5,10 +5,13 @@ Exit codes: 0 done, 1 the goal was not met, 2 usage or bad input, 130 interrupte
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -383,6 +386,16 @@ def certify(
     label_field: Annotated[
         str | None, typer.Option("--label-field", help="Field of the label; label, where there is one, unless given.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge", help="When two texts agree: exact, choice, number, similarity, python:MODULE:FUNCTION."
+        ),
+    ] = None,
+    judge_bundle: Annotated[
+        Path | None, typer.Option("--judge-bundle", help="The embedding bundle of --judge similarity.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens of a written answer at most.")] = 256,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a certificate that exists.")] = False,
     cached: CachedOption = False,
     as_json: JsonOption = False,
@@ -418,6 +431,9 @@ def certify(
         wait_s=wait,
         text_field=text_field,
         label_field=label_field,
+        judge=judge,
+        judge_bundle=judge_bundle,
+        max_tokens=max_tokens,
         cached=cached,
         overwrite=overwrite,
     )
@@ -564,6 +580,145 @@ def predict(
 
 
 @app.command()
+def chat(
+    bundle: BundlePath,
+    cloud: CloudUrl = None,
+    cloud_kind: CloudKind = "openai",
+    cloud_model: CloudModel = None,
+    cloud_key_env: CloudKeyEnv = None,
+    config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml; options win over it.")] = None,
+    certificate: CertificateOption = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option("--mode", help="Mode of the requests; guarded where there is a cloud."),
+    ] = None,
+    system: Annotated[str, typer.Option("--system", help="What the model is told before the conversation.")] = "",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens of an answer at most.")] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON an answer.")] = False,
+) -> None:
+    """Talk with a language model at the terminal: it answers here, and the cloud where it has to.
+
+    Example: edgewise chat run/bundle --cloud http://127.0.0.1:8700
+    """
+    from contextlib import ExitStack
+
+    from edgewise import wiring
+    from edgewise.dialogue import Sampling
+    from edgewise.jobs.chat import Chat, Talk, check_chat
+
+    check_chat(bundle, max_tokens)
+    settings = load_config(config) if config else Config()
+    if cloud is not None:
+        backend = wiring.backend_at(cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+        backends = {"command line": backend}
+        settings = _overridden(settings, cloud={"use": "command line", "backends": backends, "fail_over": ()})
+    if mode is None and not settings.cloud.backends:
+        mode = Mode.EDGE_ONLY
+    # A gateway may be running on the same settings: its file of what is owed is not this conversation's.
+    settings = _overridden(settings, edge={"bundle": bundle, "certificate": certificate, "mode": mode})
+    settings = msgspec.structs.replace(settings, state=msgspec.structs.replace(settings.state, path=None))
+    with ExitStack() as resources:
+        with ERR.status("Loading the model"):
+            gateway = wiring.build_gateway(settings, resources)
+            talking = resources.enter_context(Chat(gateway.router))
+        if not as_json:
+            for warning in gateway.warnings:
+                ERR.print(f"warning: {warning}")
+            OUT.print(rendering.chat_greeting(gateway.info.name, settings.edge.mode is not Mode.EDGE_ONLY))
+        failed = _converse(talking, Talk(system, Sampling(max_tokens=max_tokens)), as_json)
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
+
+
+def _converse(talking: Any, talk: Any, as_json: bool) -> bool:
+    """Answer line after line until there are no more; whether an answer failed."""
+    failed = False
+    for line in _lines(quiet=as_json):
+        command, _, rest = line.partition(" ")
+        prompt = None
+        if command == "/exit":
+            break
+        if command == "/new":
+            talk = talk.anew()
+        elif command == "/help":
+            OUT.print(rendering.chat_help())
+        elif command == "/edit":
+            prompt = talk.editing(rest) if rest else None
+            if prompt is None:
+                OUT.print(rendering.chat_note("/edit TEXT replaces the last answer; there has to be one."))
+        elif command.startswith("/"):
+            OUT.print(rendering.chat_note(f"There is no {command}; /help shows what there is."))
+        else:
+            prompt = talk.asking(line)
+        if prompt is not None:
+            heard = _hear(talking, prompt, talk.session, as_json)
+            failed |= heard is None
+            talk = talk if heard is None else talk.after(prompt, heard)
+    return failed
+
+
+def _lines(*, quiet: bool) -> Iterator[str]:
+    """What is typed, line after line; Ctrl-C twice at an empty prompt ends it, as the end of the input does."""
+    interactive = sys.stdin.isatty() and not quiet
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    if interactive:
+        import readline
+
+        readline.set_auto_history(True)
+    warned = False
+    while True:
+        try:
+            line = input("> ") if interactive else sys.stdin.readline()
+        except EOFError:
+            OUT.print()
+            return
+        except KeyboardInterrupt:
+            OUT.print()
+            if warned or not interactive:
+                return
+            warned = not readline.get_line_buffer().strip()
+            if warned:
+                OUT.print(rendering.chat_note("Ctrl-C again, or /exit, leaves."))
+            continue
+        if not interactive and not line:
+            return
+        warned = False
+        if line.strip():
+            if not interactive and not quiet:
+                OUT.print(f"> {line.strip()}")
+            yield line.strip()
+
+
+def _hear(talking: Any, prompt: Any, session: str, as_json: bool) -> str | None:
+    """Show one answer as it comes, and what it took; its text, or None where there is none for an error."""
+    from edgewise.jobs.chat import Reply, now_s
+
+    reply = Reply(now_s())
+    try:
+        with closing(talking.ask(prompt, session)) as events:
+            for event in events:
+                said = reply.hear(event, now_s())
+                if said is not None and not as_json:
+                    instead = f"\n{rendering.INSTEAD}\n" if said.replaces else ""
+                    sys.stdout.write(instead + rendering.printable(said.text))
+                    sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass
+    except EdgewiseError as error:
+        _show(rendering.chat_note(f"error: {error}"), {"error": error.problem, "remedy": error.remedy}, as_json)
+        return None
+    heard = reply.heard(now_s())
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(heard).decode() + "\n")
+        sys.stdout.flush()
+    else:
+        OUT.print()
+        OUT.print(rendering.heard_line(heard))
+    return heard.text
+
+
+@app.command()
 def inspect(bundle: BundlePath, as_json: JsonOption = False) -> None:
     """Show what a bundle holds and what was measured of it.
 
@@ -689,6 +844,10 @@ def cloud_serve(
     allow_load: Annotated[
         bool, typer.Option("--allow-load", help="Without API keys, on loopback: everybody may load and unload.")
     ] = False,
+    draft: Annotated[
+        Path | None,
+        typer.Option("--draft", help="Checkpoint of a small language model that guesses for the first model."),
+    ] = None,
 ) -> None:
     """Serve checkpoints or bundles; the first is the reference that gateways escalate to.
 
@@ -705,6 +864,7 @@ def cloud_serve(
         max_batch=max_batch,
         admins=frozenset(_names(admins)),
         allow_load=allow_load,
+        draft=draft,
     )
 
     def ready(infos: Any, bound_host: str, bound_port: int) -> None:

@@ -96,6 +96,26 @@ BATCH_SIZE = Metric("edgewise_batch_size", "Requests that the cloud service comp
 BATCH_SIZE_BUCKETS: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
 QUEUE_SECONDS = Metric("edgewise_queue_seconds", "Seconds until a request's batch began to be computed.", ("model",))
 
+FIRST_TOKEN_SECONDS = Metric(
+    "edgewise_first_token_seconds", "Seconds until the first token of a text was told, by where.", ("source",)
+)
+TOKENS = Metric("edgewise_tokens_total", "Tokens of texts that were written, told or not, by where.", ("source",))
+
+TARGET_PASSES = Metric(
+    "edgewise_target_passes_total",
+    "Forward passes of a language model with a draft beside it, counted once for each answer in them.",
+    ("model",),
+)
+DRAFTED_TOKENS = Metric(
+    "edgewise_drafted_tokens_total", "Tokens that a draft guessed, by fate: accepted or refused.", ("model", "fate")
+)
+DRAFTING = Metric("edgewise_drafting", "1 while a draft is used, 0 while plain decoding is faster.", ("model",))
+DECODE_RATE = Metric(
+    "edgewise_decode_tokens_per_second",
+    "Tokens a second of the last steps, of batches like the last one: plain or drafted.",
+    ("model", "decoding"),
+)
+
 BUDGET_MISSED = Metric("edgewise_budget_missed_total", "Answers that came later than their budget.", ("profile",))
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)

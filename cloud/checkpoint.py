@@ -96,6 +96,14 @@ class Checkpoint:
         return cls(path, task, _labels(path, config), safetensors, f"sha256:{digest}")
 
 
+def writes_text(folder: Path) -> bool:
+    """Whether a folder holds the checkpoint of a language model; False where there is none that can be read."""
+    try:
+        return _task(folder, _read_config(folder)) == GENERATION_TASK
+    except CheckpointError:
+        return False
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():

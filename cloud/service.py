@@ -36,6 +36,7 @@ from edgewise.contracts import (
     Source,
     Status,
 )
+from edgewise.dialogue import Prompt
 from edgewise.errors import (
     CloudError,
     CloudTimeoutError,
@@ -192,6 +193,10 @@ class EngineService:
         if request.task and request.task != info.task:
             raise RequestError(
                 "task", f"task: {request.task} is not what {info.name} does.", f"Send {info.task}, or leave it out."
+            )
+        if isinstance(request.inputs, Prompt):
+            raise RequestError(
+                "inputs", f"inputs: {info.name} writes no text, it does {info.task}.", "Ask a language model."
             )
         kind = "text" if isinstance(request.inputs, str) else "image"
         if kind != info.input:

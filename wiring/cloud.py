@@ -66,6 +66,7 @@ class CloudSettings:
         max_batch: Most requests computed together.
         admins: Tenants that may load and unload models.
         allow_load: Where there are no API keys, let everybody on this machine do so.
+        draft: Checkpoint of a small language model that guesses for the first model; None lets none guess.
     """
 
     models: tuple[CloudModel, ...]
@@ -75,6 +76,7 @@ class CloudSettings:
     max_batch: int = 16
     admins: frozenset[str] = frozenset()
     allow_load: bool = False
+    draft: Path | None = None
 
 
 def cloud_models(given: Sequence[str], name: str | None = None) -> tuple[CloudModel, ...]:
@@ -147,7 +149,7 @@ def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
     keys = api_keys(config.server.api_keys_env)
     admins = _admins(settings, config, frozenset(keys.values()))
     metrics = Metrics()
-    repository = ModelRepository({model.name: _opener(model, settings, metrics) for model in settings.models})
+    repository = ModelRepository(_openers(settings, metrics))
     app = front_door(
         repository.models,
         answers=None,
@@ -217,6 +219,45 @@ def _admins(settings: CloudSettings, config: Config, tenants: frozenset[str]) ->
     if unknown:
         raise ConfigError(f"--admins names {min(unknown)}, which has no API key.", "Name tenants that have one.")
     return settings.admins
+
+
+def _openers(settings: CloudSettings, metrics: Metrics) -> dict[str, Opener]:
+    """How each model is opened. What a language model is, its folder says now, before anything is loaded."""
+    from edgewise.cloud.checkpoint import writes_text
+
+    first, *_ = settings.models
+    if settings.draft is not None and not writes_text(first.path):
+        raise ConfigError(
+            f"--draft guesses for a language model, and {first.path} is none.", "Drop --draft, or give one first."
+        )
+    return {
+        model.name: _writer(model, settings, metrics, settings.draft if model is first else None)
+        if writes_text(model.path)
+        else _opener(model, settings, metrics)
+        for model in settings.models
+    }
+
+
+def _writer(model: CloudModel, settings: CloudSettings, metrics: Metrics, draft: Path | None) -> Opener:
+    """Opens a language model, in this process whatever the replicas: what its answers have read lives there."""
+    if settings.engine not in ("auto", "torch"):
+        raise ConfigError(
+            f"{model.path} is a language model, which the engine {settings.engine} cannot run.", "Choose torch or auto."
+        )
+    if settings.max_batch < 1:
+        raise ConfigError(f"max_batch is {settings.max_batch}.", "Give 1 or more.")
+
+    async def opened() -> ModelService:
+        from edgewise.cloud.text_engine import TextEngine
+        from edgewise.cloud.text_service import TextService
+
+        threads = settings.threads or probe().cores
+        engine = await asyncio.to_thread(
+            TextEngine.load, model.path, threads=threads, name=model.name, slots=settings.max_batch, draft=draft
+        )
+        return TextService(engine, clock=time, metrics=metrics)
+
+    return opened
 
 
 def _opener(model: CloudModel, settings: CloudSettings, metrics: Metrics) -> Opener:

@@ -58,6 +58,54 @@ def text_checkpoint(folder: Path, family: str = "Bert", head: str = "ForSequence
     return folder
 
 
+CHAT_TEMPLATE = (
+    "{% if tools %}[TOOLS] {% for tool in tools %}{{ tool.function.name }} {% endfor %}[END]{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('a system message comes first') }}{% endif %}"
+    "[{{ message.role }}] {{ message.content }}[END]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def chat_tokenizer(folder: Path, max_length: int = 256, extra: tuple[str, ...] = ()) -> None:
+    """A tokenizer of bytes, so that it reads every text, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[END]", "[TOOLS]", "[system]", "[user]", "[assistant]", "[tool]"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {word: index for index, word in enumerate([*special, *letters, *extra])}
+    tokens = Tokenizer(models.BPE(vocab, []))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        pad_token="[PAD]",
+        eos_token="[END]",
+        additional_special_tokens=special[2:],
+        model_max_length=max_length,
+    )
+    found.chat_template = CHAT_TEMPLATE
+    found.save_pretrained(folder)
+
+
+def causal_checkpoint(folder: Path, *, seed: int = 0, layers: int = 2, extra: tuple[str, ...] = (), **more) -> Path:
+    """A language model with random weights, which repeats itself but is never undecided between two tokens."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=263 + len(extra), hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None, **more,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    chat_tokenizer(folder, extra=extra)
+    return folder
+
+
 def sentence_encoder(folder: Path, mode: str, normalize: bool, max_tokens: int = 12) -> Path:
     """A bare encoder in sentence-transformers' folder layout."""
     text_checkpoint(folder, head="Model")

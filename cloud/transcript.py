@@ -1,0 +1,118 @@
+"""From chosen tokens back to text: what may be told at once, where an answer ends, and which tools it calls.
+
+Owns one answer's text while it grows. Nothing that may still become a stop text or a call is told; nothing behind a
+stop text is. Chooses no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]  # ships stubs without a py.typed
+
+from edgewise.cloud.prompts import Reading
+from edgewise.cloud.tokens import Choice
+from edgewise.dialogue import Finish, Piece, TokenChoice, ToolCall, Written
+from edgewise.edge.stops import begun
+from edgewise.edge.toolcalls import BEGIN, END, parse
+
+_CONTEXT_TOKENS = 16
+"""Tokens before a continued text that its first token is decoded with: some begin a word only behind another."""
+
+
+class Transcript:
+    """One answer's text.
+
+    Args:
+        tokenizer: The tokenizer, of the tokenizers library.
+        reading: What is answered.
+        new_id: Makes the id of a call.
+    """
+
+    def __init__(self, tokenizer: Any, reading: Reading, new_id: Callable[[], str]) -> None:
+        self._tokenizer = tokenizer
+        self._new_id = new_id
+        continued = reading.prompt.text is not None or bool(reading.prompt.begun)
+        before = reading.ids[-_CONTEXT_TOKENS:] if continued else []
+        self._stream = DecodeStream(ids=before, skip_special_tokens=True)
+        self._prompt_tokens = len(reading.ids)
+        self._stops = reading.prompt.sampling.stop
+        self._marks = (*self._stops, BEGIN) if reading.calls else self._stops
+        self._held: list[Piece] = []
+        self._tokens = 0
+        self._calls: list[ToolCall] = []
+        # Text of a call that is being written; None outside of one.
+        self._call: str | None = None
+        self._after = False  # a call has just ended, and only blanks came since
+        self.is_over = False
+
+    def push(self, choice: Choice) -> list[Piece]:
+        """Take a token in; returns what may be told now."""
+        self._tokens += 1
+        text = self._stream.step(self._tokenizer, choice.token) or ""
+        top = tuple(TokenChoice(self._tokenizer.decode([token]), logprob) for token, logprob in choice.top)
+        return self._take(Piece(text, choice.token, choice.logprob, choice.margin, top))
+
+    def close(self) -> list[Piece]:
+        """The answer ends here; returns what was held back."""
+        if self._call is not None:
+            self._end_call(self._call)
+        told, self._held = self._held, []
+        return told
+
+    def written(self, finish: Finish) -> Written:
+        """How the answer came about."""
+        return Written(
+            finish=Finish.TOOL_CALLS if self._calls and finish is Finish.STOP else finish,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._tokens,
+            tool_calls=tuple(self._calls),
+        )
+
+    def _take(self, piece: Piece) -> list[Piece]:
+        if self._call is not None:
+            self._call += piece.text
+            body, closed, rest = self._call.partition(END)
+            if not closed:
+                return []
+            self._end_call(body)
+            piece = piece._replace(text=rest)
+        if self._after:
+            piece = piece._replace(text=piece.text.lstrip())
+            if not piece.text:
+                return []
+            self._after = False
+        self._held.append(piece)
+        return self._told()
+
+    def _told(self) -> list[Piece]:
+        """What of the held pieces may be told: what lies before the first mark, complete or begun."""
+        text = "".join(piece.text for piece in self._held)
+        found = min(((at, mark) for mark in self._marks if (at := text.find(mark)) >= 0), default=None)
+        if found is None:
+            return self._before(len(text) - begun(text, self._marks))
+        at, mark = found
+        told = self._before(at, cut=True)
+        self._held = []
+        if mark in self._stops:
+            self.is_over = True
+            return told
+        self._call = ""
+        rest = text[at + len(mark) :]
+        return [*told, *self._take(Piece(rest, -1, 0.0))] if rest else told
+
+    def _before(self, end: int, *, cut: bool = False) -> list[Piece]:
+        """Take the pieces before character `end` out; the one across it stays whole, or is cut there."""
+        told = []
+        while self._held and len(self._held[0].text) <= end:
+            end -= len(self._held[0].text)
+            told.append(self._held.pop(0))
+        if cut and end > 0:
+            told.append(self._held[0]._replace(text=self._held[0].text[:end]))
+        return told
+
+    def _end_call(self, body: str) -> None:
+        self._call, self._after = None, True
+        found = parse(body.strip())
+        self._calls += [ToolCall(id=self._new_id(), name=name, arguments=arguments) for name, arguments in found]
