@@ -16,8 +16,9 @@ import msgspec
 from edgewise.cloud.clients.logprobs import Logprobs, Told, tokens_of
 from edgewise.cloud.clients.prompting import CLASSIFICATION, Prompt
 from edgewise.cloud.clients.toolcalls import ToolCalls
+from edgewise.contracts import FINAL_PROVISIONALS, Status
 from edgewise.dialogue import Finish, ToolCall, Written
-from edgewise.errors import CloudError, CloudRefusedError, CloudResponseError, CloudThrottledError
+from edgewise.errors import CloudRefusedError, CloudResponseError, CloudThrottledError
 
 T = TypeVar("T")
 
@@ -28,9 +29,9 @@ _LONGEST_LINE = 1 << 20
 _FILTERED = "content_filter"
 _ENDINGS = ("stop", "length")
 _CALLED = "tool_calls"
-_FINAL = "final"
-_REFUSALS = ("400", "413", "422")
-_THROTTLED = "429"
+_REFUSALS = {"400", "413", "422", "BadRequestError", "invalid_request_error", "context_length_exceeded"}
+_THROTTLED = {"429", "RateLimitError", "rate_limit_error", "rate_limit_exceeded"}
+"""Codes and types of errors in mid-stream: vLLM's are statuses and names, OpenAI's and ours words."""
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -103,7 +104,8 @@ class _Ours(msgspec.Struct):
     """What our own service says of an answer."""
 
     model_digest: str | None = None
-    status: str = _FINAL
+    status: str = Status.FINAL
+    reason: str = ""
 
 
 class _Choice(msgspec.Struct):
@@ -137,6 +139,7 @@ class _Chunk(msgspec.Struct):
     object: str | None = None
     message: Any = None
     code: Any = None
+    type: Any = None
 
 
 class _Vector(msgspec.Struct):
@@ -327,11 +330,13 @@ def _check_error(chunk: _Chunk) -> None:
     told = chunk.error
     if told is None and chunk.object != "error":
         return
-    code = str(told.get("code") if isinstance(told, dict) else chunk.code)
+    code, kind = (told.get("code"), told.get("type")) if isinstance(told, dict) else (chunk.code, chunk.type)
+    words = {str(code), str(kind)}
     said = str(chunk.message if told is None else told)[:200]
     problem = f"The server failed in mid-stream: {said}"
-    kinds: dict[str, type[CloudError]] = dict.fromkeys(_REFUSALS, CloudRefusedError) | {_THROTTLED: CloudThrottledError}
-    raise kinds.get(code, CloudResponseError)(problem, "See its log.")
+    if words & _THROTTLED:
+        raise CloudThrottledError(problem, "It has more work than it takes; try again later.")
+    raise (CloudRefusedError if words & _REFUSALS else CloudResponseError)(problem, "See its log.")
 
 
 def _written(ending: str | None, calls: tuple[ToolCall, ...], usage: _Usage | None) -> Written:
@@ -360,10 +365,9 @@ def _finish(ending: str | None, calls: tuple[ToolCall, ...]) -> Finish:
 
 
 def _version(ours: _Ours | None) -> str | None:
-    if ours is not None and ours.status != _FINAL:
-        raise CloudResponseError(
-            f"The service answered {ours.status}ly, which is no reference.", "Check the cloud behind it."
-        )
+    if ours is not None and ours.status != Status.FINAL:
+        kind = CloudRefusedError if ours.reason in FINAL_PROVISIONALS else CloudResponseError
+        raise kind(f"The gateway answered provisionally: {ours.reason}.", "Check the service behind that gateway.")
     return ours.model_digest if ours is not None else None
 
 

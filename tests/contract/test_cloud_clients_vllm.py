@@ -319,7 +319,11 @@ async def test_our_own_service_names_the_digest_of_its_model(client, server):
     assert (await streamed(client, asking()))[-1].reference.version.startswith("sha256:22, asked ")
 
 
-async def test_a_gateway_that_answers_provisionally_is_no_reference(client, server):
-    server.replace_pieces = lambda pieces: ours(pieces, status="provisional")
-    with pytest.raises(CloudResponseError, match="provisionally"):
+@pytest.mark.parametrize(
+    ("reason", "kind"), [("breaker_open", CloudResponseError), ("cloud_refused", CloudRefusedError)]
+)
+async def test_a_gateway_that_answers_provisionally_is_no_reference(client, server, reason, kind):
+    server.replace_pieces = lambda pieces: ours(pieces, status="provisional", reason=reason)
+    with pytest.raises(CloudResponseError, match=f"provisionally: {reason}") as caught:
         await streamed(client, asking())
+    assert type(caught.value) is kind

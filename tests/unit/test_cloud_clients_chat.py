@@ -190,6 +190,21 @@ def test_an_error_in_mid_stream_says_whose_fault_it_is(code, kind):
         assert type(caught.value) is kind
 
 
+@pytest.mark.parametrize(
+    ("code", "type_", "kind"),
+    [
+        ("context_length_exceeded", "invalid_request_error", CloudRefusedError),
+        (None, "BadRequestError", CloudRefusedError),
+        ("rate_limit_exceeded", "requests", CloudThrottledError),
+        ("cloud_failed", "api_error", CloudResponseError),
+    ],
+)
+def test_errors_in_mid_stream_have_words_too(code, type_, kind):
+    with pytest.raises(kind) as caught:
+        chat.ChatStream().add(json.dumps({"error": {"message": "no", "type": type_, "code": code}}).encode())
+    assert type(caught.value) is kind
+
+
 def test_an_error_that_is_only_a_text_is_one():
     with pytest.raises(CloudResponseError, match="too many"):
         chat.ChatStream().add(b'{"error": "too many"}')
