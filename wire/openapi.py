@@ -15,7 +15,7 @@ from edgewise import __version__
 from edgewise.contracts import DataPolicy, Mode, ServiceInfo
 from edgewise.wire import native, openai
 from edgewise.wire.oip_messages import InferBody, InputTensor
-from edgewise.wire.operations import OPERATIONS, Operation, Parameter, Reply, Schema
+from edgewise.wire.operations import LEAVES_THE_PROCESS, OPERATIONS, Operation, Parameter, Reply, Schema
 from edgewise.wire.parsing import ID_PATTERN, MAX_ATTRIBUTE_CHARACTERS, MAX_ATTRIBUTES, MAX_TEXT_CHARACTERS
 from edgewise.wire.verify import VERIFY
 
@@ -31,7 +31,6 @@ _FAULTS: Mapping[int, str] = {
     404: "No such model, version or answer.",
     409: "Client and server are not of one mind; `code` says how, and the remedy what to do.",
     408: "The body was not here in time.",
-    409: "The two sides of a session are not of one mind; `code` says how.",
     413: "The body is too large.",
     415: "The body is compressed.",
     421: "The request was meant for another host.",
@@ -89,7 +88,12 @@ class Served(NamedTuple):
 
 def operations_of(served: Served) -> list[Operation]:
     """The operations that make sense with what is served: embeddings where a model makes them, and so on."""
-    return [operation for operation in OPERATIONS if _is_offered(operation, served)]
+    offered = [operation for operation in OPERATIONS if _is_offered(operation, served)]
+    if _writers(served):
+        from edgewise.wire.text_operations import TEXT_OPERATIONS  # most doors never tell of them
+
+        offered += TEXT_OPERATIONS
+    return offered
 
 
 def _is_offered(operation: Operation, served: Served) -> bool:
@@ -97,6 +101,8 @@ def _is_offered(operation: Operation, served: Served) -> bool:
         return any(openai.makes_embeddings(info) for info in served.models)
     if operation.path == VERIFY:
         return VERIFY in served.posts
+    if operation.path == "/v1/predict" or operation.path.endswith("/infer"):
+        return not served.models or len(_writers(served)) < len(served.models)
     if operation.path.startswith("/v1/answers/"):
         return served.keeps_answers
     if operation.path.startswith("/v2/repository"):
@@ -151,18 +157,25 @@ def _operation(operation: Operation, served: Served) -> Json:
 
 def _example(operation: Operation, served: Served) -> Json | None:
     """A body that is answered by what is served now; None where no text is read."""
-    reads = [info for info in served.models if info.input == "text"]
-    if not reads:
-        return None
+    reads = [info.name for info in served.models if info.input == "text" and not openai.writes(info)]
+    embeds = [info.name for info in served.models if openai.makes_embeddings(info)]
     tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [_EXAMPLE]}
-    embeds = next((info.name for info in reads if openai.makes_embeddings(info)), "")
-    bodies: dict[type, Json] = {
-        native.PredictRequest: {"inputs": _EXAMPLE, "model": reads[0].name, "budget_ms": 5000},
-        openai.EmbeddingsBody: {"input": [_EXAMPLE], "model": embeds},
-        InferBody: {"inputs": [tensor], "parameters": {"budget_ms": 5000}},
-    }
+    bodies: dict[type, Json] = {}
+    if reads:
+        bodies[native.PredictRequest] = {"inputs": _EXAMPLE, "model": reads[0], "budget_ms": 5000}
+        bodies[InferBody] = {"inputs": [tensor], "parameters": {"budget_ms": 5000}}
+    if embeds:
+        bodies[openai.EmbeddingsBody] = {"input": [_EXAMPLE], "model": embeds[0]}
+    if _writers(served):
+        from edgewise.wire.text_operations import examples
+
+        bodies |= examples(_writers(served)[0])
     body = operation.bodies[_JSON]
     return bodies.get(body) if isinstance(body, type) else None
+
+
+def _writers(served: Served) -> list[str]:
+    return [info.name for info in served.models if openai.writes(info)]
 
 
 _EXAMPLE = "grain exports rose in march"
@@ -251,6 +264,10 @@ def _components(operations: Iterable[Operation], served: Served) -> Json:
     for name, narrow in _NARROWED.items():
         if name in found:
             narrow(found, served)
+    if _writers(served):
+        from edgewise.wire import text_operations
+
+        text_operations.narrow(found, _words(served), _writers(served))
     return found
 
 
@@ -267,14 +284,7 @@ def _predict_body(components: Json, served: Served) -> None:
     body["properties"]["inputs"] = {"anyOf": readable} if readable else {"type": "string"}
     if not kinds - {"text"}:
         del components[native.ImageInput.__name__]
-    body["not"] = _LEAVES_THE_PROCESS
-
-
-_LEAVES_THE_PROCESS = {
-    "properties": {"mode": {"const": Mode.CLOUD_ONLY.value}, "data_policy": {"const": DataPolicy.LOCAL_ONLY.value}},
-    "required": ["mode", "data_policy"],
-}
-"""Asks the cloud, and forbids that the data leave the process."""
+    body["not"] = LEAVES_THE_PROCESS
 
 
 def _image_input(components: Json, served: Served) -> None:
@@ -297,7 +307,7 @@ def _embeddings_body(components: Json, served: Served) -> None:
     properties["input"] = {
         "anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": served.max_items}]
     }
-    components[openai.EmbeddingsBody.__name__]["not"] = _LEAVES_THE_PROCESS
+    components[openai.EmbeddingsBody.__name__]["not"] = LEAVES_THE_PROCESS
 
 
 def _infer_body(components: Json, served: Served) -> None:

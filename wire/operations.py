@@ -1,7 +1,8 @@
 """Every route of a door, as a table: what it takes, and what it may reply.
 
 Owns the facts that the OpenAPI document tells; `openapi` puts them into its form. A test holds the table against the
-routes, so that neither has one that the other lacks. The WebSocket is not in it: OpenAPI has no words for one.
+routes, so that neither has one that the other lacks. Routes of models that write are `text_operations`'. The WebSocket
+is not in it: OpenAPI has no words for one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from edgewise.contracts import ServiceInfo
+from edgewise.contracts import DataPolicy, Mode, ServiceInfo
 from edgewise.telemetry import CONTENT_TYPE as METRICS_TYPE
 from edgewise.wire import native, oip, openai, verify
 from edgewise.wire.oip_messages import InferBody
@@ -101,13 +102,19 @@ class Operation(NamedTuple):
     is_needed: bool = True
 
 
-_FACTS = ("x-edgewise-id", "x-edgewise-source", "x-edgewise-reason", "x-edgewise-status", "x-edgewise-model-digest")
-_TRACE = ("traceparent",)
+FACTS = ("x-edgewise-id", "x-edgewise-source", "x-edgewise-reason", "x-edgewise-status", "x-edgewise-model-digest")
+TRACE = ("traceparent",)
 _POSTED = (400, 404, 408, 413, 415, 429)
 """What every route with a body may refuse."""
 
-_ASKED = (*_POSTED, 422)
+ASKED = (*_POSTED, 422)
 """What every route that asks a model may refuse."""
+
+LEAVES_THE_PROCESS = {
+    "properties": {"mode": {"const": Mode.CLOUD_ONLY.value}, "data_policy": {"const": DataPolicy.LOCAL_ONLY.value}},
+    "required": ["mode", "data_policy"],
+}
+"""Asks the cloud, and forbids that the data leave the process."""
 
 _STREAM = {
     "type": "object",
@@ -135,7 +142,7 @@ _ANSWER_ID = Parameter("id", "path", {"type": "string", "minLength": 1}, "The id
 _WAIT = Parameter("wait_ms", "query", "wait_ms", "Milliseconds to wait for the final answer.")
 _MODEL = Parameter("model", "path", "model", "Name of a model.")
 _VERSION = Parameter("version", "path", "version", "Version of that model.")
-_OURS = tuple(
+OURS = tuple(
     Parameter(f"x-edgewise-{name.replace('_', '-')}", "header", word, f"As `{name}` in the body, which goes before it.")
     for name, word in (
         ("budget_ms", "whole_ms"),
@@ -151,8 +158,8 @@ _NATIVE = (
         "/v1/predict",
         "predict",
         "Answer one item; as a stream of events where the client accepts text/event-stream.",
-        {200: Reply("The first whole answer.", {JSON: native.AnswerBody, EVENTS: _STREAM}, (*_FACTS, *_TRACE))},
-        faults=_ASKED,
+        {200: Reply("The first whole answer.", {JSON: native.AnswerBody, EVENTS: _STREAM}, (*FACTS, *TRACE))},
+        faults=ASKED,
         bodies={JSON: native.PredictRequest},
     ),
     Operation(
@@ -160,7 +167,7 @@ _NATIVE = (
         "/v1/answers/{id}",
         "answer",
         "The newest answer to a request that was answered provisionally.",
-        _ok(native.AnswerBody, "The newest answer.", _FACTS),
+        _ok(native.AnswerBody, "The newest answer.", FACTS),
         faults=(400, 404, 429),
         parameters=(_ANSWER_ID, _WAIT),
     ),
@@ -170,7 +177,7 @@ _NATIVE = (
         "answerEvents",
         "The same as a stream of events, which ends when the answer is final or time is up.",
         {
-            200: Reply("The stream.", {EVENTS: _STREAM}, (*_FACTS, *_TRACE)),
+            200: Reply("The stream.", {EVENTS: _STREAM}, (*FACTS, *TRACE)),
             204: Reply("The client has seen all of it: its last-event-id ends with /done.", {}),
         },
         faults=(400, 404, 429),
@@ -194,10 +201,10 @@ _OPENAI = (
         openai.EMBEDDINGS,
         "embeddings",
         "Embeddings of texts, in OpenAI's protocol.",
-        _ok(openai.EmbeddingsReply, "One embedding a text.", (*_FACTS, *_TRACE)),
-        faults=_ASKED,
+        _ok(openai.EmbeddingsReply, "One embedding a text.", (*FACTS, *TRACE)),
+        faults=ASKED,
         error=openai.OpenAIError,
-        parameters=_OURS,
+        parameters=OURS,
         bodies={JSON: openai.EmbeddingsBody},
     ),
     Operation(
@@ -233,10 +240,10 @@ def _of_model(path: str, suffix: str, parameters: tuple[Parameter, ...]) -> tupl
                 200: Reply(
                     "One answer an item.",
                     {JSON: oip.InferReply, BINARY: _BYTES},
-                    (*_FACTS, *_TRACE, "inference-header-content-length"),
+                    (*FACTS, *TRACE, "inference-header-content-length"),
                 )
             },
-            faults=_ASKED,
+            faults=ASKED,
             error=OipError,
             parameters=parameters,
             bodies={JSON: InferBody},

@@ -42,6 +42,9 @@ _ENDPOINTS = (
     "/openapi.json",
 )
 
+_TEXT_ENDPOINTS = (openai.CHAT, openai.COMPLETIONS)
+"""Listed where a model writes texts."""
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -114,12 +117,13 @@ class Pages:
         return app
 
     async def _describe(self, request: HttpRequest) -> Response:
+        models = [served.info for served in self._catalog.models().values()]
         page = FrontPage(
             name="edgewise",
             version=__version__,
             service=self._catalog.default().info,
-            models=[served.info for served in self._catalog.models().values()],
-            endpoints=_ENDPOINTS,
+            models=models,
+            endpoints=(*_ENDPOINTS, *(_TEXT_ENDPOINTS if any(map(openai.writes, models)) else ())),
             promise=None if self._report is None else self._report(),
         )
         return _json(page)

@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 
-class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+class TextPart(msgspec.Struct, frozen=True):
     """A part of a message; the only kind that is read here."""
 
+    type: Literal["text"]
     text: str
 
 
