@@ -65,6 +65,8 @@ class BackendSection(_Section, frozen=True):
         max_tokens: Longest answer of a language model.
         seed: Seed of a language model.
         constrained: Have vLLM write nothing but a label.
+        draft: Bundle of a language model that drafts for our own service's, of kind "openai"; None lets none draft.
+        draft_tokens: Tokens to draft a round trip; None adapts them, and drafts only where that is faster.
         dialect: What an "openai" server understands of a prompt: "vllm" (None) or "openai".
         input: Name of the model's input tensor.
         input_shape: Shape of one text in it.
@@ -88,6 +90,8 @@ class BackendSection(_Section, frozen=True):
     max_tokens: int | None = None
     seed: int | None = None
     constrained: bool = False
+    draft: str | None = None
+    draft_tokens: int | None = None
     dialect: str | None = None
     input: str | None = None
     input_shape: tuple[int, ...] | None = None
@@ -222,6 +226,33 @@ class AuditSection(_Section, frozen=True):
     recertify_items: int = 1000
 
 
+class TextSection(_Section, frozen=True):
+    """What else holds where the edge model writes texts.
+
+    Attributes:
+        threads: Texts that are written at the same time; None takes one for each `edge.model_threads` of the cores.
+        slots: Sessions whose computed tokens are kept for their next turn; 0 keeps none.
+        slot_tokens: Tokens of each that are kept; None: 2,048, or what the model reads where that is less.
+        prefill: System prompts that are computed at the start and kept ready.
+        gate_ms: Milliseconds from a request's arrival by which the tokens that its score needs must be there; None
+            waits for them.
+        watch_window: Tokens over which a text is watched after its gate.
+        watch_floor: Mean log-probability of those, in nats, below which the cloud takes over; None watches nothing.
+        judge: The certificate's judge, where that is a function of one's own: only then is it imported.
+        judge_bundle: Path of the embedding bundle that the judge "similarity" needs.
+    """
+
+    threads: int | None = None
+    slots: int = 4
+    slot_tokens: int | None = None
+    prefill: tuple[str, ...] = ()
+    gate_ms: float | None = None
+    watch_window: int = 16
+    watch_floor: float | None = None
+    judge: str | None = None
+    judge_bundle: str | None = None
+
+
 class StateSection(_Section, frozen=True):
     """Durable state.
 
@@ -314,6 +345,7 @@ class Config(_Section, frozen=True):
     cache: CacheSection = CacheSection()
     policy: PolicySection = PolicySection()
     audit: AuditSection = AuditSection()
+    text: TextSection = TextSection()
     state: StateSection = StateSection()
     cost: CostSection = CostSection()
     profiles: dict[str, ProfileSection] = {}
@@ -441,6 +473,9 @@ def _check_ranges(config: Config) -> None:
         "state.max_answers": config.state.max_answers,
         "state.max_bytes": config.state.max_bytes,
         "state.max_age_s": config.state.max_age_s,
+        "text.threads": config.text.threads,
+        "text.slot_tokens": config.text.slot_tokens,
+        "text.watch_window": config.text.watch_window,
         "policy.calls_per_day": config.policy.calls_per_day,
         "policy.money_per_day": config.policy.money_per_day,
         "policy.price_per_call": config.policy.price_per_call,
@@ -454,6 +489,8 @@ def _check_ranges(config: Config) -> None:
         "server.drain_s": config.server.drain_s,
         "server.linger_s": config.server.linger_s,
         "cache.max_bytes": config.cache.max_bytes,
+        "text.slots": config.text.slots,
+        "text.gate_ms": config.text.gate_ms,
         **{f"profiles.{name}.budget_ms": profile.budget_ms for name, profile in config.profiles.items()},
         **_costs(config.cost),
     }
@@ -463,6 +500,9 @@ def _check_ranges(config: Config) -> None:
     for name, value in not_negative.items():
         if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value!r}.", "Give 0 or more.")
+    floor = config.text.watch_floor
+    if floor is not None and not -math.inf < floor < 0:
+        raise ConfigError(f"text.watch_floor is {floor!r}.", "Give a number below 0: the logarithm of a probability.")
     probabilities = {
         "cloud.hedge_share": config.cloud.hedge_share,
         "audit.share": config.audit.share,

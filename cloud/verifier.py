@@ -192,7 +192,7 @@ class Verifier:
         """
         self._check(asked)
         if self._waiting >= self._limits.waiting:
-            raise Fault(429, "busy", f"{self._waiting} drafts wait already.", remedy="Come back later.")
+            raise Fault(429, "too_many_requests", f"{self._waiting} drafts wait already.", remedy="Come back later.")
         self._waiting += 1
         caller = _Caller()
         work = asyncio.create_task(self._turn(tenant, asked, caller), name="edgewise-verify")
@@ -204,12 +204,12 @@ class Verifier:
             caller.gone = True
             raise
 
-    async def aclose(self) -> None:
-        """Forget every session; what computes is waited for."""
+    def close(self) -> None:
+        """Forget every session; what computes goes on to its end, what waits is told that nobody rules any more."""
         if self._freeing is not None:
             self._freeing.cancel()
         self._sessions.clear()
-        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _left(self, work: asyncio.Task[VerifyReply]) -> None:
         self._waiting -= 1
@@ -218,11 +218,7 @@ class Verifier:
 
     def _check(self, asked: VerifyRequest) -> None:
         if asked.tokenizer != self._tokenizer:
-            raise verify.conflict(
-                verify.OTHER_TOKENIZER,
-                f"The tokenizer {asked.tokenizer[:80]!r} is not the target's: ids would mean something else.",
-                f"Draft with a model whose tokenizer is {self._tokenizer}, or ask for the text without drafting.",
-            )
+            raise verify.other_tokenizer(asked.tokenizer, self._tokenizer)
         _check_ids("tokens", asked.tokens, self._target.vocabulary)
         _check_ids("draft", asked.draft, self._target.vocabulary)
         for at, drawn in enumerate(asked.draft_probs or ()):
@@ -233,12 +229,13 @@ class Verifier:
 
     def _check_length(self, asked: VerifyRequest) -> None:
         standing, context = asked.position + len(asked.tokens), self._target.context
-        if standing + len(asked.draft) < context:
+        wanted = standing + len(asked.draft) + 1
+        if wanted <= context:
             return
-        problem = f"The session would have {standing + len(asked.draft) + 1} tokens; the target reads {context}."
         if asked.position and not asked.tokens:
-            raise verify.conflict(verify.CONTEXT_FULL, problem, "Draft less; without a draft, the answer is over.")
+            raise verify.context_full(wanted, context)
         name = "draft" if standing < context else "tokens"
+        problem = f"{name}: the session would have {wanted} tokens; the target reads {context}."
         raise RequestError(name, problem, "Send a shorter draft, or a shorter prompt.")
 
     async def _turn(self, tenant: str, asked: VerifyRequest, caller: _Caller) -> VerifyReply:
@@ -267,10 +264,7 @@ class Verifier:
         session = self._sessions.get(key)
         if session is None:
             if asked.position:
-                problem = (
-                    f"The session {asked.session!r} is not here: it was idle for long, or the service started anew."
-                )
-                raise verify.conflict(verify.SESSION_LOST, problem, "Send its tokens again, from position 0.")
+                raise verify.session_lost(asked.session)
             session = self._sessions[key] = _Session(self._target.begin())
         session.used_s = self._clock.monotonic()
         self._sessions.move_to_end(key)

@@ -255,6 +255,31 @@ def verify_routes(find: Callable[[str | None], Verifying]) -> Mapping[str, Route
     return {VERIFY: handle}
 
 
-def conflict(code: str, message: str, remedy: str) -> Fault:
-    """The reply where the two sides are not of one mind."""
-    return Fault(409, code, message, remedy=remedy)
+def session_lost(session: str) -> Fault:
+    """The reply where a session is not here any more."""
+    return Fault(
+        409,
+        "session_lost",
+        f"The session {session!r} is not here: it was idle for long, or the service started anew.",
+        remedy="Send its tokens again, from position 0.",
+    )
+
+
+def other_tokenizer(sent: str, own: str) -> Fault:
+    """The reply where ids would mean something else on either side."""
+    return Fault(
+        409,
+        "other_tokenizer",
+        f"The tokenizer {sent[:80]!r} is not the target's: ids would mean something else.",
+        remedy=f"Draft with a model whose tokenizer is {own}, or ask for the text without drafting.",
+    )
+
+
+def context_full(tokens: int, context: int) -> Fault:
+    """The reply where an answer has no more room."""
+    return Fault(
+        409,
+        "context_full",
+        f"The session would have {tokens} tokens; the target reads {context}.",
+        remedy="Draft less; without a draft, the answer is over.",
+    )

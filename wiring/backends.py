@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,19 +16,29 @@ from edgewise.config import BackendSection, Config, backend_in_use, backends_in_
 from edgewise.contracts import CloudClient, Mode
 from edgewise.errors import ConfigError
 
+if TYPE_CHECKING:
+    from edgewise.edge import EdgeGenerator
+
 _NETWORK = ("connect_timeout_s", "keep_alive_s", "http2", "ca_file")
 _TENSORS = ("input", "input_shape", "output", "labels")
 
 
-def connect(backend: BackendSection) -> CloudClient:
+def connect(backend: BackendSection, *, generator: EdgeGenerator | None = None) -> CloudClient:
     """A client for a cloud backend; its key is read from the environment here and kept nowhere else.
+
+    Args:
+        backend: Its settings.
+        generator: A language model that is loaded already; it drafts where it is the one that the settings name.
 
     Raises:
         ConfigError: The kind is unknown, a setting is not its own or cannot be used, or the key's variable is not set.
-        MissingExtraError: The kind, or HTTP/2, needs an extra that is not installed.
+        BundleError: The model that is to draft cannot be loaded.
+        MissingExtraError: The kind, HTTP/2 or drafting needs an extra that is not installed.
     """
     from edgewise.cloud.clients import CLIENTS
 
+    if backend.draft is not None or backend.draft_tokens is not None:
+        return _drafted(backend, generator)
     if backend.kind not in CLIENTS:
         raise ConfigError(
             f"There is no cloud client {backend.kind!r}.", f"Choose one of: {', '.join(sorted(CLIENTS))}."
@@ -45,6 +55,35 @@ def connect(backend: BackendSection) -> CloudClient:
             f"A cloud backend of kind {backend.kind!r} takes no {names}.", "Drop it, or choose another kind."
         )
     return make(backend.url or None, model=backend.model, api_key=secret(backend.api_key_env), **options)
+
+
+def _drafted(backend: BackendSection, generator: EdgeGenerator | None) -> CloudClient:
+    """A client whose text a language model here drafts."""
+    from edgewise.bundle import Bundle
+    from edgewise.cloud.clients import Network
+    from edgewise.cloud.clients.drafting import DraftedCloud
+    from edgewise.cloud.clients.openai import OpenAIClient
+    from edgewise.edge import EdgeGenerator
+    from edgewise.edge.drafting import draft_model
+
+    if backend.draft is None:
+        raise ConfigError("`draft_tokens` is set and no model drafts.", "Name its bundle as `draft`.")
+    if backend.kind != "openai":
+        raise ConfigError(f"A cloud backend of kind {backend.kind!r} takes no `draft`.", 'Choose kind = "openai".')
+    plain = connect(msgspec.structs.replace(backend, draft=None, draft_tokens=None))
+    if not isinstance(plain, OpenAIClient) or not backend.url:
+        raise ConfigError("A cloud backend with a `draft` has no URL.", "Give `url`.")
+    if generator is None or generator.digest != Bundle.open(backend.draft).model_digest:
+        generator = EdgeGenerator.load(backend.draft, slots=0)
+    return DraftedCloud(
+        backend.url,
+        plain=plain,
+        drafts=draft_model(generator),
+        model=backend.model,
+        api_key=secret(backend.api_key_env),
+        k=backend.draft_tokens,
+        network=Network(**{name: getattr(backend, name) for name in _NETWORK}),
+    )
 
 
 def backend_at(cloud: str, *, kind: str, model: str | None, api_key_env: str | None) -> BackendSection:
@@ -67,8 +106,12 @@ def backend_at(cloud: str, *, kind: str, model: str | None, api_key_env: str | N
     return backend
 
 
-def cloud_of(config: Config) -> CloudClient | None:
+def cloud_of(config: Config, *, generator: EdgeGenerator | None = None) -> CloudClient | None:
     """The cloud that the configuration names, or None where requests need none.
+
+    Args:
+        config: The configuration.
+        generator: As in `connect`.
 
     Raises:
         ConfigError: The mode needs a cloud and none is given, or a backend cannot be connected to.
@@ -79,7 +122,7 @@ def cloud_of(config: Config) -> CloudClient | None:
         raise ConfigError(
             f"The mode is {config.edge.mode.value!r} and no cloud is given.", "Give --cloud URL, or --mode edge_only."
         )
-    clients = {name: connect(backend) for name, backend in backends.items()}
+    clients = {name: connect(backend, generator=generator) for name, backend in backends.items()}
     if len(clients) > 1:
         from edgewise.cloud.clients import FailOverClient
 

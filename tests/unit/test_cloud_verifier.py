@@ -84,7 +84,7 @@ async def make(target, clock):
 
     yield maker
     for verifier in made:
-        await verifier.aclose()
+        verifier.close()
 
 
 def asking(**fields):
@@ -247,7 +247,7 @@ async def test_idle_sessions_are_freed_also_where_nobody_asks(target):
     async with asyncio.timeout(20):
         while verifier.sessions:  # noqa: ASYNC110  a timer of the loop frees them, which tells nobody
             await asyncio.sleep(0.005)
-    await verifier.aclose()
+    verifier.close()
 
 
 async def test_one_too_many_is_told_to_come_back(make, target):
@@ -372,4 +372,4 @@ async def test_a_torch_model_writes_through_drafts_what_it_writes_alone(llama, c
         written += [*draft[: reply.accepted], reply.token]
         position, given = reply.position, ()
     assert written == said[: len(written)]
-    await verifier.aclose()
+    verifier.close()

@@ -10,18 +10,23 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from edgewise.errors import CloudResponseError, RequestError
 from edgewise.wire.verify import (
+    CONTEXT_FULL,
     MAX_DRAFT,
     MAX_DRAWN,
+    OTHER_TOKENIZER,
+    SESSION_LOST,
     DraftProbabilities,
     VerifyReference,
     VerifyReply,
     VerifyRequest,
-    conflict,
+    context_full,
     decode_reply,
     decode_request,
     encode_reply,
     encode_request,
     error_code,
+    other_tokenizer,
+    session_lost,
     tokenizer_digest,
 )
 
@@ -138,8 +143,18 @@ def test_no_reply_is_no_reply(body):
     assert error_code(body) == ""
 
 
-def test_a_conflict_tells_its_code():
-    assert error_code(conflict("session_lost", "Gone.", "Send it again.").body("/v1/verify")) == "session_lost"
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (session_lost("s"), SESSION_LOST),
+        (other_tokenizer("sha256:1", "sha256:2"), OTHER_TOKENIZER),
+        (context_full(97, 96), CONTEXT_FULL),
+    ],
+)
+def test_a_conflict_tells_its_code(fault, code):
+    assert (fault.status, fault.code) == (409, code)
+    assert error_code(fault.body("/v1/verify")) == code
+    assert fault.remedy
 
 
 def tokenizer(vocabulary=("a", "b", "ab"), added=("<s>",)):
