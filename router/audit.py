@@ -18,7 +18,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from edgewise.contracts import AuditLog, AuditVerdict, CloudReply, Output, Reference
+from edgewise.dialogue import Written
 from edgewise.errors import StoreError
+from edgewise.router.agreeing import Agreement
 from edgewise.router.instruments import Instruments
 from edgewise.router.monitor import AuditMonitor, MonitorState
 
@@ -34,9 +36,12 @@ class Draw:
     request that a rule escalates before the edge is asked; None says that it is not known.
     """
 
-    def __init__(self, settle: Callable[[AuditVerdict], None], reference: Reference) -> None:
+    def __init__(
+        self, settle: Callable[[AuditVerdict], None], reference: Reference, agree: Agreement | None = None
+    ) -> None:
         self._settle = settle
         self._reference = reference
+        self._agree = agree or Agreement()
         self._settled = False
 
     def escalated(self, score: float | None = None, differs: bool | None = None) -> None:
@@ -48,12 +53,14 @@ class Draw:
         """
         self._record(AuditVerdict(violation=False, score=_comparable(score), differs=differs))
 
-    def compared(self, output: Output, score: float | None, reply: CloudReply) -> None:
+    def compared(
+        self, output: Output, score: float | None, reply: CloudReply, *, written: Written | None = None
+    ) -> None:
         """Compare a final local answer with the cloud's; only the certified reference can judge."""
         if reply.fail_over or reply.reference != self._reference:
             self.missed(score)
             return
-        differs = reply.output != output
+        differs = not self._agree(output, written, reply)
         self._record(AuditVerdict(violation=differs, score=_comparable(score), differs=differs))
 
     def missed(self, score: float | None = None) -> None:
@@ -84,6 +91,7 @@ class Auditor:
         uniform: Numbers in [0, 1) that no client can foresee.
         instruments: Where verdicts are counted.
         on_verdict: Called after verdicts were put on record; again later where it could not write.
+        agree: Whether two answers say the same; None: whether they are the same.
         lock: Held, and entered again, wherever draws and verdicts are counted and told; None takes one of its own.
     """
 
@@ -95,6 +103,7 @@ class Auditor:
         instruments: Instruments,
         *,
         on_verdict: Callable[[], object] | None = None,
+        agree: Agreement | None = None,
         lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self._log = log
@@ -102,6 +111,7 @@ class Auditor:
         self._uniform = uniform
         self._instruments = instruments
         self._on_verdict = on_verdict
+        self._agree = agree or Agreement()
         self._lock = threading.RLock() if lock is None else lock
         self._unwritten: deque[tuple[int, AuditVerdict]] = deque()
         self._unweighed = False
@@ -135,7 +145,7 @@ class Auditor:
         with self._lock:
             position = self._log.drawn(request_id, epoch)
             self._open += 1
-        return Draw(lambda verdict: self._settle(position, verdict), reference)
+        return Draw(lambda verdict: self._settle(position, verdict), reference, self._agree)
 
     def catch_up(self) -> None:
         """Write and weigh what the store did not take so far; cheap where there is nothing."""

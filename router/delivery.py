@@ -42,6 +42,7 @@ from edgewise.errors import (
     RequestError,
     StoreError,
 )
+from edgewise.router.agreeing import Agreement
 from edgewise.router.background import Background
 from edgewise.router.backlog import Backlog, Key, Ramp, key_of
 from edgewise.router.cachekey import item_digest
@@ -88,6 +89,7 @@ class Deliveries:
         max_age_s: Seconds after which an answer is owed no more.
         drop_oldest: Whether the oldest make room where the outbox is full; else one more request is refused.
         at_once: Owed answers that are asked for at the same time, at most.
+        agree: Whether the cloud says the same as an answer that was given before its own; None: whether it is the same.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Deliveries:
         max_age_s: float = 7 * 24 * 3600.0,
         drop_oldest: bool = False,
         at_once: int = _AT_ONCE,
+        agree: Agreement | None = None,
     ) -> None:
         self._cloud = cloud
         self._outbox = outbox
@@ -116,6 +119,7 @@ class Deliveries:
         self._hooks = hooks
         self._max_age_s = max_age_s
         self._drop_oldest = drop_oldest
+        self._agree = agree or Agreement()
         self._backlog = Backlog(retry_s)
         self._ramp = Ramp(at_once)
         self._asking: set[asyncio.Task[None]] = set()
@@ -156,6 +160,14 @@ class Deliveries:
             self.tend()
             return Owed(provisional)
         return Owed(provisional, self._background.start(self._late(request, provisional, call)))
+
+    def earlier(self, request: Request) -> Answer | None:
+        """What is kept under the request's id, where it came before; whoever tells a text as it is written asks first.
+
+        Raises:
+            RequestError: Another request's answer is kept under it.
+        """
+        return self._earlier(request, item_digest(request))
 
     def keep(self, request: Request, answer: Answer) -> Answer:
         """Keep a provisional answer that no update follows, for pick-up; gives what is kept by now.
@@ -373,10 +385,24 @@ class Deliveries:
         lapsed = self._lapsed(request, provisional)
         if lapsed is not None:
             return lapsed
-        final = self._store(request.tenant, final_answer(provisional, reply), item_digest(request))
+        final = self._store(request.tenant, self._final(provisional, reply), item_digest(request))
         self._instruments.provisional.inc("corrected")
         self._on_final(request, final, reply.reference)
         return final
+
+    def _final(self, provisional: Answer, reply: CloudReply) -> Answer:
+        """The cloud's answer; the text that was told at once where the cloud says the same in other words."""
+        is_text = provisional.decision.reason is Reason.SPECULATIVE and provisional.written is not None
+        if is_text and not reply.fail_over and self._confirms(provisional, reply):
+            return msgspec.structs.replace(provisional, status=Status.FINAL)
+        return final_answer(provisional, reply)
+
+    def _confirms(self, provisional: Answer, reply: CloudReply) -> bool:
+        try:
+            return self._agree(provisional.output, provisional.written, reply)
+        except Exception:  # a judge may be a user's own function
+            _log.exception("The judge of a certificate failed; the cloud's answer counts.")
+            return False
 
     def _abandon(self, request: Request, error: CloudRefusedError, provisional: Answer) -> Answer | None:
         """The cloud will never answer this one: say so in the stored answer, and forget the debt."""
@@ -502,4 +528,5 @@ def final_answer(provisional: Answer, reply: CloudReply) -> Answer:
         source=Source.CLOUD,
         decision=msgspec.structs.replace(decision, reason=Reason.FAIL_OVER) if reply.fail_over else decision,
         model_digest=reply.reference.version,
+        written=reply.written,
     )

@@ -8,6 +8,10 @@ one overtook, cost nobody an answer. What takes longer than the bound on slow ca
 whatever comes of it later: a caller's budget is spent long before a time-out says that the cloud hangs. A call that its
 own caller cut short says nothing, and a reply by fail-over is a success: requests do get answers.
 
+A text is heard as it is written, where the client can: what counts as slow, and as the time that a call takes, is then
+its first piece, and the time-out bounds the rest. Such a call gets no second one beside it, and is not made again once
+a piece of it was told; one that breaks off later has failed.
+
 Calls that were slow when the cloud went away hang until their time-out, although it may be long back. So they are given
 up, to be asked anew, as soon as it is known that predictions are answered again.
 """
@@ -21,7 +25,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgewise import tracing
-from edgewise.contracts import Clock, CloudClient, CloudReply, Reference, Request
+from edgewise.contracts import (
+    Clock,
+    CloudClient,
+    CloudReply,
+    Reference,
+    Request,
+    StreamingCloudClient,
+    Token,
+)
+from edgewise.dialogue import Prompt
 from edgewise.errors import (
     CloudError,
     CloudGivenUpError,
@@ -34,6 +47,7 @@ from edgewise.router.breaker import Breaker
 from edgewise.router.hedging import Hedging
 from edgewise.router.instruments import Instruments
 from edgewise.router.latency import LatencyWindow
+from edgewise.router.listening import Listener, unheard
 from edgewise.router.retry import Retry
 
 _log = logging.getLogger("edgewise.router")
@@ -88,6 +102,17 @@ class _Outcome:
         if not self._limit.expired():
             self._given_up = True
             self._limit.reschedule(asyncio.get_running_loop().time())
+
+    def began(self) -> None:
+        """It is being answered: not slow, whatever comes of it, and not given up."""
+        self._timer.cancel()
+
+    def extend(self, seconds: float) -> None:
+        """Let the call go on until so many seconds from now, if it would have ended before."""
+        until = asyncio.get_running_loop().time() + seconds
+        bound = self._limit.when()
+        if bound is not None and bound < until and not self._limit.expired():
+            self._limit.reschedule(until)
 
     def end(self) -> None:
         self._timer.cancel()
@@ -145,6 +170,7 @@ class Escalation:
         self._latencies = LatencyWindow()
         self._hedging = Hedging(self._latencies, hedge_share)
         self._retry = Retry(attempts, uniform)
+        self._streaming = cloud if isinstance(cloud, StreamingCloudClient) else None
         self._stated_slow_s = slow_s
         self._stands_in = False
         self._slow: dict[_Outcome, None] = {}
@@ -171,7 +197,12 @@ class Escalation:
         return self._breaker.seconds_to_probe(self._clock.monotonic())
 
     async def ask(
-        self, request: Request, *, deadline: float | None = None, on_slow: Callable[[], None] | None = None
+        self,
+        request: Request,
+        *,
+        deadline: float | None = None,
+        on_slow: Callable[[], None] | None = None,
+        on_token: Callable[[Token], None] | None = None,
     ) -> CloudReply:
         """The cloud's answer.
 
@@ -179,6 +210,8 @@ class Escalation:
             request: What to ask.
             deadline: When the answer is of no use any more, in monotonic seconds; None takes the time-out alone.
             on_slow: Told when the call counts as failed for being slow.
+            on_token: Told of each piece of a text as it comes, where the client hears them; those of a call that then
+                fails were told too.
 
         Raises:
             CloudGivenUpError: It was slow when the cloud went away, which is back: ask anew.
@@ -188,7 +221,7 @@ class Escalation:
         left_s = self.timeout_s if deadline is None else min(self.timeout_s, deadline - self._clock.monotonic())
         if left_s <= 0:
             raise CloudTimeoutError("There is no time left to ask the cloud.")
-        return await self._asked(request, left_s, self._note_success, self._note_failure, on_slow)
+        return await self._asked(request, left_s, self._note_success, self._note_failure, on_slow, on_token)
 
     async def try_out(self, request: Request) -> CloudReply:
         """The answer to a request that nobody waits for, as the half-open probe of an open breaker.
@@ -247,6 +280,7 @@ class Escalation:
         succeeded: Callable[[], None],
         failed: Callable[[], None],
         on_slow: Callable[[], None] | None = None,
+        on_token: Callable[[Token], None] | None = None,
     ) -> CloudReply:
         returns = self._returns
 
@@ -260,12 +294,17 @@ class Escalation:
         until = self._clock.monotonic() + left_s
         limit = asyncio.timeout(left_s)
         outcome = _Outcome(succeeded, failed, self.slow_s, slow, limit)
+        listener = None
+        if self._streaming is not None and isinstance(request.inputs, Prompt):
+            listener = Listener(on_token or unheard, lambda took_s: self._note_begun(outcome, took_s), self._clock)
         with self._judging(outcome, left_s):
             async with limit:
-                reply = await self._until_answered(request, until)
+                reply = await self._until_answered(request, until, listener)
         self._retry.answered()
         self._instruments.cloud_calls.inc("slow" if outcome.is_told else "ok")
         outcome.succeeded()
+        if reply.written is not None:
+            self._instruments.tokens.inc("cloud", by=reply.written.completion_tokens)
         self._stands_in = reply.fail_over
         if not reply.fail_over:
             self._on_reference(reply.reference)
@@ -301,14 +340,18 @@ class Escalation:
             outcome.end()
             self._slow.pop(outcome, None)
 
-    async def _until_answered(self, request: Request, until: float) -> CloudReply:
+    async def _until_answered(self, request: Request, until: float, listener: Listener | None) -> CloudReply:
         """The answer of the first attempt that has one; behind an open breaker there is only one attempt."""
         made = 0
         while True:
             made += 1
             try:
+                if listener is not None:
+                    return await self._heard(request, listener, made)
                 return await self._hedged(request, until, made)
             except CloudError as error:
+                if listener is not None and listener.has_begun:
+                    raise
                 left_s = until - self._clock.monotonic()
                 pause_s = None if self.is_open else self._retry.pause(error, made, left_s)
                 if pause_s is None:
@@ -366,6 +409,22 @@ class Escalation:
             span.set("edgewise.fail_over", reply.fail_over)
         self._latencies.observe(self._clock.monotonic() - began)
         return reply
+
+    async def _heard(self, request: Request, listener: Listener, attempt: int) -> CloudReply:
+        """One call whose answer is heard as it is written."""
+        if self._streaming is None:
+            raise RuntimeError("This client does not stream.")
+        with tracing.span("cloud.call", kind="client", attributes={"edgewise.attempt": attempt}) as span:
+            reply = await listener.hear(self._streaming, request, timeout_s=self.timeout_s)
+            span.set("edgewise.backend", reply.reference.name)
+            span.set("edgewise.fail_over", reply.fail_over)
+        return reply
+
+    def _note_begun(self, outcome: _Outcome, took_s: float) -> None:
+        self._latencies.observe(took_s)
+        self._slow.pop(outcome, None)
+        outcome.began()
+        outcome.extend(self.timeout_s)
 
     def _note_success(self) -> None:
         self._breaker.succeeded(self._clock.monotonic())

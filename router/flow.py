@@ -5,39 +5,28 @@
         ├ saved: provisional, and nobody is asked
         └ escalated: the cloud within the remaining budget, else provisional now and the cloud's answer later
 
-Owns the order of these steps. What is promised is `promise`'s, what an answer is worth is `judgement`'s, where it is
-answered is the policies', where the edge model runs is `inference`'s, how the cloud is asked is `escalation`'s, what
-is owed is `delivery`'s. How callers come in is `hybrid`'s.
+Owns the order of these steps for answers that come in one piece; `textflow` has it for texts. What is promised is
+`promise`'s, what an answer is worth is `judgement`'s, where it is answered is the policies', where the edge model runs
+is `inference`'s, how the cloud is asked is `escalation`'s, what an answer leaves behind is `answering`'s. How callers
+come in is `hybrid`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import NamedTuple
-
-import msgspec
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from edgewise import tracing
-from edgewise.contracts import (
-    FINAL_PROVISIONALS,
-    Action,
-    Answer,
-    CloudReply,
-    Decision,
-    Prediction,
-    Reason,
-    Status,
-)
+from edgewise.contracts import Action, Answer, CloudReply, Decision, Input, Prediction, Reason
 from edgewise.errors import InputError, RequestError
+from edgewise.router.answering import Answering, Given
 from edgewise.router.background import Background
-from edgewise.router.delivery import Deliveries, Owed, was_given_up
+from edgewise.router.deciding import Decided, Deciding
+from edgewise.router.delivery import was_given_up
 from edgewise.router.escalation import Escalation
 from edgewise.router.inference import Inference
-from edgewise.router.instruments import Instruments
-from edgewise.router.judgement import Judgement
 from edgewise.router.pace import Recent
-from edgewise.router.promise import Promise
 from edgewise.router.recall import Recall
 from edgewise.router.singleflight import Share, SingleFlight
 from edgewise.router.turn import Turn
@@ -45,27 +34,6 @@ from edgewise.router.verdicts import Verdicts
 
 _TICK_S = 0.002
 """How late the timer of an event loop may be that has other things to do as well."""
-
-
-class Decided(NamedTuple):
-    """Where a request is answered, and what the edge model says unless it was not asked."""
-
-    decision: Decision
-    prediction: Prediction | None
-
-
-class Given(NamedTuple):
-    """A first answer, and what may follow it.
-
-    Attributes:
-        answer: The answer.
-        update: The task that may still bring its revision, where the request's own cloud call goes on.
-        owed: Whether a revision will be stored for pick-up, whatever becomes of that.
-    """
-
-    answer: Answer
-    update: asyncio.Task[Answer | None] | None = None
-    owed: bool = False
 
 
 class _Asking:
@@ -104,45 +72,48 @@ class Flow:
     """Answers requests; one event loop, and any number of threads for what needs no waiting.
 
     Args:
-        judgement: Scores and decides.
-        promise: Whose lock guards what decisions rest on and change.
+        deciding: Asks policies.
+        answering: Makes answers.
         inference: The edge model.
         cloud: Where requests are escalated to; None where nothing ever is.
-        deliveries: What is owed; None where there is no cloud.
         verdicts: Settles audits.
         recall: Earlier answers.
         background: Where cloud calls run.
-        instruments: Where answers are counted.
-        model_digest: The edge bundle.
     """
 
     def __init__(
         self,
         *,
-        judgement: Judgement,
-        promise: Promise,
+        deciding: Deciding,
+        answering: Answering,
         inference: Inference,
         cloud: Escalation | None,
-        deliveries: Deliveries | None,
         verdicts: Verdicts,
         recall: Recall,
         background: Background,
-        instruments: Instruments,
-        model_digest: str,
     ) -> None:
-        self._judgement = judgement
-        self._lock = promise.lock
+        self._deciding = deciding
+        self._answering = answering
         self._inference = inference
         self._cloud = cloud
-        self._deliveries = deliveries
         self._verdicts = verdicts
         self._recall = recall
         self._background = background
-        self._instruments = instruments
-        self._model_digest = model_digest
         self._predictions = SingleFlight[Prediction]()
         self._calls = SingleFlight[CloudReply]()
         self._finishing = Recent(0.0)
+
+    def is_quick_for(self, item: Input) -> bool:
+        """Whether a prediction of items like this one was measured to take less than a hop to another thread."""
+        return self._inference.is_quick_for(item)
+
+    def measuring(self) -> Coroutine[Any, Any, None] | None:
+        """The work that measures what that depends on, for the first who asks; None for all others."""
+        return self._inference.measuring()
+
+    def close(self) -> None:
+        """Start no prediction any more."""
+        self._inference.close()
 
     def at_once(self, turn: Turn, *, here: bool) -> Answer | Decided | None:
         """The answer where it is known without waiting; else what was decided by now, if anything was.
@@ -158,18 +129,18 @@ class Flow:
             return None
         found = self._recall.find(turn)
         if found is not None:
-            return self._told(turn, found)
+            return self._answering.told(turn, found)
         if not here:
             return None
-        before = self._before(turn)
+        before = self._deciding.before(turn)
         if before is not None and before.action is Action.ESCALATE:
             return Decided(before, None)
         prediction = self._predict_here(turn)
-        decided = self._decided(turn, before, prediction)
+        decided = self._deciding.after(turn, before, prediction)
         if decided.decision.action is not Action.LOCAL:
             return decided
         # What is computed faster than it is fetched is not worth another process's memory.
-        return self._told(turn, self._final(turn, prediction, decided.decision, share=False))
+        return self._answering.told(turn, self._answering.final(turn, prediction, decided.decision, share=False))
 
     async def work(self, turn: Turn, decided: Decided | None) -> Given:
         """The first answer, whatever has to be waited for.
@@ -190,37 +161,26 @@ class Flow:
         elif self._recall.asks_shared(turn.request):
             found = await self._recall.find_shared(turn)
             if found is not None:
-                return Given(self._told(turn, found))
+                return Given(self._answering.told(turn, found))
         if decided is None:
             decided = await (self._decide(turn) if turn.draw is None else self._decide_drawn(turn))
         decision, prediction = decided
         if prediction is None or decision.action is Action.ESCALATE:
             return await self._escalate(turn, decision, prediction)
         if decision.action is Action.PROVISIONAL:
-            return Given(self._told(turn, self._saved(turn, prediction, decision)))
-        final = self._final(turn, prediction, decision, share=True)
+            return Given(self._answering.told(turn, self._answering.saved(turn, prediction, decision)))
+        final = self._answering.final(turn, prediction, decision, share=True)
         self._verdicts.answered_here(turn, final)
-        return Given(self._told(turn, final))
+        return Given(self._answering.told(turn, final))
 
     # Deciding
 
-    def _before(self, turn: Turn) -> Decision | None:
-        with self._lock:
-            return turn.policy.before(turn.request)
-
-    def _decided(self, turn: Turn, before: Decision | None, prediction: Prediction) -> Decided:
-        with self._lock:
-            decision = before or self._judgement.decide(turn.policy, turn.request, prediction)
-            if decision.action is Action.LOCAL and turn.draw is None:
-                self._recall.renew_key(turn)
-        return Decided(decision, prediction)
-
     async def _decide(self, turn: Turn) -> Decided:
         """The policy's decision, and the edge model's prediction unless it is not needed."""
-        before = self._before(turn)
+        before = self._deciding.before(turn)
         if before is not None and before.action is Action.ESCALATE:
             return Decided(before, None)
-        return self._decided(turn, before, await self._predict(turn))
+        return self._deciding.after(turn, before, await self._predict(turn))
 
     async def _decide_drawn(self, turn: Turn) -> Decided:
         """The same for an audited request, which is settled whatever becomes of it and of who asked."""
@@ -289,12 +249,12 @@ class Flow:
                 standby = self._start_prediction(turn)
                 reply = await asking.reply(turn, spare_s)
             if isinstance(reply, CloudReply):
-                return Given(self._told(turn, self._by_cloud(turn, prediction, decision, reply)))
+                return Given(self._answering.told(turn, self._answering.by_cloud(turn, prediction, decision, reply)))
             self._verdicts.answered_provisionally(turn, prediction, decision, asking.call)
             in_time = standby is None or standby.future.done()
             if prediction is None:
                 prediction = await (self._predict(turn) if standby is None else self._predicted(turn, standby))
-            given = self._provisionally(turn, prediction, decision, reply, asking.call)
+            given = self._answering.provisionally(turn, prediction, decision, reply, asking.call)
             if reply is Reason.BUDGET_SPENT and in_time:
                 self._finishing.took(max(0.0, spare_s - turn.left_s))
             if given.update is not None or turn.draw is not None:
@@ -328,56 +288,6 @@ class Flow:
     def _flight_key(self, turn: Turn) -> bytes | None:
         """What identical requests share their work by; an audited one shares with nobody."""
         return None if turn.audited else self._recall.key_of(turn)
-
-    # Answers
-
-    def _final(self, turn: Turn, prediction: Prediction, decision: Decision, *, share: bool) -> Answer:
-        final = turn.by_edge(prediction, decision, Status.FINAL, self._model_digest)
-        # Whoever waited for an audited decision may come back to another promise than it was made under.
-        if turn.draw is None:
-            self._recall.keep_local(turn, final, share=share)
-        return final
-
-    def _saved(self, turn: Turn, prediction: Prediction, decision: Decision) -> Answer:
-        """An answer that is provisional to save a call, and the last word."""
-        self._verdicts.answered_provisionally(turn, prediction, decision, None)
-        saved = turn.by_edge(prediction, decision, Status.PROVISIONAL, self._model_digest)
-        if self._deliveries is not None:
-            saved = self._deliveries.keep(turn.request, saved)
-        self._instruments.provisional.inc("saved")
-        return saved
-
-    def _by_cloud(self, turn: Turn, prediction: Prediction | None, decision: Decision, reply: CloudReply) -> Answer:
-        self._verdicts.answered_by_cloud(turn, prediction, decision, reply)
-        final = turn.by_cloud(reply, decision)
-        self._recall.keep_cloud(turn.request, turn.mode, final, reply.reference)
-        return final
-
-    def _provisionally(
-        self,
-        turn: Turn,
-        prediction: Prediction,
-        decision: Decision,
-        reason: Reason,
-        call: asyncio.Future[CloudReply] | None,
-    ) -> Given:
-        """The edge's answer for now; its update is owed before it is told."""
-        stopgap = msgspec.structs.replace(decision, reason=reason, certificate_id=None)
-        provisional = turn.by_edge(prediction, stopgap, Status.PROVISIONAL, self._model_digest)
-        owing = self._deliveries
-        if owing is None:
-            return Given(self._told(turn, provisional))
-        if reason in FINAL_PROVISIONALS:
-            owed = Owed(owing.keep(turn.request, provisional))
-        else:
-            owed = owing.owe(turn.request, provisional, call)
-        return Given(self._told(turn, owed.answer), owed.update, owing.durable and owed.is_open)
-
-    def _told(self, turn: Turn, answer: Answer) -> Answer:
-        """The answer on its way out; one that comes after its budget is counted."""
-        if turn.is_late:
-            self._instruments.budget_missed.inc(turn.request.profile or "none")
-        return answer
 
 
 def _unreadable(error: InputError) -> RequestError:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from edgewise import tracing
@@ -24,6 +24,7 @@ from edgewise.contracts import (
     DataPolicy,
     Done,
     Event,
+    LocalGenerator,
     LocalModel,
     Mode,
     Reference,
@@ -33,20 +34,24 @@ from edgewise.contracts import (
 )
 from edgewise.errors import ConfigError, RequestError
 from edgewise.router import certificate as certificates
+from edgewise.router.agreeing import Agreement
+from edgewise.router.answering import Answering, Given
 from edgewise.router.background import Background, LoopThread
-from edgewise.router.flow import Decided, Flow, Given
+from edgewise.router.deciding import Decided, Deciding
+from edgewise.router.flow import Flow
 from edgewise.router.inference import Inference
 from edgewise.router.instruments import Instruments
-from edgewise.router.judgement import Judgement
+from edgewise.router.judgement import SIGNAL_OF_LOGITS, SIGNAL_OF_TEXTS, Judgement
 from edgewise.router.parts import Parts
 from edgewise.router.policies import policy_for, policy_named
-from edgewise.router.recall import Recall
+from edgewise.router.recall import Recall, is_repeatable
 from edgewise.router.settings import Plugs, RouterSettings
 from edgewise.router.turn import Turn
 from edgewise.router.verdicts import audits_of
 
 if TYPE_CHECKING:
     from edgewise.router.fitted import Fitted
+    from edgewise.router.textflow import TextFlow
 
 _FIRST_CHECK_S = 1.0
 
@@ -55,7 +60,7 @@ class Router:
     """Answers each request at the edge where the certificate covers it, and through the cloud where not.
 
     Args:
-        edge: The local model.
+        edge: The local model; one that writes texts answers prompts, and its events are told as it writes.
         cloud: The reference cloud; None only where the settings' mode is `edge_only`.
         certificate: Certificate of this edge model; None escalates every routed request.
         fitted: What was fitted for the certificate, the very one that it names; None where it names none.
@@ -70,7 +75,7 @@ class Router:
 
     def __init__(
         self,
-        edge: LocalModel,
+        edge: LocalModel | LocalGenerator,
         cloud: CloudClient | None,
         certificate: Certificate | None,
         *,
@@ -94,7 +99,9 @@ class Router:
         self._clock = plugs.clock
         instruments = Instruments(plugs.metrics)
         parts = Parts(self._settings, plugs, instruments)
-        self._judgement = Judgement(promised, fitted, instruments)
+        agree = Agreement(plugs.judge or _judge_of(promised))
+        unnamed = SIGNAL_OF_TEXTS if isinstance(edge, LocalGenerator) else SIGNAL_OF_LOGITS
+        self._judgement = Judgement(promised, fitted, instruments, unnamed=unnamed)
         self._promise = parts.promise(promised, fitted, rationed=kind.rationed)
         self._routed = parts.policy(kind, self._promise)
         self._background = Background()
@@ -108,22 +115,23 @@ class Router:
         )
         self._cloud = None if cloud is None else parts.escalation(cloud, self._check_reference, self._tend)
         self._deliveries = (
-            None if self._cloud is None else parts.deliveries(self._cloud, self._background, self._keep_late)
+            None if self._cloud is None else parts.deliveries(self._cloud, self._background, self._keep_late, agree)
         )
-        self._verdicts = audits_of(self._settings, plugs, instruments, self._promise, self._cloud)
-        self._inference = Inference(edge, self._settings.inference_threads, self._clock)
-        self._flow = Flow(
-            judgement=self._judgement,
-            promise=self._promise,
-            inference=self._inference,
-            cloud=self._cloud,
+        self._verdicts = audits_of(self._settings, plugs, instruments, self._promise, self._cloud, agree)
+        deciding = Deciding(self._judgement, self._promise, self._recall)
+        answering = Answering(
             deliveries=self._deliveries,
             verdicts=self._verdicts,
             recall=self._recall,
-            background=self._background,
             instruments=instruments,
             model_digest=edge.digest,
         )
+        self._flow: Flow | TextFlow
+        if isinstance(edge, LocalGenerator):
+            self._flow = self._text_flow(edge, promised, deciding, answering, instruments)
+        else:
+            self._flow = self._one_flow(edge, deciding, answering)
+        self._is_quick_for = self._flow.is_quick_for
         self._home: asyncio.AbstractEventLoop | None = None
         self._loop_thread = LoopThread()
         self._closed = False
@@ -162,7 +170,7 @@ class Router:
         if tracing.on():
             return self._traced(request)
         turn = self._begin(request)
-        found = self._flow.at_once(turn, here=self._inference.is_quick_for(request.inputs))
+        found = self._flow.at_once(turn, here=self._is_quick_for(request.inputs))
         return found if isinstance(found, Answer) else self._later(turn, found)
 
     async def answer(self, request: Request) -> Answer:
@@ -179,12 +187,21 @@ class Router:
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """Answer one request as a stream that ends with `Done`; see `contracts.AnswerService`.
 
+        A text comes in tokens as it is written, and then as the answer; closing the stream before that stops both edge
+        and cloud within a token. Its budget is the time to its first token.
+
         Raises:
             RequestError: The request cannot be answered as asked.
-            CloudError: Never alone: a failed cloud gives a provisional answer.
+            CloudError: The cloud broke off in the middle of a text, and again when asked to go on. Never before any of
+                it was told: then a failed cloud gives a provisional answer.
             OutboxFullError: A provisional answer's update could not be owed.
             RuntimeError: It is asked from another event loop than before, or was closed.
         """
+        if not isinstance(self._flow, Flow):
+            async with aclosing(self._told(self._flow, request)) as told:
+                async for event in told:
+                    yield event
+            return
         given = await self._give(request)
         yield Answered(given.answer)
         settled = None if given.update is None else await asyncio.shield(given.update)
@@ -218,7 +235,7 @@ class Router:
         if self._loop_thread.started:
             self._loop_thread.run(self.aclose())
         self._loop_thread.stop()
-        self._inference.close()
+        self._flow.close()
 
     async def aclose(self) -> None:
         """End background work and close the connections of cloud and shared cache. What is owed stays in the outbox.
@@ -231,13 +248,13 @@ class Router:
         if self._cloud is not None:
             await self._cloud.aclose()
         await self._recall.aclose()
-        self._inference.close()
+        self._flow.close()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve until the block ends: checks the reference cloud, and delivers what an earlier run still owes."""
         self._stay_home()
-        if (measuring := self._inference.measuring()) is not None:
+        if (measuring := self._flow.measuring()) is not None:
             self._background.start(measuring)
         if self._cloud is not None and self._deliveries is not None:
             confirmed = asyncio.Event()
@@ -252,12 +269,22 @@ class Router:
         finally:
             await self.aclose()
 
+    async def _told(self, flow: TextFlow, request: Request) -> AsyncGenerator[Event]:
+        """The events of a text, all of it up to its first whole answer as one span."""
+        self._stay_home()
+        with tracing.span("route") as span:
+            async with aclosing(flow.events(self._begin(request))) as events:
+                async for event in events:
+                    if isinstance(event, Answered):
+                        _describe(span, event.answer)
+                    yield event
+
     async def _give(self, request: Request) -> Given:
         """All of one request as one span, up to its first answer."""
         self._stay_home()
         with tracing.span("route") as span:
             turn = self._begin(request)
-            found = self._flow.at_once(turn, here=self._inference.is_quick_for(request.inputs))
+            found = self._flow.at_once(turn, here=self._is_quick_for(request.inputs))
             given = Given(found) if isinstance(found, Answer) else await self._flow.work(turn, found)
             _describe(span, given.answer)
             return given
@@ -288,7 +315,7 @@ class Router:
         started = now if request.arrived_s is None else min(request.arrived_s, now)
         deadline = math.inf if budget_ms is None else started + budget_ms / 1000
         self._promise.look()
-        audited = policy is self._routed and self._verdicts.draws()
+        audited = policy is self._routed and is_repeatable(request.inputs) and self._verdicts.draws()
         return Turn(request, mode, policy, started, deadline, audited, self._clock)
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> None:
@@ -297,6 +324,45 @@ class Router:
             work.close()
         else:
             self._background.start(work)
+
+    def _one_flow(self, edge: LocalModel, deciding: Deciding, answering: Answering) -> Flow:
+        return Flow(
+            deciding=deciding,
+            answering=answering,
+            inference=Inference(edge, self._settings.inference_threads, self._clock),
+            cloud=self._cloud,
+            verdicts=self._verdicts,
+            recall=self._recall,
+            background=self._background,
+        )
+
+    def _text_flow(
+        self,
+        edge: LocalGenerator,
+        promised: Certificate | None,
+        deciding: Deciding,
+        answering: Answering,
+        instruments: Instruments,
+    ) -> TextFlow:
+        # Here, since a gateway of a classifier shall load nothing of texts.
+        from edgewise.router.gate import gate_of
+        from edgewise.router.textflow import TextFlow
+        from edgewise.router.writing import Writers
+
+        settings = self._settings.text
+        return TextFlow(
+            gate=gate_of(promised, settings.gate_ms),
+            settings=settings,
+            deciding=deciding,
+            answering=answering,
+            writers=Writers(edge, settings.threads, self._clock, instruments),
+            cloud=self._cloud,
+            deliveries=self._deliveries,
+            verdicts=self._verdicts,
+            recall=self._recall,
+            background=self._background,
+            instruments=instruments,
+        )
 
     def _keep_late(self, request: Request, final: Answer, reference: Reference) -> None:
         with suppress(RequestError):  # an owed request of an earlier run may name a profile that is gone
@@ -317,6 +383,15 @@ class Router:
     def _check_reference(self, reference: Reference) -> None:
         self._recall.reference = reference
         self._promise.heard(reference)
+
+
+def _judge_of(certificate: Certificate | None) -> Callable[[str, str], bool] | None:
+    """The judge that a certificate names, where it needs nothing but its name."""
+    if certificate is None or not certificate.judge:
+        return None
+    from edgewise.router.agreement import judge_of
+
+    return judge_of(certificate.judge)
 
 
 def _describe(span: tracing.Span, answer: Answer) -> None:

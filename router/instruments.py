@@ -32,6 +32,8 @@ class Instruments:
         self.scores = metrics.counter(*telemetry.SCORES)
         self.score_drift = metrics.gauge(*telemetry.SCORE_DRIFT)
         self.spent_today = metrics.gauge(*telemetry.SPENT_TODAY)
+        self.first_token = metrics.histogram(*telemetry.FIRST_TOKEN_SECONDS)
+        self.tokens = metrics.counter(*telemetry.TOKENS)
         self.budget_missed = metrics.counter(*telemetry.BUDGET_MISSED)
 
     def show_audits(self, found: GuardReport) -> None:

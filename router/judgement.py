@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from edgewise.router.fitted import Fitted
 
 _log = logging.getLogger("edgewise.router")
-_SIGNAL_WITHOUT_CERTIFICATE = "margin"
+SIGNAL_OF_LOGITS = "margin"
+SIGNAL_OF_TEXTS = "mean_logprob:first=16"
+"""What classifiers and texts are scored by where no certificate names a signal."""
+
 _SHOW_EVERY = 100
 
 
@@ -28,13 +31,21 @@ class Judgement:
         certificate: Names the signal and what live scores are compared with; None takes the margin.
         fitted: What was fitted on the tuning part; its neighbours veto.
         instruments: Where scores are counted and their drift is shown.
+        unnamed: The signal where no certificate names one.
 
     Raises:
         ConfigError: There is no such signal, or it was not fitted.
     """
 
-    def __init__(self, certificate: Certificate | None, fitted: Fitted | None, instruments: Instruments) -> None:
-        self._score = scorer(certificate.signal if certificate else _SIGNAL_WITHOUT_CERTIFICATE, fitted)
+    def __init__(
+        self,
+        certificate: Certificate | None,
+        fitted: Fitted | None,
+        instruments: Instruments,
+        *,
+        unnamed: str = SIGNAL_OF_LOGITS,
+    ) -> None:
+        self._score = scorer(certificate.signal if certificate else unnamed, fitted)
         self._fitted = fitted
         self._instruments = instruments
         self._drift = Drift(certificate, instruments)

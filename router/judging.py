@@ -15,6 +15,7 @@ import logging
 from contextlib import suppress
 
 from edgewise.contracts import CloudReply, Output, Request
+from edgewise.dialogue import Written
 from edgewise.errors import CloudError, CloudRefusedError, CloudUnreachableError
 from edgewise.router.audit import Draw
 from edgewise.router.background import Background
@@ -45,22 +46,26 @@ class Judging:
         self._closing = asyncio.Event()
         self._tasks = Background()
 
-    def start(self, draw: Draw, request: Request, output: Output, score: float | None) -> None:
+    def start(
+        self, draw: Draw, request: Request, output: Output, score: float | None, written: Written | None = None
+    ) -> None:
         """Bring the verdict on a final local answer."""
         if self._tasks.closed:
             draw.missed(score)
             return
         due = asyncio.get_running_loop().time() + self._deadline_s
-        self._tasks.start(self._judge(draw, request, output, score, due))
+        self._tasks.start(self._judge(draw, request, output, score, due, written))
 
     async def aclose(self) -> None:
         """Give what waits a last chance of a few seconds; what has no verdict by then is missing."""
         self._closing.set()
         await self._tasks.close(finish_s=_LAST_VERDICTS_S)
 
-    async def _judge(self, draw: Draw, request: Request, output: Output, score: float | None, due: float) -> None:
+    async def _judge(
+        self, draw: Draw, request: Request, output: Output, score: float | None, due: float, written: Written | None
+    ) -> None:
         try:
-            draw.compared(output, score, await self._reply(request, due))
+            draw.compared(output, score, await self._reply(request, due), written=written)
         except CloudError as error:
             _log.warning("The audit of request %s has no verdict: %s", request.id, error)
         finally:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgewise.contracts import Answer, Certificate, CloudClient, Policy, Reference, Request
+from edgewise.router.agreeing import Agreement
 from edgewise.router.background import Background
 from edgewise.router.breaker import Breaker
 from edgewise.router.delivery import Deliveries
@@ -85,7 +86,11 @@ class Parts:
         )
 
     def deliveries(
-        self, cloud: Escalation, background: Background, on_final: Callable[[Request, Answer, Reference], None]
+        self,
+        cloud: Escalation,
+        background: Background,
+        on_final: Callable[[Request, Answer, Reference], None],
+        agree: Agreement,
     ) -> Deliveries:
         """What is owed, and who brings it."""
         return Deliveries(
@@ -100,4 +105,5 @@ class Parts:
             hooks=self._plugs.hooks,
             max_age_s=self._settings.owed_s,
             drop_oldest=self._settings.drop_oldest,
+            agree=agree,
         )

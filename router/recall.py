@@ -11,6 +11,7 @@ import msgspec
 from edgewise.contracts import (
     Answer,
     DataPolicy,
+    Input,
     Mode,
     Reason,
     Reference,
@@ -19,6 +20,7 @@ from edgewise.contracts import (
     SharedCache,
     Source,
 )
+from edgewise.dialogue import Prompt
 from edgewise.router.cachekey import cache_key
 from edgewise.router.turn import Turn
 
@@ -138,4 +140,9 @@ def _as_found(final: Answer) -> Answer:
 
 
 def _may_be_kept(request: Request) -> bool:
-    return request.data_policy is not DataPolicy.LOCAL_ONLY
+    return request.data_policy is not DataPolicy.LOCAL_ONLY and is_repeatable(request.inputs)
+
+
+def is_repeatable(item: Input) -> bool:
+    """Whether the same item always gets the same answer; a text whose tokens are drawn at random does not."""
+    return not isinstance(item, Prompt) or item.sampling.is_greedy

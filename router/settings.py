@@ -40,6 +40,24 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class TextSettings:
+    """How a router answers where its edge model writes texts.
+
+    Attributes:
+        threads: Texts that are written at the same time.
+        gate_ms: Milliseconds from a request's arrival by which the tokens that its score needs must be there; None
+            waits for them.
+        watch_window: Tokens over which a text is watched after its gate.
+        watch_floor: Mean log-probability of those, in nats, below which confidence has collapsed; None watches nothing.
+    """
+
+    threads: int = max(1, (os.cpu_count() or 1) // 2)
+    gate_ms: float | None = None
+    watch_window: int = 16
+    watch_floor: float | None = None
+
+
+@dataclass(frozen=True)
 class RouterSettings:
     """How a router behaves where a request does not say.
 
@@ -63,6 +81,7 @@ class RouterSettings:
         inference_threads: Edge predictions that run at the same time, but for those that are quicker than a thread is
             woken.
         profiles: Named latency promises.
+        text: What else holds for texts.
     """
 
     mode: Mode = Mode.GUARDED
@@ -83,6 +102,7 @@ class RouterSettings:
     reference_check_s: float = 60.0
     inference_threads: int = os.cpu_count() or 1
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    text: TextSettings = TextSettings()
 
     def guard_of(self, *, rationed: bool) -> GuardSettings:
         """The answer to an alarm; where calls are rationed it audits no more requests than before the alarm."""
@@ -123,6 +143,8 @@ class Plugs:
         hooks: Told of each settled answer that follows a provisional one, with its tenant, before its debt is
             forgotten: what it does has to be durable.
         spending: Where the budgeted policy keeps what it spent.
+        judge: Whether the edge's text and the cloud's say the same, as the certificate's judge has it; None takes that
+            one where it needs nothing.
         metrics: Where the router counts.
         clock: Time; the standard library's module satisfies the Protocol.
         uniform: Numbers in [0, 1), private to this process: they decide which requests are audited.
@@ -135,6 +157,7 @@ class Plugs:
     audits: AuditLog | None = None
     hooks: Callable[[str, Answer], None] | None = None
     spending: Spending | None = None
+    judge: Callable[[str, str], bool] | None = None
     metrics: Metrics = field(default_factory=Metrics)
     clock: Clock = time
     uniform: Callable[[], float] = random.SystemRandom().random

@@ -112,15 +112,25 @@ SIGNALS: dict[str, Signal] = {
 """Every signal of a classifier's logits by the name that certificates and bundles carry."""
 
 
-def mean_logprob(prediction: Prediction) -> float:
-    """Mean log-probability of the generated tokens, in nats."""
-    logprobs = _logprobs(prediction)
+def mean_logprob(prediction: Prediction, *, first: float = math.inf) -> float:
+    """Mean log-probability of the generated tokens, in nats.
+
+    Args:
+        prediction: The text, or its beginning.
+        first: Tokens that are read, from the first on.
+    """
+    logprobs = _logprobs(prediction, first)
     return math.nan if logprobs is None else float(logprobs.mean())
 
 
-def low_logprob(prediction: Prediction) -> float:
-    """The 10 % quantile of the log-probabilities of the generated tokens, in nats (Gupta et al. 2024)."""
-    logprobs = _logprobs(prediction)
+def low_logprob(prediction: Prediction, *, first: float = math.inf) -> float:
+    """The 10 % quantile of the log-probabilities of the generated tokens, in nats (Gupta et al. 2024).
+
+    Args:
+        prediction: The text, or its beginning.
+        first: Tokens that are read, from the first on.
+    """
+    logprobs = _logprobs(prediction, first)
     return math.nan if logprobs is None else low_quantile(logprobs)
 
 
@@ -134,20 +144,27 @@ def low_quantile(values: FloatArray) -> float:
     return math.nan if math.isnan(ranked[-1]) else low + (place - below) * (high - low)
 
 
-def first_margin(prediction: Prediction) -> float:
-    """Largest minus second largest probability of the first generated token."""
+def first_margin(prediction: Prediction, *, first: float = 1) -> float:
+    """Largest minus second largest probability of the first generated token.
+
+    Args:
+        prediction: The text, or its beginning.
+        first: Tokens after which a gate looks; the score is the same after any number.
+    """
     if prediction.token_logprobs is None or prediction.margin is None:
         return math.nan
     return prediction.margin
 
 
-def _logprobs(prediction: Prediction) -> FloatArray | None:
-    """The log-probabilities in float64; None where there are none."""
+def _logprobs(prediction: Prediction, first: float) -> FloatArray | None:
+    """The log-probabilities of the first tokens in float64; None where there are none."""
     found = prediction.token_logprobs
-    return None if found is None or not len(found) else np.asarray(found, dtype=np.float64)
+    if found is None or not len(found):
+        return None
+    return np.asarray(found if first >= len(found) else found[: int(first)], dtype=np.float64)
 
 
-GENERATOR_SIGNALS: Mapping[str, Callable[[Prediction], float]] = {
+GENERATOR_SIGNALS: Mapping[str, Callable[..., float]] = {
     "mean_logprob": mean_logprob,
     "low_logprob": low_logprob,
     "first_margin": first_margin,
@@ -163,6 +180,9 @@ class Range(NamedTuple):
 
 
 _TEMPERATURE = {"temperature": Range(0.01, 100.0)}
+_FIRST = {"first": Range(1, 4096)}
+_COUNTS = frozenset({"first"})
+"""Options that are whole numbers."""
 
 OPTIONS: Mapping[str, Mapping[str, Range]] = {
     "margin": _TEMPERATURE,
@@ -170,6 +190,9 @@ OPTIONS: Mapping[str, Mapping[str, Range]] = {
     "entropy": _TEMPERATURE,
     "energy": _TEMPERATURE,
     "pnorm": {"p": Range(1.0, 100.0)},
+    "mean_logprob": _FIRST,
+    "low_logprob": _FIRST,
+    "first_margin": _FIRST,
 }
 """Options by signal; a signal that is not listed has none."""
 
@@ -206,6 +229,19 @@ def check_signal(text: str, fitted: Fitted | None = None) -> None:
         raise _unknown(name, (*SIGNALS, *GENERATOR_SIGNALS, COMBINED))
 
 
+def tokens_read(signal: str) -> int | None:
+    """Tokens from the first on that a signal of a generated text reads; None where it reads all of them.
+
+    So many of its tokens, or the whole text where it has fewer, give the score of the whole text.
+
+    Raises:
+        ConfigError: It has no such option, or the value is out of its range.
+    """
+    name, options = _parsed(signal)
+    first = options.get("first", 1.0 if name == "first_margin" else None)
+    return None if first is None else int(first)
+
+
 def score_of(prediction: Prediction, signal: str, fitted: Fitted | None = None) -> float:
     """The confidence in one prediction; NaN, which always escalates, where there is none.
 
@@ -227,8 +263,9 @@ def score_of(prediction: Prediction, signal: str, fitted: Fitted | None = None) 
         return _combined(prediction, fitted)
     if is_foreign(prediction, fitted):
         return math.nan
-    if signal in GENERATOR_SIGNALS:
-        return GENERATOR_SIGNALS[signal](prediction)
+    name, options = _parsed(signal)
+    if name in GENERATOR_SIGNALS:
+        return GENERATOR_SIGNALS[name](prediction, **options)
     if prediction.logits is None:
         return math.nan
     if signal == "margin" and prediction.margin is not None:
@@ -301,10 +338,11 @@ def _number(name: str, option: str, value: str, allowed: Range) -> float:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not allowed.low <= number <= allowed.high:
+    is_count = option in _COUNTS
+    if not allowed.low <= number <= allowed.high or (is_count and not number.is_integer()):
         raise ConfigError(
             f"The option {option!r} of the signal {name!r} is {value!r}.",
-            f"Give a number from {allowed.low:g} to {allowed.high:g}.",
+            f"Give a {'whole ' if is_count else ''}number from {allowed.low:g} to {allowed.high:g}.",
         )
     return number
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from typing import Any
 
 import msgspec
 
@@ -45,6 +46,7 @@ class Turn(msgspec.Struct):
         key: Under which its answer is looked up and its work shared, once that was wanted.
         edge_ms: Milliseconds for the edge prediction, its wait for a thread included.
         cloud_ms: Milliseconds spent waiting for the cloud.
+        spoke: When the first token of a text was told, in monotonic seconds.
     """
 
     request: Request
@@ -58,6 +60,7 @@ class Turn(msgspec.Struct):
     key: bytes | None = None
     edge_ms: float | None = None
     cloud_ms: float | None = None
+    spoke: float | None = None
 
     @property
     def budget_s(self) -> float:
@@ -77,8 +80,10 @@ class Turn(msgspec.Struct):
 
     @property
     def is_late(self) -> bool:
-        """Whether its answer was wanted before now."""
-        return self.deadline != math.inf and self.clock.monotonic() > self.wanted
+        """Whether its answer was wanted before now; a text that is told as it is written came with its first token."""
+        if self.deadline == math.inf:
+            return False
+        return (self.clock.monotonic() if self.spoke is None else self.spoke) > self.wanted
 
     def as_asked(self) -> Request:
         """The request with the budget that it came under, its own or another's."""
@@ -101,6 +106,7 @@ class Turn(msgspec.Struct):
             decision=decision,
             timings_ms=self._timings(),
             model_digest=model_digest,
+            written=prediction.written,
         )
 
     def by_cloud(self, reply: CloudReply, decision: Decision) -> Answer:
@@ -114,6 +120,7 @@ class Turn(msgspec.Struct):
             decision=msgspec.structs.replace(decision, reason=reason, certificate_id=None),
             timings_ms=self._timings(),
             model_digest=reply.reference.version,
+            written=reply.written,
         )
 
     async def wait_for(self, call: asyncio.Future[CloudReply] | None, set_aside_s: float = 0.0) -> CloudReply | Reason:
@@ -127,12 +134,23 @@ class Turn(msgspec.Struct):
             return Reason.BREAKER_OPEN
         if self.mode is Mode.SPECULATIVE:
             return Reason.SPECULATIVE
+        return self.reply_of(call) if await self.waited(call, set_aside_s) else Reason.BUDGET_SPENT
+
+    async def waited(self, sign: asyncio.Future[Any], set_aside_s: float = 0.0) -> bool:
+        """Wait for a sign of the cloud; whether it came in time.
+
+        Args:
+            sign: The sign.
+            set_aside_s: Seconds of the budget that are needed after this wait.
+        """
         asked = self.clock.monotonic()
         left = self.deadline - asked - set_aside_s
-        await asyncio.wait({call}, timeout=None if self.deadline == math.inf else max(0.0, left))
+        await asyncio.wait({sign}, timeout=None if self.deadline == math.inf else max(0.0, left))
         self.cloud_ms = (self.cloud_ms or 0.0) + 1000 * (self.clock.monotonic() - asked)
-        if not call.done():
-            return Reason.BUDGET_SPENT
+        return sign.done()
+
+    def reply_of(self, call: asyncio.Future[CloudReply]) -> CloudReply | Reason:
+        """What a call that is done has brought, or the reason why that is no reply."""
         try:
             return call.result()
         except CloudRefusedError as error:
@@ -155,6 +173,11 @@ class Turn(msgspec.Struct):
         unseen = decision.reason is Reason.TOO_COMPLEX
         self.draw.escalated(math.nan if unseen else decision.score, differs)
 
+    def left(self) -> None:
+        """Settle a drawn request whose caller left in the middle of its text: nobody was given a final answer."""
+        if self.draw is not None:
+            self.draw.escalated()
+
     def unreadable(self) -> None:
         """Settle a drawn request that the edge model cannot read: it never gets an edge answer, at any threshold."""
         if self.draw is not None:
@@ -172,5 +195,7 @@ class Turn(msgspec.Struct):
             timings["edge"] = self.edge_ms
         if self.cloud_ms is not None:
             timings["cloud"] = self.cloud_ms
+        if self.spoke is not None:
+            timings["first_token"] = 1000 * (self.spoke - self.started)
         timings["total"] = 1000 * (self.clock.monotonic() - self.started)
         return timings

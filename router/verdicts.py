@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Awaitable
 
 from edgewise.contracts import Action, Answer, CloudReply, Decision, Prediction, Request
 from edgewise.errors import CloudError, RequestError, StoreError
+from edgewise.router.agreeing import Agreement
 from edgewise.router.audit import Auditor, Draw
 from edgewise.router.background import Background
 from edgewise.router.escalation import Escalation
@@ -36,6 +38,7 @@ class Verdicts:
         cloud: Who judges; None audits nothing.
         deadline_s: Seconds for which a local answer may wait for its verdict.
         retry_s: Seconds until a cloud that was away is asked again.
+        agree: Whether two answers say the same; None: whether they are the same.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Verdicts:
         *,
         deadline_s: float,
         retry_s: float,
+        agree: Agreement | None = None,
     ) -> None:
         self._auditor = auditor
+        self._agree = agree or Agreement()
         self._promise = promise
         self._cloud = cloud
         self._judging = None if cloud is None else Judging(cloud, deadline_s=deadline_s, retry_s=retry_s)
@@ -82,13 +87,31 @@ class Verdicts:
     def answered_here(self, turn: Turn, final: Answer) -> None:
         """A final edge answer is compared with the cloud's, beside the flow."""
         if turn.draw is not None and self._judging is not None:
-            self._judging.start(turn.draw, turn.request, final.output, final.decision.score)
+            self._judging.start(turn.draw, turn.request, final.output, final.decision.score, final.written)
 
     def answered_by_cloud(
         self, turn: Turn, prediction: Prediction | None, decision: Decision, reply: CloudReply
     ) -> None:
         """Nothing local is nothing lost; whether the edge would have differed is kept where both answered."""
-        turn.not_answered_here(decision, self._differs(prediction, reply))
+        if turn.draw is not None:
+            turn.not_answered_here(decision, self._differs(prediction, reply))
+
+    def wants_both(self, turn: Turn) -> bool:
+        """Whether the edge's answer is wanted beside the cloud's: another certificate is earned by both."""
+        return turn.draw is not None and self._promise.is_learning and not self._tasks.closed
+
+    def answered_by_cloud_first(
+        self, turn: Turn, writing: Awaitable[Prediction | None], decision: Decision, reply: CloudReply
+    ) -> None:
+        """The same where the edge model is still at it.
+
+        Args:
+            turn: The request.
+            writing: What the edge model will have said, or None where it fails; awaited to its end.
+            decision: What was decided.
+            reply: What the cloud said.
+        """
+        self._tasks.start(self._compare_written(turn, writing, decision, reply))
 
     def answered_provisionally(
         self, turn: Turn, prediction: Prediction | None, decision: Decision, call: asyncio.Future[CloudReply] | None
@@ -144,6 +167,15 @@ class Verdicts:
             else:
                 self._judging.start(turn.draw, turn.request, prediction.output, decision.score)
 
+    async def _compare_written(
+        self, turn: Turn, writing: Awaitable[Prediction | None], decision: Decision, reply: CloudReply
+    ) -> None:
+        prediction = None
+        try:
+            prediction = await writing
+        finally:
+            turn.not_answered_here(decision, self._differs(prediction, reply))
+
     async def _compare_late(
         self, turn: Turn, prediction: Prediction, decision: Decision, call: asyncio.Future[CloudReply]
     ) -> None:
@@ -159,11 +191,20 @@ class Verdicts:
         """Whether edge and certified cloud differ; None where one of them was not asked."""
         if prediction is None or reply.fail_over or not self._promise.is_reference(reply.reference):
             return None
-        return prediction.output != reply.output
+        try:
+            return not self._agree(prediction.output, prediction.written, reply)
+        except Exception:  # a judge may be a user's own function
+            _log.exception("The judge of a certificate failed; what it was asked stays unknown.")
+            return None
 
 
 def audits_of(
-    settings: RouterSettings, plugs: Plugs, instruments: Instruments, promise: Promise, cloud: Escalation | None
+    settings: RouterSettings,
+    plugs: Plugs,
+    instruments: Instruments,
+    promise: Promise,
+    cloud: Escalation | None,
+    agree: Agreement | None = None,
 ) -> Verdicts:
     """The audits of a router that is set and plugged so."""
     auditor = None
@@ -174,6 +215,14 @@ def audits_of(
             plugs.uniform,
             instruments,
             on_verdict=promise.heed,
+            agree=agree,
             lock=promise.lock,
         )
-    return Verdicts(auditor, promise, cloud, deadline_s=settings.audit_verdict_deadline_s, retry_s=settings.cool_down_s)
+    return Verdicts(
+        auditor,
+        promise,
+        cloud,
+        deadline_s=settings.audit_verdict_deadline_s,
+        retry_s=settings.cool_down_s,
+        agree=agree,
+    )

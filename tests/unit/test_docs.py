@@ -347,7 +347,11 @@ def test_every_signal_is_documented_with_its_options():
     assert {name: set(options) for name, options in rows.items()} == {
         name: set(OPTIONS.get(name, {})) for name in (*SIGNALS, COMBINED)
     }
-    assert {row[0] for row in table(page, "## Generated texts")} == {*GENERATOR_SIGNALS, COMBINED}
+    of_texts = {row[0]: re.findall(r"`(\w+)`", f"`{row[2]}`") for row in table(page, "## Generated texts")}
+    assert {name: set(options) for name, options in of_texts.items()} == {
+        name: set(OPTIONS.get(name, {})) for name in (*GENERATOR_SIGNALS, COMBINED)
+    }
     ranges = {option: (limit.low, limit.high) for options in OPTIONS.values() for option, limit in options.items()}
-    assert ranges == {"temperature": (0.01, 100), "p": (1, 100)}
+    assert ranges == {"temperature": (0.01, 100), "p": (1, 100), "first": (1, 4096)}
+    assert "`first`, a whole number from 1 to 4096" in page
     assert "`temperature` is from 0.01 to 100, `p` from 1 to 100" in page

@@ -1,0 +1,122 @@
+"""One text on its way to its caller: what of it was told, and what is held back. Owns no decision and no call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgewise.contracts import Source, Token
+from edgewise.dialogue import Piece, Prompt
+from edgewise.router.instruments import Instruments
+from edgewise.router.listening import renamed
+from edgewise.router.turn import Turn
+from edgewise.router.writing import Draft
+
+
+class Telling:
+    """One text on its way.
+
+    Args:
+        turn: Its request.
+        prompt: What is asked.
+        say: Tells the caller a piece; None where it wants the whole answer only.
+        is_held: Whether nothing of the edge's text may be told before it is over.
+        instruments: Where the first token is timed.
+
+    Attributes:
+        turn: The request.
+        prompt: What is asked.
+        draft: What the edge model writes, where it does.
+        passed: Pieces of the draft that were told, or held back where the text is.
+        lent: Whether somebody else sees to the draft's end.
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        prompt: Prompt,
+        say: Callable[[Token], None] | None,
+        *,
+        is_held: bool,
+        instruments: Instruments,
+    ) -> None:
+        self.turn = turn
+        self.prompt = prompt
+        self.draft: Draft | None = None
+        self.passed = 0
+        self.lent = False
+        self._say = say
+        self._is_held = is_held
+        self._held: list[Token] = []
+        self._texts: list[str] = []
+        self._instruments = instruments
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the caller hears of nothing but the whole answer."""
+        return self._say is None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the edge's text may be told only once it is over."""
+        return self._is_held
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether some of a text was told, which the rest has to go with."""
+        return bool(self._texts)
+
+    @property
+    def text(self) -> str:
+        """What was told."""
+        return "".join(self._texts)
+
+    @property
+    def count(self) -> int:
+        """How many tokens were told."""
+        return len(self._texts)
+
+    def pieces(self, pieces: Sequence[Piece]) -> None:
+        """Tell, or hold back, the next pieces of the draft."""
+        self.passed += len(pieces)
+        if self._say is None:
+            return
+        tokens = [
+            Token(id=self.turn.request.id, text=text, logprob=logprob, source=Source.EDGE, top=top)
+            for text, _, logprob, _, top in pieces
+        ]
+        if self._is_held:
+            self._held += tokens
+        else:
+            self._tell(tokens)
+
+    def release(self) -> None:
+        """Tell what was held back."""
+        self._is_held = False
+        held, self._held = self._held, []
+        self._tell(held)
+
+    def token(self, token: Token) -> None:
+        """Tell a piece that the cloud has written; nothing of the edge's is held back for later any more."""
+        self._held.clear()
+        found = renamed(token, self.turn.request.id)
+        self._tell([found if found.source is not None else _of_cloud(found)])
+
+    def end(self) -> None:
+        """Nobody waits for the draft any longer."""
+        if self.draft is not None and not self.lent:
+            self.draft.stop()
+
+    def _tell(self, tokens: Sequence[Token]) -> None:
+        if self._say is None or not tokens:
+            return
+        if not self._texts:
+            turn = self.turn
+            turn.spoke = turn.clock.monotonic()
+            self._instruments.first_token.observe(turn.spoke - turn.started, str(tokens[0].source))
+        for token in tokens:
+            self._texts.append(token.text)
+            self._say(token)
+
+
+def _of_cloud(token: Token) -> Token:
+    return Token(id=token.id, text=token.text, logprob=token.logprob, source=Source.CLOUD, top=token.top)
