@@ -103,15 +103,17 @@ class FailOverClient:
 
         call, begun = await self._first(begin, timeout_s, drop=_Begun.aclose)
         async with aclosing(begun):
-            call.answered()
             yield self._marked(call, begun.first)
             try:
                 async for piece in begun.rest:
                     yield self._marked(call, piece)
-            except CloudError as error:
-                if not isinstance(error, CloudRefusedError):
-                    call.failed(error)
+            except CloudRefusedError:
+                call.answered()
                 raise
+            except CloudError as error:
+                call.failed(error)
+                raise
+            call.answered()
 
     async def aclose(self) -> None:
         """Close every backend's connections."""
