@@ -25,6 +25,7 @@ from edgewise.wire.door import front_door
 from edgewise.wire.keys import PUBLIC_TENANT
 from edgewise.wire.repository import repository_routes
 from edgewise.wiring.server import api_keys, check_address, limits, serve_app
+from edgewise.wiring.verifying import Verifiers
 
 if TYPE_CHECKING:
     from edgewise.cloud.engine import Engine
@@ -149,7 +150,8 @@ def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
     keys = api_keys(config.server.api_keys_env)
     admins = _admins(settings, config, frozenset(keys.values()))
     metrics = Metrics()
-    repository = ModelRepository(_openers(settings, metrics))
+    verifiers = Verifiers(lambda: repository.models())
+    repository = ModelRepository(_openers(settings, metrics, verifiers))
     app = front_door(
         repository.models,
         answers=None,
@@ -158,7 +160,7 @@ def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
         limits=limits(config),
         lifespan=lambda: _running(repository),
         new_id=new_id,
-        posts=repository_routes(repository, admins),
+        posts={**repository_routes(repository, admins), **verifiers.routes(writes=_writes(settings))},
         access_log=config.server.access_log,
     )
     return CloudService(app, repository)
@@ -221,7 +223,14 @@ def _admins(settings: CloudSettings, config: Config, tenants: frozenset[str]) ->
     return settings.admins
 
 
-def _openers(settings: CloudSettings, metrics: Metrics) -> dict[str, Opener]:
+def _writes(settings: CloudSettings) -> bool:
+    """Whether a language model is among the models."""
+    from edgewise.cloud.checkpoint import writes_text
+
+    return any(writes_text(model.path) for model in settings.models)
+
+
+def _openers(settings: CloudSettings, metrics: Metrics, verifiers: Verifiers) -> dict[str, Opener]:
     """How each model is opened. What a language model is, its folder says now, before anything is loaded."""
     from edgewise.cloud.checkpoint import writes_text
 
@@ -231,14 +240,16 @@ def _openers(settings: CloudSettings, metrics: Metrics) -> dict[str, Opener]:
             f"--draft guesses for a language model, and {first.path} is none.", "Drop --draft, or give one first."
         )
     return {
-        model.name: _writer(model, settings, metrics, settings.draft if model is first else None)
+        model.name: _writer(model, settings, metrics, verifiers, settings.draft if model is first else None)
         if writes_text(model.path)
         else _opener(model, settings, metrics)
         for model in settings.models
     }
 
 
-def _writer(model: CloudModel, settings: CloudSettings, metrics: Metrics, draft: Path | None) -> Opener:
+def _writer(
+    model: CloudModel, settings: CloudSettings, metrics: Metrics, verifiers: Verifiers, draft: Path | None
+) -> Opener:
     """Opens a language model, in this process whatever the replicas: what its answers have read lives there."""
     if settings.engine not in ("auto", "torch"):
         raise ConfigError(
@@ -255,6 +266,7 @@ def _writer(model: CloudModel, settings: CloudSettings, metrics: Metrics, draft:
         engine = await asyncio.to_thread(
             TextEngine.load, model.path, threads=threads, name=model.name, slots=settings.max_batch, draft=draft
         )
+        verifiers.put(engine.info, *engine.loaded, context=engine.context)
         return TextService(engine, clock=time, metrics=metrics)
 
     return opened

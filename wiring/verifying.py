@@ -25,6 +25,10 @@ class Verifiers:
         self._models = models
         self._made: dict[tuple[str, str], Verifier] = {}
 
+    def routes(self, *, writes: bool) -> Mapping[str, verify.Route]:
+        """The route, for `front_door(posts=…)`; none where no language model is served."""
+        return verify.verify_routes(self.find) if writes else {}
+
     def put(self, info: ServiceInfo, model: Any, tokenizer: Any, facts: Any, *, context: int) -> None:
         """A model is loaded and will be served: rule on drafts with it then, and until then with the one before.
 

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from edgewise.cloud.acceptance import target_distribution
+from edgewise.cloud.causal import load_causal
 from edgewise.cloud.clients.drafting import DraftedCloud
+from edgewise.cloud.clients.openai import OpenAIClient
 from edgewise.cloud.verifier import TorchTarget, Verifier
+from edgewise.config import Config
 from edgewise.contracts import CloudReply, Reference, Request, Served, ServiceInfo, Source, Token
 from edgewise.dialogue import Finish, Prompt, Sampling, Tool, Written
 from edgewise.edge import EdgeGenerator
@@ -417,3 +420,39 @@ async def test_a_prompt_that_the_target_cannot_read_is_refused(url, llama, token
     with pytest.raises(CloudRefusedError, match="tokens"):
         await asked(client, asking("a" * (CONTEXT + 5), max_tokens=3))
     await client.aclose()
+
+
+@pytest.mark.slow
+async def test_the_cloud_service_itself_rules_on_drafts(tiny_checkpoints, tmp_path):
+    """A checkpoint as it is served: drafted text is its plain stream, under one reference, also after a reload."""
+    from edgewise.wiring import CloudModel, CloudSettings, build_cloud
+
+    folder = tiny_checkpoints.causal_checkpoint(tmp_path / "writer")
+    model, tokenizer, _ = load_causal(folder)
+    tokenizer = tokenizer.backend_tokenizer
+    service = build_cloud(CloudSettings((CloudModel("writer", folder),), allow_load=True), Config())
+    drafts = DraftModel(
+        start=lambda room: Guessing(model, SOMETIMES),
+        read=lambda prompt: tokenizer.encode(prompt.text).ids,
+        tokenizer=tokenizer,
+        ends=frozenset(),
+        max_length=64,
+    )
+    with BackgroundServer(service.app) as running:
+        plain_way = OpenAIClient(running.url, model="writer")
+        client = DraftedCloud(running.url, plain=plain_way, drafts=drafts, model="writer", k=4)
+        for text in ("corn", "rose wheat"):
+            for stop in ((), ("t",)):
+                asked_for = asking(text, max_tokens=24, stop=stop)
+                _, drafted = await asked(client, asked_for)
+                streamed = await plain_way.predict(asked_for, timeout_s=LONG_S)
+                assert drafted.output == streamed.output
+                assert drafted.written.finish is streamed.written.finish
+                assert drafted.reference == streamed.reference
+            async with httpx.AsyncClient(base_url=running.url) as http:
+                assert (await http.post("/v2/repository/models/writer/load")).status_code == 200
+                unknown = {"session": "s", "tokenizer": "t", "tokens": [1], "model": "other"}
+                assert (await http.post("/v1/verify", json=unknown)).status_code == 404
+                assert "/v1/verify" in (await http.get("/openapi.json")).json()["paths"]
+        assert client.figures.accepted
+        await client.aclose()
