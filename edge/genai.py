@@ -151,13 +151,17 @@ class Engine:
             "Update it, or build the model again with this version.",
         )
 
-    def tensor(self) -> _Handle:
-        """Room for a tensor that the runtime gives."""
-        return _Handle(self._runtime, "Tensor")
+    def shape(self, tensor: c_void_p) -> tuple[int, ...]:
+        """The shape of one of the runtime's tensors."""
+        rank = c_size_t()
+        self.call("run", "OgaTensorGetShapeRank", tensor, byref(rank))
+        shape = (c_int64 * rank.value)()
+        self.call("run", "OgaTensorGetShape", tensor, shape, rank)
+        return tuple(shape)
 
-    def close(self) -> None:
-        """Give the model back; its memory goes with the last of its sequences."""
-        self._model.free()
+    def free(self, tensor: c_void_p) -> None:
+        """Give one of the runtime's tensors back."""
+        self._runtime.calls.OgaDestroyTensor(tensor)
 
     def _open(self, folder: str, overlay: str) -> _Handle:
         config, model = _Handle(self._runtime, "Config"), _Handle(self._runtime, "Model")
@@ -177,6 +181,7 @@ class TokenSequence:
 
     def __init__(self, engine: Engine, generator: _Handle, length: int) -> None:
         self._engine, self._generator = engine, generator
+        self._row = np.empty(0, np.float32)
         self.length = length
 
     def append(self, ids: NDArray[np.int32]) -> None:
@@ -197,32 +202,34 @@ class TokenSequence:
         self._engine.call("rewind", "OgaGenerator_RewindTo", self._generator.value, count)
 
     def logits(self) -> NDArray[np.float32]:
-        """What the graph gives after the last token, shape (vocabulary,)."""
-        return self._read("OgaGenerator_GetLogits", self._generator.value).reshape(-1)
+        """What the graph gives after the last token, shape (vocabulary,); the next call writes into the same array."""
+        call, tensor, data = self._engine.call, c_void_p(), c_void_p()
+        call("run", "OgaGenerator_GetLogits", self._generator.value, byref(tensor))
+        try:
+            if not self._row.size:
+                self._row = np.empty(self._engine.shape(tensor)[-1], np.float32)
+            call("run", "OgaTensorGetData", tensor, byref(data))
+            ctypes.memmove(self._row.ctypes.data, data, self._row.nbytes)
+        finally:
+            self._engine.free(tensor)
+        return self._row
 
     def rows(self) -> NDArray[np.float32]:
         """What the graph gives after each of the tokens that were appended last, shape (n, vocabulary)."""
-        found = self._read("OgaGenerator_GetOutput", self._generator.value, b"logits")
-        return found.reshape(found.shape[-2:])
+        call, tensor, data, kind = self._engine.call, c_void_p(), c_void_p(), c_int32()
+        call("run", "OgaGenerator_GetOutput", self._generator.value, b"logits", byref(tensor))
+        try:
+            call("run", "OgaTensorGetType", tensor, byref(kind))
+            found = np.empty(self._engine.shape(tensor)[-2:], _TYPES[kind.value])
+            call("run", "OgaTensorGetData", tensor, byref(data))
+            ctypes.memmove(found.ctypes.data, data, found.nbytes)
+        finally:
+            self._engine.free(tensor)
+        return found.astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Give its memory back."""
         self._generator.free()
-
-    def _read(self, name: str, *arguments: Any) -> NDArray[np.float32]:
-        tensor = self._engine.tensor()
-        call = self._engine.call
-        call("run", name, *arguments, tensor.out)
-        rank, kind, data = c_size_t(), c_int32(), c_void_p()
-        call("run", "OgaTensorGetShapeRank", tensor.value, byref(rank))
-        shape = (c_int64 * rank.value)()
-        call("run", "OgaTensorGetShape", tensor.value, shape, rank)
-        call("run", "OgaTensorGetType", tensor.value, byref(kind))
-        call("run", "OgaTensorGetData", tensor.value, byref(data))
-        found = np.empty(tuple(shape), _TYPES[kind.value])
-        ctypes.memmove(found.ctypes.data, data, found.nbytes)
-        tensor.free()
-        return found.astype(np.float32, copy=False)
 
 
 class _Handle:

@@ -150,6 +150,7 @@ class Slots:
         self._engine = engine
         self._length = length
         self._prefixes = [prefix for prefix in prefixes if 0 < prefix.size < length]
+        self._sessions = sessions
         self._room = sessions + len(self._prefixes)
         self._slots: list[Slot] = []
         self._clock = count()
@@ -168,7 +169,7 @@ class Slots:
             ids: The tokens of the prompt.
             owner: The session; None gets nobody's slot, and leaves nothing behind.
         """
-        slot = self._take(ids, owner)
+        slot = self._take(ids, owner if self._sessions else None)
         try:
             yield slot
         except BundleError:

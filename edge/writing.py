@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
 from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]  # the same
 
@@ -142,7 +141,7 @@ class _Work:
         task, constraint = self.task, self.task.constraint
         stream = DecodeStream(ids=task.ids[-_CONTEXT:].tolist(), skip_special_tokens=True)
         random = None if task.sampling.is_greedy else np.random.default_rng(_seed(task.sampling.seed))
-        last = np.array(task.ids[-1:])
+        room, last = None, np.array(task.ids[-1:])
         for number in range(task.limit - int(task.ids.size)):
             if self.stopped:
                 self.finish = Finish.INTERRUPTED
@@ -150,14 +149,18 @@ class _Work:
             if number:  # here and not below: a token that nobody asks for is not computed
                 slot.extend(last)
             logits = slot.logits()
-            allowed = constraint.masked(logits) if constraint else logits
-            token = int(allowed.argmax()) if random is None else draw(allowed, task.sampling, random.random())
+            token = likeliest = int(logits.argmax())
+            if constraint or random:
+                allowed = constraint.masked(logits) if constraint else logits
+                token = draw(allowed, task.sampling, random.random()) if random else int(allowed.argmax())
             if token in task.ends:
                 self.finish = Finish.STOP
                 return
             if constraint:
                 constraint.take(token)
-            piece = self._piece(stream, logits, int(last[0]), token, first=not number)
+            room = np.empty_like(logits) if room is None else room
+            odds = Odds(logits, likeliest=likeliest, room=room)
+            piece = self._piece(stream, odds, int(last[0]), token, first=not number)
             last[0] = token
             self.count += 1
             yield piece
@@ -166,12 +169,11 @@ class _Work:
                 return
         self.finish = Finish.LENGTH
 
-    def _piece(
-        self, stream: DecodeStream, logits: NDArray[np.float32], before: int, token: int, *, first: bool
-    ) -> Piece:
-        odds = Odds(logits)
-        likeliest = odds.likeliest(self.task.sampling.top_logprobs)
-        top = tuple(TokenChoice(self._text_after(before, other), odds.logprob(other)) for other in likeliest)
+    def _piece(self, stream: DecodeStream, odds: Odds, before: int, token: int, *, first: bool) -> Piece:
+        top: tuple[TokenChoice, ...] = ()
+        if self.task.sampling.top_logprobs:
+            likeliest = odds.likeliest(self.task.sampling.top_logprobs)
+            top = tuple(TokenChoice(self._text_after(before, other), odds.logprob(other)) for other in likeliest)
         text = stream.step(self._tokenizer, token) or ""
         return Piece(text, token, odds.logprob(token), odds.margin(token) if first else None, top)
 

@@ -21,6 +21,12 @@ HEAD = 4
 CONTEXT = 512
 SPECIALS = ("<s>", "</s>")
 PROMPTS = ("a", "once upon")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'system' and not loop.first %}"
+    "{{ raise_exception('the system speaks first') }}{% endif %}"
+    "{{ message['role'][0] + ':' + message['content'] + ('' if loop.last else ';') }}{% endfor %}"
+)
+"""What is said is continued where the last message ends, so that the table answers it."""
 
 
 def tokenizer():
@@ -59,8 +65,24 @@ def expected_logprobs(ids: list[int]) -> np.ndarray:
     return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
 
 
-def graph() -> onnx.ModelProto:
-    """Gather for the logits, and a cache of zeros that grows, since the runtime wants to keep one."""
+def memory() -> tuple[np.ndarray, np.ndarray]:
+    """Shapes (vocabulary, HEAD) and (HEAD, vocabulary): what a token leaves in the cache, and what that adds."""
+    size = tokenizer().get_vocab_size()
+    draw = np.random.default_rng(1)
+    return draw.normal(0, 1, (size, HEAD)).astype(np.float32), draw.normal(0, 1, (HEAD, size)).astype(np.float32)
+
+
+def remembered_logits(ids: list[int]) -> np.ndarray:
+    """Shape (len(ids), vocabulary): what the graph that remembers gives."""
+    left, added = memory()
+    return table()[ids] + np.cumsum(left[ids], axis=0) @ added
+
+
+def graph(*, remembers: bool = False) -> onnx.ModelProto:
+    """Gather for the logits, and a cache that grows, since the runtime wants to keep one.
+
+    The cache holds zeros, or the logits also depend on the sum of what all tokens left in it.
+    """
     size = tokenizer().get_vocab_size()
     initializers = [
         numpy_helper.from_array(table(), "table"),
@@ -68,8 +90,9 @@ def graph() -> onnx.ModelProto:
         numpy_helper.from_array(np.array([1], np.int64), "one"),
         numpy_helper.from_array(np.array([HEAD], np.int64), "head"),
     ]
+    looked_up = "looked_up" if remembers else "logits"
     nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["logits"]),
+        helper.make_node("Gather", ["table", "input_ids"], [looked_up]),
         helper.make_node("Shape", ["input_ids"], ["rows"], start=0, end=1),
         helper.make_node("Shape", ["input_ids"], ["new"], start=1, end=2),
         helper.make_node("Concat", ["rows", "one", "new", "head"], ["shape"], axis=0),
@@ -80,11 +103,34 @@ def graph() -> onnx.ModelProto:
         helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "all"]),
     ]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "tokens", size])]
+    if remembers:
+        left, added = memory()
+        initializers += [
+            numpy_helper.from_array(left, "left"),
+            numpy_helper.from_array(added, "added"),
+            numpy_helper.from_array(np.array(2, np.int64), "time"),
+            numpy_helper.from_array(np.array([1], np.int64), "heads"),
+            numpy_helper.from_array(np.array([2], np.int64), "axis"),
+            numpy_helper.from_array(np.array([1 << 40], np.int64), "end"),
+        ]
+        nodes += [
+            helper.make_node("Gather", ["left", "input_ids"], ["leaves"]),
+            helper.make_node("Unsqueeze", ["leaves", "heads"], ["kept"]),
+            helper.make_node("CumSum", ["present.0.value", "time"], ["sums"]),
+            helper.make_node("Neg", ["new"], ["start"]),
+            helper.make_node("Slice", ["sums", "start", "end", "axis"], ["recent"]),
+            helper.make_node("Squeeze", ["recent", "heads"], ["rows_of_sums"]),
+            helper.make_node("MatMul", ["rows_of_sums", "added"], ["more"]),
+            helper.make_node("Add", ["looked_up", "more"], ["logits"]),
+        ]
     for kind in ("key", "value"):
         past, present = f"past_key_values.0.{kind}", f"present.0.{kind}"
-        nodes.append(helper.make_node("Concat", [past, "step"], [present], axis=2))
+        step = "kept" if remembers and kind == "value" else "step"
+        nodes.append(helper.make_node("Concat", [past, step], [present], axis=2))
         inputs.append(helper.make_tensor_value_info(past, TensorProto.FLOAT, ["batch", 1, "past", HEAD]))
         outputs.append(helper.make_tensor_value_info(present, TensorProto.FLOAT, ["batch", 1, "all", HEAD]))
+    # In the order in which they can be computed.
+    nodes.sort(key=lambda node: node.op_type in ("CumSum", "Neg", "Slice", "MatMul", "Add") or "recent" in node.input)
     built = helper.make_graph(nodes, "tiny_generator", inputs, outputs, initializers)
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = 10
@@ -126,11 +172,11 @@ def config() -> dict:
     }
 
 
-def write_folder(folder: Path) -> Path:
+def write_folder(folder: Path, *, remembers: bool = False) -> Path:
     """What the builder would leave, weights beside the graph; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save_model(
-        graph(),
+        graph(remembers=remembers),
         folder / "model.onnx",
         save_as_external_data=True,
         location="model.onnx.data",
@@ -140,7 +186,14 @@ def write_folder(folder: Path) -> Path:
     (folder / "genai_config.json").write_text(json.dumps(config(), indent=4))
     tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "GPT2Tokenizer", "name_or_path": str(folder), "eos_token": "</s>"})
+        json.dumps(
+            {
+                "tokenizer_class": "GPT2Tokenizer",
+                "name_or_path": str(folder),
+                "eos_token": "</s>",
+                "chat_template": CHAT_TEMPLATE,
+            }
+        )
     )
     (folder / "vocab.json").write_text("{}")
     return folder
@@ -159,9 +212,9 @@ def source(folder: Path, **changes: object) -> GeneratorSource:
     return GeneratorSource(**{**fields, **changes})
 
 
-def pack(folder: Path) -> Path:
+def pack(folder: Path, *, remembers: bool = False) -> Path:
     """Pack the tiny model with golden items; returns the bundle."""
-    built = write_folder(folder / "built")
+    built = write_folder(folder / "built", remembers=remembers)
     pack_generator(source(built), folder / "draft")
     with EdgeGenerator.load(folder / "draft") as draft:
         golden = draft.golden_items(PROMPTS)
