@@ -6,18 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgewise import tracing
+from edgewise.bundle import Bundle
 from edgewise.config import Config
-from edgewise.contracts import Served, ServiceInfo, SharedCache, new_id
+from edgewise.contracts import Certificate, Served, ServiceInfo, SharedCache, new_id
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import CertificateError, ConfigError
 from edgewise.router import Plugs, Router, RouterSettings
 from edgewise.router.policies import PolicySettings
-from edgewise.router.settings import Profile
+from edgewise.router.settings import Profile, TextSettings
 from edgewise.router.stages import GuardSettings, OnAlarm
 from edgewise.store import MemoryCache, SqliteStore
 from edgewise.store.redis import RedisCache
@@ -30,6 +31,7 @@ from edgewise.wiring.server import api_keys, check_address, limits, serve_app
 from edgewise.wiring.webhooks import webhooks_of
 
 if TYPE_CHECKING:
+    from edgewise.edge import EdgeGenerator
     from edgewise.wire.webhook_sender import WebhookSender
 
 
@@ -65,27 +67,33 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
     """
     if config.edge.bundle is None:
         raise ConfigError("No bundle is given.", "Name it: edgewise edge serve BUNDLE.")
-    model = EdgeModel.load(Path(config.edge.bundle), threads=config.edge.model_threads)
+    model = _load(config, resources)
     promise = promised(model, config)
+    extra = _served_with(model, promise.certificate, config)
     metrics = Metrics()
     store = resources.enter_context(SqliteStore(config.state.path or ":memory:", limits=_limits(config)))
     webhooks = webhooks_of(config, store.hooks, metrics)
     router = Router(
         model,
-        cloud_of(config),
+        cloud_of(config, generator=None if isinstance(model, EdgeModel) else model),
         promise.certificate,
         fitted=promise.fitted,
-        settings=_settings(config),
-        plugs=_plugs(config, store, webhooks, metrics),
+        settings=replace(_settings(config), text=extra.settings),
+        plugs=_plugs(config, store, webhooks, metrics, extra.judge),
     )
     # Asked after the state file was read: audits may have earned a certificate that outlives the one beside the bundle.
-    warnings = (*life_warnings(router.newest_certificate), *alarm_warnings(router.report()), *promise.warnings)
+    warnings = (
+        *life_warnings(router.newest_certificate),
+        *alarm_warnings(router.report()),
+        *promise.warnings,
+        *extra.warnings,
+    )
     info = ServiceInfo(
         name=model.bundle.core.name,
         version=model.digest,
         task=model.task,
-        labels=model.labels,
-        input=model.kind,
+        labels=model.labels if isinstance(model, EdgeModel) else (),
+        input=model.kind if isinstance(model, EdgeModel) else "text",
         role="gateway",
     )
     problem = None if promise.certificate is not None else _self_test(model)  # under a certificate it has passed
@@ -102,6 +110,31 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
         access_log=config.server.access_log,
     )
     return Gateway(app, router, info, warnings)
+
+
+class _Extra(NamedTuple):
+    """What the router of a text model is given besides."""
+
+    settings: TextSettings = TextSettings()
+    judge: Callable[[str, str], bool] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _load(config: Config, resources: ExitStack) -> EdgeModel | EdgeGenerator:
+    bundle = Bundle.open(Path(config.edge.bundle or ""))
+    if bundle.core.kind != "generator":
+        return EdgeModel.from_bundle(bundle, threads=config.edge.model_threads)
+    from edgewise.wiring.texts import load_generator
+
+    return resources.enter_context(load_generator(config))
+
+
+def _served_with(model: EdgeModel | EdgeGenerator, certificate: Certificate | None, config: Config) -> _Extra:
+    if isinstance(model, EdgeModel):
+        return _Extra()
+    from edgewise.wiring.texts import gate_warnings, judge_for, text_settings
+
+    return _Extra(text_settings(config), judge_for(certificate, config.text), gate_warnings(certificate))
 
 
 def serve_gateway(config: Config, on_bound: Callable[[Gateway, str, int], None]) -> None:
@@ -131,7 +164,7 @@ async def _running(router: Router, webhooks: WebhookSender | None) -> AsyncItera
                 await asyncio.wait({sending})
 
 
-def _self_test(model: EdgeModel) -> str | None:
+def _self_test(model: EdgeModel | EdgeGenerator) -> str | None:
     """Why a model must not be called ready: its golden items come out differently here. None where none do."""
     if not model.bundle.golden():
         return None
@@ -192,7 +225,13 @@ def _shared_cache(config: Config) -> SharedCache | None:
     return RedisCache(url, config.cache.ttl_s, timeout_s=config.cache.redis_timeout_s, clock=time)
 
 
-def _plugs(config: Config, store: SqliteStore, webhooks: WebhookSender | None, metrics: Metrics) -> Plugs:
+def _plugs(
+    config: Config,
+    store: SqliteStore,
+    webhooks: WebhookSender | None,
+    metrics: Metrics,
+    judge: Callable[[str, str], bool] | None,
+) -> Plugs:
     cache = MemoryCache(config.cache.max_bytes, config.cache.ttl_s, time) if config.cache.max_bytes else None
     return Plugs(
         cache=cache,
@@ -202,5 +241,6 @@ def _plugs(config: Config, store: SqliteStore, webhooks: WebhookSender | None, m
         audits=store.audits,
         spending=store.spending,
         hooks=webhooks.owe if webhooks is not None else None,
+        judge=judge,
         metrics=metrics,
     )

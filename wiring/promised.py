@@ -20,6 +20,7 @@ from edgewise.router.policies import policy_named
 from edgewise.router.stages import Stage
 
 if TYPE_CHECKING:
+    from edgewise.edge import EdgeGenerator
     from edgewise.router.fitted import Fitted
 
 
@@ -32,7 +33,7 @@ class Promised:
     warnings: tuple[str, ...]
 
 
-def promised(model: EdgeModel, config: Config) -> Promised:
+def promised(model: EdgeModel | EdgeGenerator, config: Config) -> Promised:
     """The certificate in force and what was fitted for it; without one only modes that need none may be the default."""
     if not policy_named(config.policy.use).certified:
         warning = f"The policy {config.policy.use!r} follows no certificate: every answer is uncertified."
@@ -52,7 +53,7 @@ def promised(model: EdgeModel, config: Config) -> Promised:
     named = Path(config.edge.fitted) if config.edge.fitted else None
     fitted = load_fitted(bundle, certificate, named, issued=path)
     model.check_golden()
-    return Promised(certificate, fitted, _machine_warnings(certificate, config.edge.other_machine))
+    return Promised(certificate, fitted, _machine_warnings(certificate, model, config.edge.other_machine))
 
 
 def life_warnings(certificate: Certificate | None) -> tuple[str, ...]:
@@ -82,10 +83,19 @@ def alarm_warnings(report: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{now} since an alarm before this start. {audits['last_alarm'] or ''}".strip(),)
 
 
-def _machine_warnings(certificate: Certificate, other_machine: bool) -> tuple[str, ...]:
+def _of_texts(model: EdgeGenerator) -> str:
+    # Here, since a gateway of a classifier shall load nothing of texts.
+    from edgewise.jobs.answerers import runtime_of
+
+    return runtime_of(model.bundle)
+
+
+def _machine_warnings(
+    certificate: Certificate, model: EdgeModel | EdgeGenerator, other_machine: bool
+) -> tuple[str, ...]:
     """Refuse a certificate of another kind of machine, unless that is accepted."""
     device = probe()
-    here = (f"onnxruntime {device.onnxruntime}", device.isa)
+    here = (f"onnxruntime {device.onnxruntime}" if isinstance(model, EdgeModel) else _of_texts(model), device.isa)
     if here == (certificate.runtime, certificate.isa):
         return ()
     problem = (
