@@ -201,8 +201,10 @@ class _Feed:
         """Wait until there is something to take, or for `pause_s`."""
         if not self._arrived:
             self._news.clear()
+            # No `wait_for`: until Python 3.12 it loses a cancellation that comes together with what it waits for.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), None if math.isinf(pause_s) else pause_s)
+                async with asyncio.timeout(None if math.isinf(pause_s) else pause_s):
+                    await self._news.wait()
         return True
 
     def take(self) -> Event | None:

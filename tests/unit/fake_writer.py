@@ -79,6 +79,7 @@ class Writer:
         revision: Output of the final answer that follows.
         requests: What was asked, in order.
         open: Streams that were begun and have not ended; whatever ends them.
+        begun: Set when a stream was begun.
         closed: Set whenever the last stream has ended.
         told: Tokens that were handed on, by request.
         gate: Awaited before each token but the first, where there is one.
@@ -97,7 +98,7 @@ class Writer:
         self.revision: str | None = None
         self.requests: list[Request] = []
         self.open = 0
-        self.begun = 0
+        self.begun = asyncio.Event()
         self.closed = threading.Event()
         self.told: dict[str, int] = {}
         self.gate: asyncio.Event | None = None
@@ -106,7 +107,7 @@ class Writer:
         assert isinstance(request.inputs, Prompt)
         self.requests.append(request)
         self.open += 1
-        self.begun += 1
+        self.begun.set()
         self.closed.clear()
         try:
             async for event in self._write(request):

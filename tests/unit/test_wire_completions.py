@@ -1,0 +1,343 @@
+"""Requests for texts in OpenAI's protocol become prompts, or errors that name the field."""
+
+import contextlib
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgewise.contracts import DataPolicy, Mode
+from edgewise.dialogue import Message, Prompt, Role, Sampling, Tool, ToolCall
+from edgewise.errors import MissingExtraError, RequestError
+from edgewise.wire import prompts
+from edgewise.wire.completions import Call, call_of, decode_chat, decode_completion
+from edgewise.wire.schemas import MAX_SCHEMA_BYTES, checked_schema
+
+USER = {"role": "user", "content": "hi"}
+CALLS = {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look"}}]}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
+
+
+def tool(name: str = "look", **parameters: object) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def chat(headers: dict[bytes, bytes] | None = None, **body: object) -> Call:
+    data = json.dumps({"model": "writer", "messages": [USER], **body}).encode()
+    return call_of(decode_chat(data), headers or {}, tenant="acme", new_id=lambda: "new", max_budget_ms=60_000)
+
+
+def text(**body: object) -> Call:
+    data = json.dumps({"model": "writer", "prompt": "Grain", **body}).encode()
+    return call_of(decode_completion(data), {}, tenant="acme", new_id=lambda: "new", max_budget_ms=60_000)
+
+
+def prompt(**body: object) -> Prompt:
+    found = chat(**body).request.inputs
+    assert isinstance(found, Prompt)
+    return found
+
+
+def refused(make: object, **body: object) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        make(**body)
+    return caught.value
+
+
+def test_a_chat_becomes_a_prompt_and_omitted_means_greedy() -> None:
+    call = chat()
+    assert call.request.inputs == Prompt(messages=(Message(role=Role.USER, content="hi"),))
+    assert call.request.inputs.sampling.is_greedy
+    assert (call.request.task, call.request.tenant, call.request.id) == ("text-generation", "acme", "new")
+    assert not call.request.revisable
+    assert (call.is_chat, call.streams, call.tells_usage, call.tells_logprobs) == (True, False, False, False)
+
+
+def test_roles_parts_calls_and_results() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    developer = {"role": "developer", "content": "Be brief.", "name": "boss"}
+    said = {"role": "assistant", "content": "Yes.", "refusal": None, "annotations": []}
+    found = prompt(messages=[developer, {"role": "user", "content": parts}, CALLS, RESULT, said, USER]).messages
+    assert found == (
+        Message(role=Role.SYSTEM, content="Be brief."),
+        Message(role=Role.USER, content="ab"),
+        Message(role=Role.ASSISTANT, tool_calls=(ToolCall(id="c1", name="look", arguments="{}"),)),
+        Message(role=Role.TOOL, content="sunny", tool_call_id="c1"),
+        Message(role=Role.ASSISTANT, content="Yes."),
+        Message(role=Role.USER, content="hi"),
+    )
+
+
+def test_tools_and_schemas_are_kept_as_text() -> None:
+    found = prompt(
+        tools=[tool(type="object"), tool("other")], tool_choice={"type": "function", "function": {"name": "look"}}
+    )
+    assert found.tools == (Tool(name="look", parameters='{"type":"object"}'), Tool(name="other"))
+    assert found.tool_choice == "look"
+    assert [prompt(tools=[tool()], tool_choice=word).tool_choice for word in ("auto", "none", "required", None)] == [
+        "auto",
+        "none",
+        "required",
+        "auto",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, "{}"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}, '{"type":"array"}'),
+    ],
+)
+def test_what_an_answer_has_to_be(form: object, schema: str | None) -> None:
+    assert prompt(response_format=form).sampling.schema == schema
+    assert text(response_format=form).request.inputs.sampling.schema == schema
+
+
+def test_every_choice_of_sampling_arrives() -> None:
+    found = prompt(
+        max_completion_tokens=5,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        seed=7,
+        stop=["a", "b"],
+        logprobs=True,
+        top_logprobs=3,
+    ).sampling
+    assert found == Sampling(
+        max_tokens=5, temperature=0.5, top_p=0.9, top_k=40, seed=7, stop=("a", "b"), top_logprobs=3
+    )
+    assert prompt(max_tokens=5, max_completion_tokens=5, top_k=-1, stop="x").sampling == Sampling(
+        max_tokens=5, stop=("x",)
+    )
+
+
+def test_a_last_message_or_begun_is_the_beginning_of_the_answer() -> None:
+    begun = {"role": "assistant", "content": "Once"}
+    assert prompt(messages=[USER, begun], continue_final_message=True) == prompt(begun="Once")
+    assert prompt(begun="Once").begun == "Once"
+    assert prompt(messages=[USER, begun]).messages[-1].role is Role.ASSISTANT
+
+
+def test_ours_stand_in_the_body_or_in_headers() -> None:
+    body = {"budget_ms": 100, "mode": "edge_only", "profile": "p", "data_policy": "local_only", "session": "s"}
+    headers = {f"x-edgewise-{name.replace('_', '-')}".encode(): str(value).encode() for name, value in body.items()}
+    assert chat(**body).request == chat(headers).request
+    request = chat(headers, session="other").request
+    assert (request.budget_ms, request.mode, request.session) == (100, Mode.EDGE_ONLY, "other")
+    assert request.data_policy is DataPolicy.LOCAL_ONLY
+
+
+def test_what_changes_no_answer_is_ignored() -> None:
+    ignored = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "parallel_tool_calls": False,
+        "reasoning_effort": "low",
+        "a_field_of_next_year": [1],
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "n": 1,
+        "modalities": ["text"],
+        "repetition_penalty": 1.0,
+    }
+    assert chat(**ignored).request == chat().request
+
+
+def test_a_text_to_continue() -> None:
+    call = text(logprobs=2, stream=True, stream_options={"include_usage": True})
+    assert call.request.inputs == Prompt(text="Grain", sampling=Sampling(max_tokens=16, top_logprobs=2))
+    assert (call.is_chat, call.streams, call.tells_usage, call.tells_logprobs) == (False, True, True, True)
+    assert text(prompt=["Grain"]).request == text().request
+    assert text(logprobs=0).tells_logprobs
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "code"),
+    [
+        ({"messages": []}, "messages", "invalid_request"),
+        ({"messages": [USER] * 1025}, "messages", "invalid_request"),
+        ({"messages": [{"role": "user", "content": "x" * 1_000_001}]}, "messages", "context_length_exceeded"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_request"),
+        ({"messages": [{"role": "oracle", "content": "x"}]}, "messages[0].role", "invalid_request"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+            "invalid_request",
+        ),
+        ({"messages": [RESULT]}, "messages[0].tool_call_id", "invalid_request"),
+        ({"messages": [USER, CALLS, RESULT, RESULT]}, "messages[3].tool_call_id", "invalid_request"),
+        ({"messages": [USER, CALLS, USER]}, "messages[2]", "invalid_request"),
+        ({"messages": [USER, CALLS]}, "messages[1]", "invalid_request"),
+        ({"messages": [USER, CALLS, {"role": "tool", "content": "x"}]}, "messages[2].tool_call_id", "invalid_request"),
+        ({"messages": [{**USER, "tool_call_id": "c1"}]}, "messages[0].tool_call_id", "invalid_request"),
+        (
+            {"messages": [{**USER, "tool_calls": CALLS["tool_calls"]}, RESULT]},
+            "messages[0].tool_calls",
+            "invalid_request",
+        ),
+        (
+            {"messages": [{**CALLS, "tool_calls": CALLS["tool_calls"] * 2}, RESULT]},
+            "messages[0].tool_calls",
+            "invalid_request",
+        ),
+        ({"tools": [tool("no tool")]}, "tools[0].function.name", "invalid_tool"),
+        ({"tools": [tool("auto")]}, "tools[0].function.name", "invalid_tool"),
+        ({"tools": [tool(), tool()]}, "tools[1].function.name", "invalid_tool"),
+        ({"tools": [tool(str(at)) for at in range(129)]}, "tools", "invalid_tool"),
+        ({"tools": [tool(type="objekt")]}, "tools[0].function.parameters", "invalid_json_schema"),
+        (
+            {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+            "tool_choice",
+            "invalid_tool",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_tool"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "invalid_json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 1}}}},
+            "response_format.json_schema.schema",
+            "invalid_json_schema",
+        ),
+        ({"max_tokens": -1}, "max_tokens", "invalid_request"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_request"),
+        ({"max_tokens": 10**30}, "max_tokens", "invalid_request"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_request"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "invalid_request"),
+        ({"temperature": -0.1}, "temperature", "invalid_request"),
+        ({"temperature": 99}, "temperature", "invalid_request"),
+        ({"top_p": 0}, "top_p", "invalid_request"),
+        ({"top_p": 1.1}, "top_p", "invalid_request"),
+        ({"top_k": -2}, "top_k", "invalid_request"),
+        ({"seed": 2**63}, "seed", "invalid_request"),
+        ({"stop": ["x"] * 17}, "stop", "invalid_request"),
+        ({"stop": ""}, "stop", "invalid_request"),
+        ({"stop": ["x" * 257]}, "stop", "invalid_request"),
+        ({"n": 2}, "n", "unsupported_value"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_value"),
+        ({"frequency_penalty": -0.5}, "frequency_penalty", "unsupported_value"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_value"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_value"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_value"),
+        ({"function_call": {"name": "f"}}, "function_call", "unsupported_value"),
+        ({"modalities": ["audio"]}, "modalities", "unsupported_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_request"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_request"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_request"),
+        ({"continue_final_message": True}, "continue_final_message", "invalid_request"),
+        (
+            {"messages": [USER, CALLS, RESULT], "continue_final_message": True},
+            "continue_final_message",
+            "invalid_request",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "x"}], "continue_final_message": True, "begun": "y"},
+            "begun",
+            "invalid_request",
+        ),
+        ({"budget_ms": -1}, "budget_ms", "invalid_request"),
+        ({"mode": "fast"}, "mode", "invalid_request"),
+        ({"session": "a b"}, "session", "invalid_request"),
+        ({"stream": "yes"}, "stream", "invalid_request"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_its_field(body: dict[str, object], field: str, code: str) -> None:
+    error = refused(chat, **body)
+    assert (error.field, error.code) == (field, code)
+    assert error.remedy
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt[0]"),
+        ({"prompt": "x" * 1_000_001}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"logprobs": 6}, "logprobs"),
+    ],
+)
+def test_texts_that_cannot_be_continued_are_refused(body: dict[str, object], field: str) -> None:
+    assert refused(text, **body).field == field
+
+
+def test_arguments_of_a_call_are_a_json_object() -> None:
+    for arguments in ("[1]", "{", "nonsense"):
+        call = {"id": "c1", "function": {"name": "look", "arguments": arguments}}
+        error = refused(chat, messages=[USER, {"role": "assistant", "tool_calls": [call]}, RESULT])
+        assert error.field == "messages[1].tool_calls[0].function.arguments"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"temperature": NaN}', b'{"temperature": Infinity}', b'{"top_p": 1e999}', b"[]", b"\xff"]
+)
+def test_numbers_that_are_none_and_bodies_that_are_none(body: bytes) -> None:
+    with pytest.raises(RequestError):
+        decode_chat(body)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5), max_size=4))
+def test_whatever_a_field_holds_the_outcome_is_a_call_or_a_request_error(body: dict[str, object]) -> None:
+    with contextlib.suppress(RequestError):
+        assert chat(**{**body, "messages": [USER]}).request.id == "new"
+
+
+# Schemas
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "http://127.0.0.1:9/x"},
+        {"properties": {"a": {"items": [{"$ref": "other.json"}]}}},
+        {"$dynamicRef": "https://example.com/x#y"},
+        {"$schema": "http://127.0.0.1:9/schema"},
+        {"$ref": "#/$defs/none"},
+        {"description": "x" * MAX_SCHEMA_BYTES},
+    ],
+)
+def test_a_schema_names_nothing_that_would_have_to_be_fetched(schema: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        checked_schema(schema, "tools", "invalid_json_schema")
+    assert (caught.value.field, caught.value.code) == ("tools", "invalid_json_schema")
+
+
+def test_a_schema_may_name_itself_and_have_a_property_of_that_name() -> None:
+    tree = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": {"n": {}},
+        "items": {"$ref": "#/$defs/n"},
+    }
+    assert json.loads(checked_schema(tree, "x", "y")) == tree
+    named = {"properties": {"$ref": {"type": "string"}}}
+    assert json.loads(checked_schema(named, "x", "y")) == named
+
+
+def test_without_what_reads_schemas_only_schemas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    assert chat(tools=[tool()]).request.inputs.tools == (Tool(name="look"),)
+    with pytest.raises(MissingExtraError) as caught:
+        chat(tools=[tool(type="object")])
+    assert caught.value.extra == "generate"
+
+
+def test_the_limits_are_those_that_the_docs_tell() -> None:
+    found = (
+        prompts.MAX_MESSAGES,
+        prompts.MAX_TOOLS,
+        prompts.MAX_STOPS,
+        prompts.MAX_TOP_LOGPROBS,
+        prompts.MAX_CHARACTERS,
+    )
+    assert found == (1024, 128, 16, 20, 1_000_000)
