@@ -119,6 +119,13 @@ class TextEngine:
         drafter: Guesses tokens; None writes one a step.
         seconds: A clock.
 
+    Attributes:
+        info: What is served.
+        slots: Most answers at once.
+        context: Tokens of prompt and answer together.
+        stats: What steps brought so far.
+        loaded: Model, tokenizer and facts, for whoever computes with the same weights.
+
     Raises:
         CheckpointError: It computes something else in a batch than alone.
     """
@@ -146,6 +153,7 @@ class TextEngine:
         self.context = min(facts.context, _window(model) or facts.context)
         self.stats = Stats()
         self._worth: dict[int, Worth] = {}  # by the size of the batch, to a power of two
+        self.loaded = model, tokenizer, facts
         self._tokenizer = tokenizer.backend_tokenizer
         self._vocabulary = len(tokenizer)
         self._ends = facts.ends

@@ -224,7 +224,9 @@ def test_json_by_a_schema_is_json(engine):
 
 
 def test_a_call_that_has_to_be_made_is_made(engine):
-    tools = (Tool(name="find", parameters='{"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"]}'),)
+    parameters = {"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"],
+                  "additionalProperties": False}  # fmt: skip
+    tools = (Tool(name="find", parameters=json.dumps(parameters)),)
     for choice in ("find", "required"):
         asked = prompt("corn", tools=tools, tool_choice=choice, max_tokens=200)
         ((pieces, end),) = write(engine, [asked])

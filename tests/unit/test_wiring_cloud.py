@@ -167,3 +167,36 @@ def test_ray_that_is_not_installed_is_named_with_its_command(tiny_text_bundle, m
 def test_arguments_of_a_ray_application_are_checked(args, told):
     with pytest.raises(ConfigError, match=told):
         ray_arguments(args)
+
+
+async def test_a_language_model_is_served_beside_a_classifier(tiny_text_bundle, tiny_checkpoints, tmp_path):
+    writer = tiny_checkpoints.causal_checkpoint(tmp_path / "writer")
+    models = cloud_models([str(writer), str(tiny_text_bundle)])
+    service = wiring.build_cloud(CloudSettings(models=models, replicas=0, threads=1, max_batch=3), config())
+    async with service.repository.lifespan():
+        assert [info.task for info in service.infos()] == ["text-generation", "text-classification"]
+        assert all(served.ready() is None for served in service.repository.models().values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"engine": "onnx"}, "the engine onnx cannot run"),
+        ({"engine": "ray"}, "the engine ray cannot run"),
+        ({"max_batch": 0}, "max_batch is 0"),
+    ],
+)
+def test_what_a_language_model_cannot_be_served_by_is_refused(tiny_checkpoints, tmp_path, changes, told):
+    writer = tiny_checkpoints.causal_checkpoint(tmp_path / "writer")
+    with pytest.raises(ConfigError, match=told):
+        wiring.build_cloud(settings(writer, **changes), config())
+
+
+async def test_drafts_are_for_language_models_with_the_same_tokenizer(tiny_text_bundle, tiny_checkpoints, tmp_path):
+    writer = tiny_checkpoints.causal_checkpoint(tmp_path / "writer")
+    other = tiny_checkpoints.causal_checkpoint(tmp_path / "other", extra=("ab",))
+    with pytest.raises(ConfigError, match="--draft guesses for a language model"):
+        wiring.build_cloud(settings(tiny_text_bundle, draft=writer), config())
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        async with wiring.build_cloud(settings(writer, draft=other), config()).repository.lifespan():
+            pass
