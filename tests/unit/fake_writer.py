@@ -83,6 +83,7 @@ class Writer:
         closed: Set whenever the last stream has ended.
         told: Tokens that were handed on, by request.
         gate: Awaited before each token but the first, where there is one.
+        wait_first: Whether it is awaited before the first too.
     """
 
     def __init__(self) -> None:
@@ -102,6 +103,7 @@ class Writer:
         self.closed = threading.Event()
         self.told: dict[str, int] = {}
         self.gate: asyncio.Event | None = None
+        self.wait_first = False
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         assert isinstance(request.inputs, Prompt)
@@ -121,7 +123,7 @@ class Writer:
         count = 0
         while self.is_endless or count < len(self.tokens):
             self._fail(count)
-            if self.gate is not None and count:
+            if self.gate is not None and (count or self.wait_first):
                 await self.gate.wait()
             await asyncio.sleep(0)
             yield Token(
