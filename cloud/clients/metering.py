@@ -25,7 +25,7 @@ class DraftFigures:
         drafted_token_ms: A token of an answer by drafting, of late.
         plain_token_ms: A token of an answer by plain streaming; what the target computes for one before one was tried.
         rtt_ms: A round trip without computing, of late.
-        break_even_rtt_ms: The round trip at which both ways are as fast, by what was measured of late.
+        break_even_rtt_ms: The round trip at which both ways are as fast, where both were measured.
     """
 
     answers: int = 0
@@ -90,7 +90,7 @@ class Meter:
     def figures(self, k: int, *, drafts: bool) -> DraftFigures:
         """All of it, with what comes next."""
         pace, costs, even = self.pace, self.pace.costs, None
-        if costs is not None and pace.acceptance is not None and pace.plain_token_ms is not None:
+        if costs is not None and pace.acceptance is not None and pace.plain_tokens and pace.plain_token_ms:
             even = break_even_rtt_ms(pace.acceptance, k, costs, pace.plain_token_ms)
         return DraftFigures(
             answers=self.answers,

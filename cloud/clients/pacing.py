@@ -17,7 +17,7 @@ MOST_K = 16
 """Beyond this a round brings next to nothing more, at any rate of acceptance seen with real pairs of models."""
 
 REVIEW = 16
-"""Every so many answers the way that seems slower is measured again."""
+"""Of so many answers one goes the way that seems slower, to measure it: the second one, and so on."""
 
 _KEEP = 0.95
 """How much of what was known counts after another round: half is forgotten after some 14."""
@@ -172,4 +172,4 @@ class Pace:
         drafted, plain = self.drafted_token_ms, self.plain_token_ms
         if drafted is None or plain is None:
             return True
-        return (drafted <= plain) is (self.answers % REVIEW != REVIEW - 1)
+        return (drafted <= plain) is (self.answers % REVIEW != 1)
