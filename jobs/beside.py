@@ -17,6 +17,7 @@ from edgewise.errors import CertificateError, DataError
 from edgewise.router import certificate as certificates
 from edgewise.router import fitted as fits
 from edgewise.router.fitted import Fitted
+from edgewise.router.saying import asked_by
 
 _ENDINGS = (".certificate.json", ".json")
 """Endings of a certificate's name that what belongs to it does not carry, the longest first."""
@@ -44,7 +45,9 @@ def kept_item(
     example: Example, position: int, prediction: Prediction, score: float, row: int | None = None
 ) -> KeptItem:
     """A tuning item with what the edge model says of it; of an image only its number is kept."""
-    text = example.input if isinstance(example.input, str) else f"image {position + 1}"
+    text = asked_by(example.input)
+    if text is None:
+        text = f"image {position + 1}"
     known = None if math.isnan(score) else float(score)
     return KeptItem(text=text, label=example.label, edge=prediction.output, score=known, row=row)
 

@@ -5,9 +5,11 @@ Owns reading and refusing. What edge and cloud answer to the items is asked for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgewise.bundle import Bundle
 from edgewise.contracts import Example, Output, Prediction
@@ -71,11 +73,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Answered:
-    """A part with what edge and cloud answered to each of its items."""
+    """A part with what edge and cloud answered to each of its items.
+
+    Attributes:
+        part: The items.
+        edge: What the edge answered.
+        cloud: What the cloud answered.
+        agree: Whether two answers, or an answer and a label, say the same.
+    """
 
     part: Part
     edge: list[Prediction]
     cloud: list[Output]
+    agree: Callable[[Any, Any], bool] = operator.eq
 
 
 def load_part(path: Path, *, text_field: str, label_field: str, group_by: str | None = None) -> Part:

@@ -5,13 +5,13 @@ Owns the way from answers to the vectors that `router.certificate` takes. The ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.contracts import Bound, FloatArray
+from edgewise.contracts import Bound, FloatArray, Output, Prediction
 from edgewise.errors import TooFewItemsError
 from edgewise.jobs.parts import Answered
 from edgewise.router.certificate import (
@@ -59,17 +59,23 @@ def losses(target: str, answered: Answered) -> NDArray[np.float64]:
 
 def disagreements(answered: Answered) -> NDArray[np.bool_]:
     """Where edge and cloud differ, shape (n,)."""
-    return np.array([edge.output != cloud for edge, cloud in zip(answered.edge, answered.cloud, strict=True)])
+    return np.array([not answered.agree(edge.output, cloud) for edge, cloud in _pairs(answered)])
 
 
 def edge_right(answered: Answered) -> NDArray[np.bool_]:
     """Where the edge gives the label, shape (n,)."""
-    return np.array([edge.output == label for edge, label in zip(answered.edge, answered.part.labels, strict=True)])
+    pairs = zip(answered.edge, answered.part.labels, strict=True)
+    return np.array([answered.agree(edge.output, label) for edge, label in pairs])
 
 
 def cloud_right(answered: Answered) -> NDArray[np.bool_]:
     """Where the cloud gives the label, shape (n,)."""
-    return np.array([cloud == label for cloud, label in zip(answered.cloud, answered.part.labels, strict=True)])
+    pairs = zip(answered.cloud, answered.part.labels, strict=True)
+    return np.array([answered.agree(cloud, label) for cloud, label in pairs])
+
+
+def _pairs(answered: Answered) -> Iterator[tuple[Prediction, Output]]:
+    return zip(answered.edge, answered.cloud, strict=True)
 
 
 Bounder = Callable[[float], Bound]

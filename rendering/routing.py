@@ -100,6 +100,8 @@ def certified_view(found: Certified) -> RenderableType:
     if certificate.out_of_distribution_share:
         table.add_row("escalated unscored", f"{percent(certificate.out_of_distribution_share)} of the certifying items")
     table.add_row("reference", f"{certificate.reference.name} {certificate.reference.version}")
+    if certificate.judge:
+        table.add_row("texts agree by", certificate.judge.partition("@")[0])
     if certificate.expires:
         table.add_row("valid until", certificate.expires)
     if found.price is not None:

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from edgewise.bundle import Bundle
 from edgewise.contracts import Certificate, CloudClient, Output, Prediction, Progress, Reference
-from edgewise.edge import EdgeModel, probe
-from edgewise.errors import DataError, OutputExistsError
+from edgewise.edge import probe
+from edgewise.errors import DataError, InputError, OutputExistsError
 from edgewise.files import write_atomically
+from edgewise.jobs.answerers import runtime_of
 from edgewise.jobs.asking import answers_of, read_recorded, reference_of
 from edgewise.jobs.beside import certificate_beside, fitted_beside, load_certificate, record_beside, sharing
 from edgewise.jobs.certifying.job import CertifyJob, check_job
@@ -239,20 +241,20 @@ def _kept(job: CertifyJob, work: Work, out: Path) -> Certified | None:
         )
     found = load_certificate(out)
     record = None
-    signal, fitted_digest = job.signal or work.model.bundle.core.signal, None
+    signal, fitted_digest = job.signal or work.default_signal, None
     if work.tuning is not None:
-        record = kept_record(job.bundle, out, asked_of(job, work.tuning, work.model.digest, work.reference))
+        record = kept_record(job.bundle, out, asked_of(job, work.tuning, work.model.digest, work.reference, work.judge))
         if record is None:
             return None
         signal, fitted_digest = record.signal, record.fitted_digest
     wanted = (
         work.model.digest, job.target, signal, fitted_digest, work.certifying.digest, work.reference,
-        job.group_by, frozenset(work.groups), _life(job), *_machine(),
+        job.group_by, frozenset(work.groups), _life(job), *_machine(work.model.bundle), work.judge,
     )  # fmt: skip
     have = (
         found.model_digest, found.target, found.signal, found.fitted_digest, found.data_digest, found.reference,
         found.groups.by if found.groups else None, frozenset(found.groups.bounds if found.groups else ()),
-        _life_of(found), found.runtime, found.isa,
+        _life_of(found), found.runtime, found.isa, found.judge,
     )  # fmt: skip
     drawn = job.plot is None or job.plot.exists()
     promised = (found.bound.alpha, found.bound.delta) == (job.alpha, job.delta / max(len(work.groups), 1))
@@ -277,12 +279,12 @@ def _finish(job: CertifyJob, work: Work, outputs: Sequence[Output], progress: Pr
     tuned, split = None, 0
     if work.tuning is not None:
         split = len(work.tuning.examples)
-        answered = _answered(work.model, work.tuning, outputs[:split], progress)
-        tuned = tune(job, answered, work.model, work.reference)
+        answered = _answered(work, work.tuning, outputs[:split], progress)
+        tuned = tune(job, answered, work.model, work.reference, default=work.default_signal, judge=work.judge)
     began = time.perf_counter()
-    answered = _answered(work.model, work.certifying, outputs[split:], progress)
+    answered = _answered(work, work.certifying, outputs[split:], progress)
     edge_ms = 1000 * (time.perf_counter() - began) / len(answered.edge)
-    signal = tuned.record.signal if tuned else job.signal or work.model.bundle.core.signal
+    signal = tuned.record.signal if tuned else job.signal or work.default_signal
     proof = prove(job, answered, signal, tuned, work.groups, labelled=work.labelled)
     certificate = _issued(job, work, proof, signal, tuned)
     picture = _picture(job, answered, proof, labelled=work.labelled)
@@ -315,16 +317,19 @@ def _local_answers(job: CertifyJob, answered: Answered, proof: Proof) -> LocalAn
     return LocalAnswers(len(lost), int((lost > 0).sum()), int((lost < 0).sum()))
 
 
-def _answered(model: EdgeModel, part: Part, cloud: Sequence[Output], progress: Progress) -> Answered:
+def _answered(work: Work, part: Part, cloud: Sequence[Output], progress: Progress) -> Answered:
     predictions: list[Prediction] = []
-    for example in part.examples:
-        predictions.append(model.predict_one(example.input))
+    for number, example in enumerate(part.examples, start=1):
+        try:
+            predictions.append(work.model.predict_one(example.input))
+        except InputError as e:
+            raise DataError(f"{part.path}, item {number}: {e.problem}", e.remedy) from e
         progress.advance()
-    return Answered(part, predictions, list(cloud))
+    return Answered(part, predictions, list(cloud), work.agree)
 
 
 def _issued(job: CertifyJob, work: Work, proof: Proof, signal: str, tuned: Tuned | None) -> Certificate:
-    runtime, isa = _machine()
+    runtime, isa = _machine(work.model.bundle)
     created = datetime.now(UTC).replace(microsecond=0)
     life = _life(job)
     return certificates.issue(
@@ -342,6 +347,7 @@ def _issued(job: CertifyJob, work: Work, proof: Proof, signal: str, tuned: Tuned
         groups=proof.groups,
         score_deciles=proof.deciles,
         out_of_distribution_share=proof.unscored_share,
+        judge=work.judge,
     )
 
 
@@ -388,6 +394,5 @@ def _note(work: Work, answered: Answered, tuned: Tuned | None, progress: Progres
         )
 
 
-def _machine() -> tuple[str, str]:
-    device = probe()
-    return f"onnxruntime {device.onnxruntime}", device.isa
+def _machine(bundle: Bundle) -> tuple[str, str]:
+    return runtime_of(bundle), probe().isa

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgewise.config import CostSection
 from edgewise.errors import ConfigError
 from edgewise.jobs.targets import LABELLED
+from edgewise.router.agreement import SIMILARITY, check_judge
 from edgewise.router.certificate import TARGET_AGREEMENT, TARGETS, items_needed
 from edgewise.router.policies.threshold import BY_LABEL
 from edgewise.router.signals import COMBINED, check_signal
@@ -46,6 +47,9 @@ class CertifyJob:
         wait_s: Longest to wait for a cloud that is still starting.
         text_field: Field of the text in the data.
         label_field: Field of the label in the data, which then must have one; None takes "label" where there is one.
+        judge: Name of the function by which two texts agree, for a language model; None for other bundles.
+        judge_bundle: The embedding bundle of the judge "similarity", or None.
+        max_tokens: Tokens of a language model's answer at most.
         cached: Keep a certificate that was issued for exactly this job.
         overwrite: Replace a certificate that exists.
     """
@@ -71,6 +75,9 @@ class CertifyJob:
     wait_s: float = 0.0
     text_field: str = "text"
     label_field: str | None = None
+    judge: str | None = None
+    judge_bundle: Path | None = None
+    max_tokens: int = 256
     cached: bool = False
     overwrite: bool = False
 
@@ -95,6 +102,10 @@ def check_job(job: CertifyJob) -> None:
         _refuse_what_needs_tuning(job)
     if job.signal is not None and job.signal not in (AUTO, COMBINED):
         check_signal(job.signal, None)
+    if job.judge is not None:
+        check_judge(job.judge)
+    if job.judge_bundle is not None and (job.judge or "").partition(":")[0] != SIMILARITY:
+        raise ConfigError("--judge-bundle goes with --judge similarity.", "Leave it out, or judge by similarity.")
     _check_groups(job)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.contracts import Reference
-from edgewise.edge import EdgeModel
 from edgewise.errors import CertificateError
 from edgewise.files import write_atomically
+from edgewise.jobs.answerers import Answerer
 from edgewise.jobs.beside import KeptItem, fitted_beside, items_beside, kept_item, record_beside
 from edgewise.jobs.certifying.job import AUTO, CertifyJob
 from edgewise.jobs.parts import Answered, Part
@@ -28,11 +28,19 @@ from edgewise.router.combination import fit_combination
 from edgewise.router.complexity_fit import fit_complexity
 from edgewise.router.fitted import Fitted
 from edgewise.router.neighbours import Neighbours, Outcomes, embeddings_of, fit_neighbours, kept_rows
+from edgewise.router.saying import asked_by
 from edgewise.router.selection import SignalFigures, choose, compare_signals
 from edgewise.router.signals import COMBINED
 
 _ENOUGH_TO_COMBINE = 100
 """Tuning items below which a fit of several signals is not worth comparing."""
+
+GATES = (
+    *(f"{name}:first={tokens}" for name in ("mean_logprob", "low_logprob") for tokens in (8, 16, 32)),
+    "first_margin",
+)
+"""Signals of generated text that are known before anything is sent: what reads the whole answer would hold it back, so
+that has to be asked for by name."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +55,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         signal: The signal that is wanted, or "auto".
         veto: Whether the distance to these items decides too.
         complexity: Whether texts that look too hard are escalated at once.
+        judge: What says whether two texts agree; empty where outputs agree that are the same.
     """
 
     model_digest: str
@@ -57,6 +66,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     signal: str
     veto: bool
     complexity: bool
+    judge: str = ""
 
 
 class TuningRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,20 +106,30 @@ class Tuned:
     items: tuple[KeptItem, ...]
 
 
-def tune(job: CertifyJob, answered: Answered, model: EdgeModel, reference: Reference) -> Tuned:
+def tune(
+    job: CertifyJob, answered: Answered, model: Answerer, reference: Reference, *, default: str, judge: str
+) -> Tuned:
     """Fit what was asked for, compare the signals, and take the one asked for, or the best.
 
-    Left to choose, it takes another signal than the bundle's own only where that is clearly better.
+    Left to choose, it takes another signal than the default one only where that is clearly better.
+
+    Args:
+        job: The job.
+        answered: The tuning part.
+        model: The bundle's model.
+        reference: The cloud.
+        default: The signal that needs no reason.
+        judge: What says whether two texts agree, as the certificate has it.
 
     Raises:
         CertificateError: The items cannot be fitted to.
         ConfigError: There is no such signal.
     """
-    asked = asked_of(job, answered.part, model.digest, reference)
-    default = model.bundle.core.signal
+    asked = asked_of(job, answered.part, model.digest, reference, judge)
     lost = losses(job.target, answered)
-    everything = _fit(job, answered, lost > 0, model.labels)
-    figures = _compared(job, answered, lost > 0, everything, default)
+    text = model.bundle.core.kind == "generator"
+    everything = _fit(job, answered, lost > 0, model.labels, text=text)
+    figures = _compared(job, answered, lost > 0, everything, default, GATES if text else None)
     signal = choose(figures, default).signal if asked.signal == AUTO else asked.signal
     data = _encoded(everything, signal)
     # Read back, so that what is certified with is what the file will give.
@@ -124,13 +144,16 @@ def tune(job: CertifyJob, answered: Answered, model: EdgeModel, reference: Refer
     return Tuned(record, fitted, data, scores, lost, _items(answered, scores, fitted))
 
 
-def _fit(job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], labels: Sequence[str]) -> Fitted:
-    """Everything that was asked for, and the combined signal where there are enough items to compare it."""
-    combined = job.signal == COMBINED or len(answered.edge) >= _ENOUGH_TO_COMBINE
+def _fit(job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], labels: Sequence[str], *, text: bool) -> Fitted:
+    """Everything that was asked for, and the combined signal where there are enough items to compare it.
+
+    Of a text it reads the whole, so there it has to be asked for.
+    """
+    combined = job.signal == COMBINED or (len(answered.edge) >= _ENOUGH_TO_COMBINE and not text)
     neighbours = _fit_neighbours(job, answered, wrong, labels) if job.veto or combined else None
     complexity = None
     if job.complexity:
-        complexity = fit_complexity([str(example.input) for example in answered.part.examples], wrong)
+        complexity = fit_complexity([asked_by(example.input) or "" for example in answered.part.examples], wrong)
     combination = None
     if combined:
         combination = fit_combination(answered.edge, wrong, neighbours=neighbours)
@@ -138,13 +161,18 @@ def _fit(job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], labels: 
 
 
 def _compared(
-    job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], everything: Fitted, default: str
+    job: CertifyJob,
+    answered: Answered,
+    wrong: NDArray[np.bool_],
+    everything: Fitted,
+    default: str,
+    names: Sequence[str] | None,
 ) -> tuple[SignalFigures, ...]:
-    """Every signal that applies, and the one asked for, the best first."""
+    """The named signals, or every one that applies, and the one asked for, the best first."""
     compared = functools.partial(
         compare_signals, answered.edge, wrong, alpha=job.alpha, fitted=everything, default=default
     )
-    rows = compared()
+    rows = compared(names=names)
     wanted = job.signal or AUTO
     if wanted != AUTO and wanted not in {row.signal for row in rows}:
         rows += compared(names=[wanted])
@@ -218,7 +246,7 @@ def write_tuned(bundle: Path, issued: Path, tuned: Tuned, *, keep_texts: bool) -
     write_atomically(record_beside(bundle, issued), told)
 
 
-def asked_of(job: CertifyJob, tuning: Part, model_digest: str, reference: Reference) -> Asked:
+def asked_of(job: CertifyJob, tuning: Part, model_digest: str, reference: Reference, judge: str) -> Asked:
     """What a job asks of its tuning part."""
     return Asked(
         model_digest=model_digest,
@@ -229,6 +257,7 @@ def asked_of(job: CertifyJob, tuning: Part, model_digest: str, reference: Refere
         signal=job.signal or AUTO,
         veto=job.veto,
         complexity=job.complexity,
+        judge=judge,
     )
 
 
