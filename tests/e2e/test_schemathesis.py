@@ -5,22 +5,38 @@ as many elements come as a shape says. All else that the document allows has to 
 refused with the status, the body and the headers that it tells.
 """
 
+import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
 
 from edgewise.config import parse_config
+from edgewise.telemetry import Metrics
+from edgewise.wire.door import front_door
 from edgewise.wire.serve import BackgroundServer
 from edgewise.wiring import build_gateway
 from edgewise.wiring.cloud import CloudSettings, build_cloud, cloud_models
 
 pytestmark = pytest.mark.slow
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "unit" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"edgewise_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+writers = _load("fake_writer")
 
 KEY = "a-key-of-the-test"
 
@@ -33,6 +49,7 @@ expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
 
 [[operations]]
 include-name = ["POST /v1/predict", "POST /v1/embeddings", "POST /v2/models/{model}/infer",
+                "POST /v1/chat/completions", "POST /v1/completions",
                 "POST /v2/models/{model}/versions/{version}/infer"]
 
 [operations.checks.positive_data_acceptance]
@@ -102,3 +119,8 @@ def test_the_gateway_keeps_its_document(
         gateway = build_gateway(parse_config(tables), resources)
         with BackgroundServer(gateway.app) as server:
             attack(server.url, tmp_path, key=KEY)
+
+
+def test_a_door_with_a_model_that_writes_keeps_its_document(tmp_path: Path) -> None:
+    with BackgroundServer(front_door(writers.served(writers.Writer()), answers=None, metrics=Metrics())) as server:
+        attack(server.url, tmp_path, "--include-path-regex", "completions")
