@@ -93,6 +93,12 @@ class Runtime:
         self.calls.OgaSetTelemetryEnabled.restype = None
         self.calls.OgaSetTelemetryEnabled(False)
 
+    def trim(self) -> None:
+        """Hand freed memory back to the system; the C library would keep some of it for later."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        if trim is not None:
+            trim(0)
+
 
 class Engine:
     """A model that is loaded. Several threads may start sequences and use them, each its own.
@@ -116,6 +122,11 @@ class Engine:
         except OSError as e:
             problem = f"The bundle {name} needs a temporary folder to be opened: {e.strerror or e}."
             raise BundleError(problem, "Set TMPDIR to a folder that can be written.") from e
+
+    @property
+    def runtime(self) -> Runtime:
+        """The library."""
+        return self._runtime
 
     def sequence(self, length: int) -> TokenSequence:
         """An empty sequence of at most `length` tokens; the runtime takes the memory for all of them at once.

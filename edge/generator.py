@@ -335,9 +335,12 @@ class EdgeGenerator:
 
     def close(self) -> None:
         """Free the model. It answers nothing afterwards; answers that are still being written end first."""
-        if isinstance(self._slots, Slots):
-            self._slots.close()
+        if not isinstance(self._slots, Slots):
+            return
+        self._slots.close()
+        runtime = self._engine.runtime
         self._tokenizer = self._engine = self._slots = _Closed()  # type: ignore[assignment]
+        runtime.trim()
 
     def __enter__(self) -> EdgeGenerator:
         return self

@@ -1,5 +1,6 @@
 """A language model at the edge: greedy pieces, their probabilities, scores, stop texts, golden items."""
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from edgewise.bundle import Bundle, GoldenItem, pack_generator
 from edgewise.edge import EdgeGenerator, EdgeModel, Piece
+from edgewise.edge.genai import Runtime
 from edgewise.edge.stops import until
 from edgewise.errors import BundleCorruptError, BundleError, CertificateError, InputError, MissingExtraError
 
@@ -238,8 +240,17 @@ def test_without_the_runtime_the_extra_is_named(tiny_generator_bundle, monkeypat
         EdgeGenerator.load(tiny_generator_bundle)
 
 
+def test_the_runtime_is_called_without_the_interpreters_lock():
+    calls = Runtime().calls
+    assert isinstance(calls, ctypes.CDLL)
+    assert not isinstance(calls, ctypes.PyDLL)
+
+
 def test_importing_the_edge_does_not_load_the_runtime():
-    code = "import sys, edgewise.edge; sys.exit('onnxruntime_genai' in sys.modules)"
+    code = (
+        "import sys, edgewise.edge; "
+        "sys.exit(bool({'onnxruntime_genai', 'jinja2', 'llguidance', 'edgewise.edge.generator'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path("/")).returncode == 0
 
 
