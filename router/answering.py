@@ -7,6 +7,7 @@ kind is given is the flows' to say; what is owed is `delivery`'s.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 import msgspec
@@ -87,7 +88,15 @@ class Answering:
         self._instruments.provisional.inc("saved")
         return saved
 
-    def by_cloud(self, turn: Turn, prediction: Prediction | None, decision: Decision, reply: CloudReply) -> Answer:
+    def by_cloud(
+        self,
+        turn: Turn,
+        prediction: Prediction | None,
+        decision: Decision,
+        reply: CloudReply,
+        *,
+        writing: Awaitable[Prediction | None] | None = None,
+    ) -> Answer:
         """The cloud's answer.
 
         Args:
@@ -95,8 +104,12 @@ class Answering:
             prediction: What the edge model says, where that is known.
             decision: Why the cloud was asked.
             reply: What it says.
+            writing: What the edge model will have said, where an audit waits for that.
         """
-        self._verdicts.answered_by_cloud(turn, prediction, decision, reply)
+        if writing is not None:
+            self._verdicts.answered_by_cloud_first(turn, writing, decision, reply)
+        else:
+            self._verdicts.answered_by_cloud(turn, prediction, decision, reply)
         final = turn.by_cloud(reply, decision)
         self._recall.keep_cloud(turn.request, turn.mode, final, reply.reference)
         return final

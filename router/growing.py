@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ class Growing(Generic[T]):
         self.items: list[T] = []
         self.is_over = False
         self._waiting: list[tuple[float, asyncio.Future[None]]] = []
+        self._listener: Callable[[Sequence[T]], None] | None = None
 
     def add(self, *items: T) -> None:
         """More is there."""
@@ -29,7 +30,10 @@ class Growing(Generic[T]):
 
     def extend(self, items: Iterable[T]) -> None:
         """More is there, told once."""
+        passed = len(self.items)
         self.items.extend(items)
+        if self._listener is not None:
+            self._listener(self.items[passed:])
         if self._waiting:
             self._tell()
 
@@ -37,6 +41,18 @@ class Growing(Generic[T]):
         """Nothing more will come."""
         self.is_over = True
         self._tell()
+
+    def follow(self, listener: Callable[[Sequence[T]], None], passed: int = 0) -> None:
+        """Tell a listener what is there after the first items, and what comes, as it comes; one at a time.
+
+        That costs a call. To wake a task for each item costs a turn of the event loop.
+        """
+        self._listener = listener
+        listener(self.items[passed:])
+
+    def unfollow(self) -> None:
+        """Tell the listener no more."""
+        self._listener = None
 
     def sign(self, count: float = math.inf) -> asyncio.Future[None]:
         """Done once `count` items are there, or nothing more comes; waking for each of fewer would cost the most."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
 from edgewise.contracts import Clock, CloudReply, Request, StreamingCloudClient, Token
 from edgewise.errors import CloudResponseError
 
@@ -71,8 +69,3 @@ class Listener:
 
 def unheard(_: Token) -> None:
     """For whoever wants the whole answer alone."""
-
-
-def renamed(token: Token, request_id: str) -> Token:
-    """A piece in the name of the request that it answers."""
-    return token if token.id == request_id else msgspec.structs.replace(token, id=request_id)

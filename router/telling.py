@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from edgewise.contracts import Source, Token
 from edgewise.dialogue import Piece, Prompt
 from edgewise.router.instruments import Instruments
-from edgewise.router.listening import renamed
 from edgewise.router.turn import Turn
 from edgewise.router.writing import Draft
 
@@ -95,11 +94,10 @@ class Telling:
         held, self._held = self._held, []
         self._tell(held)
 
-    def token(self, token: Token) -> None:
-        """Tell a piece that the cloud has written; nothing of the edge's is held back for later any more."""
+    def tokens(self, tokens: Sequence[Token]) -> None:
+        """Tell what the cloud has written; nothing of the edge's is held back for later any more."""
         self._held.clear()
-        found = renamed(token, self.turn.request.id)
-        self._tell([found if found.source is not None else _of_cloud(found)])
+        self._tell([self._of_cloud(token) for token in tokens])
 
     def end(self) -> None:
         """Nobody waits for the draft any longer."""
@@ -117,6 +115,6 @@ class Telling:
             self._texts.append(token.text)
             self._say(token)
 
-
-def _of_cloud(token: Token) -> Token:
-    return Token(id=token.id, text=token.text, logprob=token.logprob, source=Source.CLOUD, top=token.top)
+    def _of_cloud(self, token: Token) -> Token:
+        source = token.source or Source.CLOUD
+        return Token(id=self.turn.request.id, text=token.text, logprob=token.logprob, source=source, top=token.top)

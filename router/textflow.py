@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -39,7 +39,7 @@ from edgewise.contracts import (
     Status,
     Token,
 )
-from edgewise.dialogue import Prompt
+from edgewise.dialogue import Piece, Prompt
 from edgewise.errors import CloudError, InputError, PromptTooLongError, RequestError
 from edgewise.router.answering import Answering, Given
 from edgewise.router.background import Background
@@ -287,22 +287,30 @@ class TextFlow:
             until: Tokens after which to stop; None goes on to the end.
         """
         last = math.inf if until is None else until
-        while telling.passed < last:
-            pieces = draft.items[telling.passed : until]
-            collapsed = False
+        sign = draft.sign(last)
+        collapsed = False
+
+        def hear(pieces: Sequence[Piece]) -> None:
+            nonlocal collapsed
+            if collapsed:
+                return
+            pieces = pieces[: None if until is None else until - telling.passed]
             if watch is not None:
                 seen = [watch.saw(piece.logprob) for piece in pieces]
-                if collapsed := any(seen):
-                    pieces = pieces[: seen.index(True) + 1]
+                collapsed = any(seen)
+                pieces = pieces[: seen.index(True) + 1] if collapsed else pieces
             telling.pieces(pieces)
-            if collapsed:
-                return True
-            if draft.is_over and telling.passed == len(draft.items):
-                break
-            is_heard = watch is not None or not (telling.is_whole or telling.is_held)
-            await draft.reach(telling.passed + 1 if is_heard else last)
-        draft.check()
-        return False
+            if collapsed and not sign.done():
+                sign.set_result(None)
+
+        draft.follow(hear, telling.passed)
+        try:
+            await sign
+        finally:
+            draft.unfollow()
+        if not collapsed:
+            draft.check()
+        return collapsed
 
     async def _written(self, telling: Telling, draft: Draft, tools: ToolCheck) -> Prediction:
         """The edge's whole text, told as it is written; calls that nobody may make are left out."""
@@ -368,9 +376,7 @@ class TextFlow:
     async def _by_cloud(self, telling: Telling, tools: ToolCheck, decision: Decision, dictation: Dictation) -> Given:
         turn, draft = telling.turn, telling.draft
         late = draft is not None and not draft.is_whole and self._verdicts.wants_both(turn)
-        if late:
-            telling.lent = True
-        elif draft is not None and not draft.is_over:
+        if draft is not None and not late and not draft.is_over:
             draft.stop()
         try:
             reply = await self._relay(telling, dictation)
@@ -378,12 +384,11 @@ class TextFlow:
             if not telling.has_spoken:
                 raise
             return await self._continue(telling, tools, decision, tries=1)
-        if late and draft is not None:
-            self._verdicts.answered_by_cloud_first(turn, _written_out(draft), decision, reply)
         prediction = draft.prediction() if draft is not None and draft.is_whole else None
-        if late:
-            return Given(self._answering.told(turn, turn.by_cloud(reply, decision)))
-        return Given(self._answering.told(turn, self._answering.by_cloud(turn, prediction, decision, reply)))
+        writing = _written_out(draft) if late and draft is not None else None
+        telling.lent = writing is not None
+        final = self._answering.by_cloud(turn, prediction, decision, reply, writing=writing)
+        return Given(self._answering.told(turn, final))
 
     async def _relay(self, telling: Telling, dictation: Dictation) -> CloudReply:
         """Tell the cloud's text as it comes; the whole reply.
@@ -391,16 +396,14 @@ class TextFlow:
         Raises:
             CloudError: It broke off.
         """
-        passed = 0
-        while not telling.is_whole and (passed < len(dictation.items) or not dictation.is_over):
-            await dictation.reach(passed + 1)
-            for token in dictation.items[passed:]:
-                telling.token(token)
-                passed += 1
-        await dictation.reach()
+        dictation.follow(telling.tokens)
+        try:
+            await dictation.reach()
+        finally:
+            dictation.unfollow()
         reply = dictation.call.result()
-        if not passed and not telling.is_whole and isinstance(reply.output, str) and reply.output:
-            telling.token(Token(id="", text=reply.output))  # of a client that does not stream
+        if not dictation.items and isinstance(reply.output, str) and reply.output:
+            telling.tokens([Token(id="", text=reply.output)])  # of a client that does not stream
         return reply
 
     async def _continue(self, telling: Telling, tools: ToolCheck, decision: Decision, *, tries: int) -> Given:

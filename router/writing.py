@@ -121,7 +121,7 @@ class Draft(Growing[Piece]):
 
     def _call(self) -> None:
         """Have the loop collect what is there, unless it was called and did not come yet."""
-        if self._is_called and self._outcome is None:
+        if self._is_called and self._outcome is None and not self._loop.is_closed():
             return
         self._is_called = True
         self._on_loop(self._collect)

@@ -794,6 +794,21 @@ async def test_an_audited_escalation_is_settled_by_its_score():
     await flow.aclose()
 
 
+async def test_where_audits_earn_another_certificate_both_texts_are_waited_for(monkeypatch):
+    store, edge, cache = hybrid.DictStore(), FakeGenerator(), hybrid.DictCache()
+    edge.hold_at = 5
+    flow = router(edge, FakeCloud(), audits=store, cache=cache, uniform=lambda: 0.0)
+    monkeypatch.setattr(flow._verdicts, "wants_both", lambda turn: turn.draw is not None)
+    assert answer_of(await collect(flow, ask(doubtful(9)))).source is Source.CLOUD
+    assert len(cache) == 1
+    assert store.audits == [None]
+    edge.release.set()
+    assert await store.settled() == [(False, False)]
+    assert (store.found[0].score, store.found[0].differs) == (pytest.approx(-5), True)
+    await flow.aclose()
+    await idle(flow, edge)
+
+
 async def test_the_judge_of_a_certificate_is_found_by_its_name():
     store = hybrid.DictStore()
     cloud = FakeCloud("<0><1><2><3><4><5>", " ")

@@ -1,0 +1,201 @@
+"""What grows while others wait, what is written in threads, and what is heard of a cloud, each on its own."""
+
+import asyncio
+import importlib.util
+import random
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgewise.contracts import CloudReply, Reason, Token
+from edgewise.dialogue import Sampling
+from edgewise.errors import CloudResponseError
+from edgewise.router import RouterSettings
+from edgewise.router.cachekey import cache_key
+from edgewise.router.growing import Growing
+from edgewise.router.instruments import Instruments
+from edgewise.router.listening import Listener
+from edgewise.router.recall import is_repeatable
+from edgewise.router.settings import TextSettings
+from edgewise.router.writing import Writers
+from edgewise.telemetry import Metrics
+
+_SPEC = importlib.util.spec_from_file_location("parts_text_fakes", Path(__file__).parent / "text_fakes.py")
+fakes = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = fakes
+_SPEC.loader.exec_module(fakes)
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  a thread ends unseen
+            await asyncio.sleep(0.001)
+
+
+async def test_whoever_waits_is_woken_once_enough_is_there():
+    growing, woken = Growing(), []
+    waiting = [asyncio.ensure_future(growing.reach(count)) for count in (1, 3, 9)]
+    for count, task in zip((1, 3, 9), waiting, strict=True):
+        task.add_done_callback(lambda _, count=count: woken.append(count))
+    left = growing.sign(2)
+    left.cancel()
+    await asyncio.sleep(0)
+    for item in "abc":
+        growing.add(item)
+    await asyncio.sleep(0.01)
+    assert woken == [1, 3]
+    growing.end()
+    await waiting[2]
+    assert growing.sign(100).done(), "nothing more will come"
+    assert not growing._waiting
+
+
+async def test_a_listener_hears_each_item_once():
+    growing, heard = Growing(), []
+    growing.add("a", "b")
+    growing.follow(heard.extend, 1)
+    growing.add("c")
+    growing.unfollow()
+    growing.add("d")
+    growing.follow(heard.extend, 3)
+    assert heard == ["b", "c", "d"]
+
+
+def writers(edge, threads=2):
+    return Writers(edge, threads, Clock(), Instruments(Metrics()))
+
+
+async def test_pieces_come_in_order_from_many_threads_at_once():
+    edge = fakes.FakeGenerator()
+    pool = writers(edge, threads=4)
+    drafts = [pool.begin(fakes.ask(fakes.sure(200, start=1000 * number))) for number in range(8)]
+    for number, draft in enumerate(drafts):
+        await draft.reach()
+        assert draft.is_whole
+        assert draft.prediction().output == fakes.text_of(fakes.sure(200, start=1000 * number))
+        assert draft.prediction(3).written is None
+    await until(lambda: not pool.running)
+    assert edge.closed == 8
+    pool.close()
+
+
+async def test_drafts_that_are_stopped_at_any_moment_leave_nothing_behind():
+    edge, uniform = fakes.FakeGenerator(), random.Random(0)
+    pool = writers(edge)
+    for _ in range(100):
+        draft = pool.begin(fakes.ask(fakes.sure(50)))
+        if uniform.random() < 0.7:
+            await draft.reach(uniform.randrange(1, 50))
+        draft.stop()
+        draft.stop()
+    await until(lambda: not pool.running and edge.closed == len(edge.writings))
+    with pytest.raises(RuntimeError, match="closed"):
+        draft.check()
+    pool.close()
+    assert threading.active_count() < 20
+
+
+def test_a_loop_that_is_gone_stops_the_writing():
+    edge = fakes.FakeGenerator()
+    edge.hold_at = 2
+    loop = asyncio.new_event_loop()
+
+    async def begin():
+        pool = writers(edge)
+        return pool, pool.begin(fakes.ask(fakes.sure(1000)))
+
+    pool, _ = loop.run_until_complete(begin())
+    assert edge.held.wait(10)
+    loop.close()
+    edge.release.set()
+    pool._pool.shutdown(wait=True)
+    assert edge.writings[0].closed
+    assert edge.writings[0].place < 10
+
+
+async def heard(*items):
+    tokens, first = [], []
+
+    class Cloud(fakes.FakeCloud):
+        async def stream(self, request, *, timeout_s):
+            for item in items:
+                yield item
+
+    clock = Clock()
+    listener = Listener(tokens.append, first.append, clock)
+    return await listener.hear(Cloud(), fakes.ask("a"), timeout_s=1), tokens, first
+
+
+REFERENCE = fakes.CERTIFIED
+
+
+async def test_what_is_heard_is_the_answer():
+    reply, tokens, first = await heard(Token(id="x", text="ab"), CloudReply("abc", REFERENCE), Token(id="x", text="no"))
+    assert (reply.output, "".join(token.text for token in tokens), len(first)) == ("abc", "abc", 1)
+    _, tokens, first = await heard(CloudReply("", REFERENCE))
+    assert tokens == first == []
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        (),
+        (Token(id="x", text="ab"),),
+        (Token(id="x", text="ab"), CloudReply("b", REFERENCE)),
+        (Token(id="x", text="ab"), CloudReply((1.0,), REFERENCE)),
+    ],
+)
+async def test_what_is_no_answer_is_an_error(items):
+    with pytest.raises(CloudResponseError):
+        await heard(*items)
+
+
+async def test_a_text_that_is_owed_is_judged_by_its_first_token_too():
+    cloud = fakes.FakeCloud()
+    cloud.rest.clear()
+    quick = RouterSettings(slow_s=0.02, failures_to_open=1, cool_down_s=3600, text=TextSettings(threads=1))
+    flow = fakes.router(cloud=cloud, settings=quick)
+    asking = asyncio.ensure_future(flow._cloud.ask(fakes.ask("a:-1")))
+    await cloud.called.wait()
+    await asyncio.sleep(0.05)
+    assert not flow._cloud.is_open
+    cloud.rest.set()
+    assert (await asking).output == "from the cloud"
+    await flow.aclose()
+
+
+async def test_a_try_out_may_take_as_long_as_any_text_once_it_has_begun(monkeypatch):
+    monkeypatch.setattr("edgewise.router.escalation._PROBE_TIMEOUT_S", 0.05)
+    cloud = fakes.FakeCloud()
+    cloud.rest.clear()
+    flow = fakes.router(cloud=cloud, settings=RouterSettings(slow_s=0.02, cool_down_s=3600))
+    trying = asyncio.ensure_future(flow._cloud.try_out(fakes.ask("a:-1")))
+    await cloud.called.wait()
+    await asyncio.sleep(0.1)
+    cloud.rest.set()
+    assert (await trying).output == "from the cloud"
+    await flow.aclose()
+
+
+def test_only_what_is_repeatable_is_kept_and_every_setting_is_part_of_its_key():
+    keys = set()
+    for sampling in (Sampling(), Sampling(max_tokens=3), Sampling(stop=("a",)), Sampling(schema="{}")):
+        prompt = fakes.prompt_of("a:-1", sampling=sampling)
+        assert is_repeatable(prompt)
+        keys.add(cache_key(fakes.ask("", prompt=prompt), scope=None, model_digest="m", reference=None))
+    assert len(keys) == 4
+    assert is_repeatable("a text")
+    assert not is_repeatable(fakes.prompt_of("a:-1", sampling=Sampling(temperature=0.5)))
+    assert Reason.SAMPLED == "sampled"
