@@ -21,6 +21,7 @@ from edgewise.cloud.causal import CausalFacts, load_causal
 from edgewise.cloud.drafted import GUESSES, Drafter
 from edgewise.cloud.prompts import PromptReader, Reading
 from edgewise.cloud.rowcache import RowCache
+from edgewise.cloud.text_metrics import Stats
 from edgewise.cloud.tokens import Chooser
 from edgewise.cloud.transcript import Transcript
 from edgewise.cloud.worth import Worth
@@ -53,29 +54,6 @@ class Told(NamedTuple):
     pieces: list[Piece]
     written: Written | None = None
     error: EdgewiseError | None = None
-
-
-@dataclass
-class Stats:
-    """What steps brought so far.
-
-    Attributes:
-        passes: Forward passes of the target that wrote tokens, counted once for each answer in them.
-        tokens: Tokens that they wrote.
-        guessed: Tokens that the draft guessed.
-        accepted: Those of them that stood.
-        drafts: Whether the next step of a batch like the last one is drafted.
-        plain_rate: Tokens a second without the draft, of batches like the last one; None before it was measured.
-        drafted_rate: The same with it.
-    """
-
-    passes: int = 0
-    tokens: int = 0
-    guessed: int = 0
-    accepted: int = 0
-    drafts: bool = False
-    plain_rate: float | None = None
-    drafted_rate: float | None = None
 
 
 @dataclass(eq=False)

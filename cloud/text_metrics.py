@@ -1,11 +1,35 @@
-"""What a language model's steps are counted by."""
+"""What a language model's steps bring, and how it is counted. Loads no model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgewise import telemetry
-from edgewise.cloud.text_engine import Stats
 from edgewise.contracts import Source
 from edgewise.telemetry import Metrics
+
+
+@dataclass
+class Stats:
+    """What steps brought so far.
+
+    Attributes:
+        passes: Forward passes of the target that wrote tokens, counted once for each answer in them.
+        tokens: Tokens that they wrote.
+        guessed: Tokens that the draft guessed.
+        accepted: Those of them that stood.
+        drafts: Whether the next step of a batch like the last one is drafted.
+        plain_rate: Tokens a second without the draft, of batches like the last one; None before it was measured.
+        drafted_rate: The same with it.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    guessed: int = 0
+    accepted: int = 0
+    drafts: bool = False
+    plain_rate: float | None = None
+    drafted_rate: float | None = None
 
 
 class TextMetrics:
