@@ -45,9 +45,6 @@ MAX_TOP_LOGPROBS = 20
 
 TOOL_NAME = "[A-Za-z0-9_-]{1,64}"
 
-_BAD_TOOL = "invalid_tool"
-_BAD_SCHEMA = "invalid_json_schema"
-_TOO_LONG = "context_length_exceeded"
 _TOOL_NAME = re.compile(TOOL_NAME, re.ASCII)
 _MAX_SEED = 2**63 - 1
 
@@ -121,7 +118,9 @@ def _size_of_calls(message: ChatMessage) -> int:
 
 def _too_long(field: str, characters: int) -> RequestError:
     problem = f"{field}: {characters} characters."
-    return RequestError(field, problem, f"Send {MAX_CHARACTERS} at most; a model reads less.", code=_TOO_LONG)
+    return RequestError(
+        field, problem, f"Send {MAX_CHARACTERS} at most; a model reads less.", code="context_length_exceeded"
+    )
 
 
 def _text(content: str | list[TextPart] | None) -> str:
@@ -227,13 +226,15 @@ def begun_by(messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], st
 
 def _tools(sent: Sequence[ToolBody]) -> tuple[Tool, ...]:
     if len(sent) > MAX_TOOLS:
-        raise RequestError("tools", f"tools: {len(sent)} of them.", f"Send {MAX_TOOLS} at most.", code=_BAD_TOOL)
+        raise RequestError("tools", f"tools: {len(sent)} of them.", f"Send {MAX_TOOLS} at most.", code="invalid_tool")
     found: dict[str, Tool] = {}
     for index, tool in enumerate(sent):
         one = _tool(tool.function, f"tools[{index}].function")
         if one.name in found:
             field = f"tools[{index}].function.name"
-            raise RequestError(field, f"{field}: {one.name} stands there twice.", "Name each once.", code=_BAD_TOOL)
+            raise RequestError(
+                field, f"{field}: {one.name} stands there twice.", "Name each once.", code="invalid_tool"
+            )
         found[one.name] = one
     return tuple(found.values())
 
@@ -245,15 +246,17 @@ def _tool(function: FunctionBody, where: str) -> Tool:
             f"{where}.name",
             f"{where}.name: {shown(name)} cannot name a tool.",
             "Send 1 to 64 characters of A-Z, a-z, 0-9, '_' and '-', and no word of tool_choice.",
-            code=_BAD_TOOL,
+            code="invalid_tool",
         )
     if len(function.description or "") > MAX_CHARACTERS:
-        raise RequestError(f"{where}.description", f"{where}.description: too long.", "Be brief.", code=_TOO_LONG)
+        raise RequestError(
+            f"{where}.description", f"{where}.description: too long.", "Be brief.", code="context_length_exceeded"
+        )
     parameters = function.parameters or {}
     return Tool(
         name=name,
         description=function.description or "",
-        parameters=checked_schema(parameters, f"{where}.parameters", _BAD_SCHEMA) if parameters else "{}",
+        parameters=checked_schema(parameters, f"{where}.parameters") if parameters else "{}",
     )
 
 
@@ -265,11 +268,11 @@ def _tool_choice(choice: ToolChoice, tools: Sequence[Tool]) -> str:
                 "tool_choice",
                 f"tool_choice: {shown(name)} is none of the tools.",
                 f"The tools sent: {', '.join(tool.name for tool in tools) or 'none'}.",
-                code=_BAD_TOOL,
+                code="invalid_tool",
             )
         return name
     if choice == REQUIRED and not tools:
-        raise RequestError("tool_choice", "tool_choice: required, and no tools.", "Send tools.", code=_BAD_TOOL)
+        raise RequestError("tool_choice", "tool_choice: required, and no tools.", "Send tools.", code="invalid_tool")
     return choice or AUTO
 
 
@@ -283,8 +286,8 @@ def _schema_of(form: ResponseFormat | None) -> str | None:
         return "{}"
     field = "response_format.json_schema.schema"
     if form.json_schema is None or form.json_schema.schema is None:
-        raise RequestError(field, f"{field}: missing.", "Send the schema.", code=_BAD_SCHEMA)
-    return checked_schema(form.json_schema.schema, field, _BAD_SCHEMA)
+        raise RequestError(field, f"{field}: missing.", "Send the schema.", code="invalid_json_schema")
+    return checked_schema(form.json_schema.schema, field)
 
 
 def _sampling(sent: SamplingFields, top_logprobs: int, schema: str | None) -> Sampling:

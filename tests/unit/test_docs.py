@@ -200,6 +200,7 @@ def test_every_error_code_is_documented_with_its_status():
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "wire").glob("*.py"))
     raised = set(re.findall(r"(?:Fault|__init__)\(\s*(\d{3}),\s*\"(\w+)\"", source))
     raised |= set(re.findall(r"\(\w+Error, (\d{3}), \"(\w+)\"\)", source))
+    raised |= {("400", code) for code in re.findall(r"code=\"(\w+)\"", source)}  # of a RequestError
     rows = table(read("docs/protocols.md"), "## Errors")
     assert {(row[0], code) for row in rows for code in re.findall(r"\w+", row[1])} == raised
 

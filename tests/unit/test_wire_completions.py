@@ -305,11 +305,12 @@ def test_whatever_a_field_holds_the_outcome_is_a_call_or_a_request_error(body: d
         {"$schema": "http://127.0.0.1:9/schema"},
         {"$ref": "#/$defs/none"},
         {"description": "x" * MAX_SCHEMA_BYTES},
+        {"pattern": "(?=a)b"},
     ],
 )
 def test_a_schema_names_nothing_that_would_have_to_be_fetched(schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        checked_schema(schema, "tools", "invalid_json_schema")
+        checked_schema(schema, "tools")
     assert (caught.value.field, caught.value.code) == ("tools", "invalid_json_schema")
 
 
@@ -319,9 +320,9 @@ def test_a_schema_may_name_itself_and_have_a_property_of_that_name() -> None:
         "$defs": {"n": {}},
         "items": {"$ref": "#/$defs/n"},
     }
-    assert json.loads(checked_schema(tree, "x", "y")) == tree
+    assert json.loads(checked_schema(tree, "x")) == tree
     named = {"properties": {"$ref": {"type": "string"}}}
-    assert json.loads(checked_schema(named, "x", "y")) == named
+    assert json.loads(checked_schema(named, "x")) == named
 
 
 def test_without_what_reads_schemas_only_schemas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
