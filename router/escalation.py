@@ -266,7 +266,8 @@ class Escalation:
             answered = await self.probe()
             probed.set()
             await asyncio.sleep(every_s if answered else retry_s)
-            while (left_s := self.seconds_to_probe()) > 0:
+            # A while: the next probe may have been put off meanwhile.
+            while (left_s := self.seconds_to_probe()) > 0:  # noqa: ASYNC110  # a time, and no event, is waited for
                 await asyncio.sleep(left_s)
 
     async def aclose(self) -> None:
