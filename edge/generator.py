@@ -19,7 +19,6 @@ some digits differently.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,18 +31,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
 
-from edgewise.bundle import Bundle, GenaiConfig, GenerationPreprocessing, GoldenItem, read_config
-from edgewise.bundle.generator import CONFIG, OPTIONAL_FILES, REQUIRED_FILES
+from edgewise.bundle import Bundle, GenaiConfig, GoldenItem
+from edgewise.bundle.generator import CONFIG
 from edgewise.dialogue import NO_TOOL, Message, Prompt, Role, Sampling
 from edgewise.edge.constrained import Constraint, Grammars, grammar_of
 from edgewise.edge.device import probe
 from edgewise.edge.genai import Engine, Runtime, TokenSequence
 from edgewise.edge.model import check_runtime
+from edgewise.edge.packed import config_of, ends_of, files_of, overlay_of, preprocessing_of, tokenizer_of
 from edgewise.edge.prompts import check, check_limits
 from edgewise.edge.slots import NO_IDS, Ids, Slots, alone, chunks, common
 from edgewise.edge.templates import ChatTemplate
 from edgewise.edge.writing import EdgeWriting, Task
-from edgewise.errors import BundleError, CertificateError, InputError, PromptTooLongError
+from edgewise.errors import CertificateError, InputError, PromptTooLongError
 
 GOLDEN_TOKENS = 16
 """Tokens of a golden answer at most."""
@@ -92,9 +92,9 @@ class EdgeGenerator:
         self._bundle = bundle
         self._files = files
         self._engine = engine
-        self._tokenizer = _tokenizer(files)
-        self._ends = _ends(config)
-        self._max_length = _preprocessing(bundle).max_length
+        self._tokenizer = tokenizer_of(files)
+        self._ends = ends_of(config)
+        self._max_length = preprocessing_of(bundle).max_length
         self._grammars = Grammars(files["tokenizer.json"], config.model.vocab_size, sorted(self._ends))
         self._slots = Slots(engine, 0, 2)
 
@@ -127,10 +127,10 @@ class EdgeGenerator:
         if threads < 1:
             raise InputError(f"A model needs one thread or more, not {threads}.", "Give threads=1.")
         bundle = Bundle.open(path)
-        files = _files(bundle)
+        files = files_of(bundle)
         check_runtime(bundle.core.target.min_onnxruntime)
-        config = _config(files)
-        engine = Engine(Runtime(), bundle.core.name, files[CONFIG], lambda folder: _overlay(bundle, folder, threads))
+        config = config_of(files)
+        engine = Engine(Runtime(), bundle.core.name, files[CONFIG], lambda folder: overlay_of(bundle, folder, threads))
         model = cls(bundle, files, config, engine)
         model.keep(slots, slot_tokens, prefill)
         return model
@@ -400,65 +400,6 @@ class EdgeGenerator:
 class _Closed:
     def __getattr__(self, name: str) -> Any:
         raise InputError("This model is closed.", "Load it again.")
-
-
-def _preprocessing(bundle: Bundle) -> GenerationPreprocessing:
-    how = bundle.core.preprocessing
-    if not isinstance(how, GenerationPreprocessing):
-        raise BundleError(
-            f"The bundle {bundle.core.name} is no language model, it does {bundle.core.task}.",
-            "Load it with edgewise.edge.EdgeModel.",
-        )
-    return how
-
-
-def _files(bundle: Bundle) -> dict[str, bytes]:
-    """The small files by name."""
-    files = {file.name: bundle.read(file.blob) for file in _preprocessing(bundle).files}
-    wrong = set(REQUIRED_FILES) - set(files) or set(files) - {*REQUIRED_FILES, *OPTIONAL_FILES}
-    if wrong:
-        problem = f"The bundle {bundle.core.name} lacks, or should not hold, the file {min(wrong)}."
-        raise BundleError(problem, "Do not use this bundle.")
-    return files
-
-
-def _config(files: Mapping[str, bytes]) -> GenaiConfig:
-    """The configuration, read with the same strictness as when it was packed: it could name libraries to load."""
-    try:
-        return read_config(files[CONFIG])
-    except InputError as e:
-        raise BundleError(e.problem, "Do not use this bundle.") from e
-
-
-def _ends(config: GenaiConfig) -> frozenset[int]:
-    """The tokens that end an answer."""
-    found = config.model.eos_token_id
-    return frozenset(() if found is None else (found,) if isinstance(found, int) else found)
-
-
-def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-    except Exception as e:  # the Rust library raises plain Exception and ValueError
-        raise BundleError(f"The tokenizer of the bundle cannot be read: {e}.", "Update tokenizers.") from e
-    # Set once, here: changing it later would race with other threads' encoding.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _overlay(bundle: Bundle, folder: Path, threads: int) -> str:
-    """What this machine adds to the configuration: threads, and the graph in its place among the blobs."""
-    # The runtime takes the name as one below the folder. Both are resolved, since ".." does not undo a link.
-    graph = os.path.relpath(bundle.graph_path.resolve(), folder.resolve())
-    session = {
-        "intra_op_num_threads": threads,
-        "inter_op_num_threads": 1,
-        "log_severity_level": 3,
-        # Spinning buys latency only where there is a pool, and burns a core while waiting.
-        "session.intra_op.allow_spinning": "1" if threads > 1 else "0",
-    }
-    return msgspec.json.encode({"model": {"decoder": {"filename": graph, "session_options": session}}}).decode()
 
 
 def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
