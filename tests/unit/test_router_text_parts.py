@@ -165,11 +165,11 @@ async def test_what_is_no_answer_is_an_error(items):
 async def test_a_text_that_is_owed_is_judged_by_its_first_token_too():
     cloud = fakes.FakeCloud()
     cloud.rest.clear()
-    quick = RouterSettings(slow_s=0.02, failures_to_open=1, cool_down_s=3600, text=TextSettings(threads=1))
+    quick = RouterSettings(slow_s=0.5, failures_to_open=1, cool_down_s=3600, text=TextSettings(threads=1))
     flow = fakes.router(cloud=cloud, settings=quick)
     asking = asyncio.ensure_future(flow._cloud.ask(fakes.ask("a:-1")))
     await cloud.called.wait()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.6)
     assert not flow._cloud.is_open
     cloud.rest.set()
     assert (await asking).output == "from the cloud"
@@ -177,13 +177,13 @@ async def test_a_text_that_is_owed_is_judged_by_its_first_token_too():
 
 
 async def test_a_try_out_may_take_as_long_as_any_text_once_it_has_begun(monkeypatch):
-    monkeypatch.setattr("edgewise.router.escalation._PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("edgewise.router.escalation._PROBE_TIMEOUT_S", 0.5)
     cloud = fakes.FakeCloud()
     cloud.rest.clear()
     flow = fakes.router(cloud=cloud, settings=RouterSettings(slow_s=0.02, cool_down_s=3600))
     trying = asyncio.ensure_future(flow._cloud.try_out(fakes.ask("a:-1")))
     await cloud.called.wait()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.6)
     cloud.rest.set()
     assert (await trying).output == "from the cloud"
     await flow.aclose()

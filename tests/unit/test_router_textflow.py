@@ -306,12 +306,12 @@ async def test_within_the_budget_no_token_gives_the_edge_provisionally_and_the_c
 
 
 async def test_the_budget_of_a_stream_ends_with_its_first_token():
-    cloud, metrics = FakeCloud(), Metrics()
+    cloud, metrics, clock = FakeCloud(), Metrics(), hybrid.Steps()
     cloud.rest.clear()
-    flow = router(cloud=cloud, metrics=metrics, settings=PATIENT)
-    stream = flow.events(ask(doubtful(6), budget_ms=400))
+    flow = router(cloud=cloud, metrics=metrics, clock=clock, settings=PATIENT)
+    stream = flow.events(ask(doubtful(6), budget_ms=9000))
     assert (await anext(stream)).text == "from "
-    await asyncio.sleep(0.45)
+    clock.now = 60.0
     cloud.rest.set()
     events = [event async for event in stream]
     answer = answer_of([Token(id="1", text="from "), *events])
@@ -421,11 +421,11 @@ async def test_pieces_that_are_not_the_answer_are_no_answer():
 async def test_the_breaker_hears_of_a_first_token_and_of_a_break_after_it():
     cloud = FakeCloud()
     cloud.rest.clear()
-    quick = RouterSettings(slow_s=0.05, failures_to_open=1, cool_down_s=3600)
+    quick = RouterSettings(slow_s=0.5, failures_to_open=1, cool_down_s=3600)
     flow = router(cloud=cloud, settings=quick)
     stream = flow.events(ask(doubtful(6)))
     await anext(stream)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.6)
     assert not flow._cloud.is_open, "it is slow to end, and was quick to begin"
     cloud.rest.set()
     assert answer_of([event async for event in stream]).output == CLOUD
