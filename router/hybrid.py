@@ -262,7 +262,8 @@ class Router:
             self._background.start(self._cloud.watch(confirmed, every_s=every_s, retry_s=retry_s))
             # A cloud that is up is checked before the first answer; one that is not holds nobody up for long.
             with suppress(TimeoutError):
-                await asyncio.wait_for(confirmed.wait(), _FIRST_CHECK_S)
+                async with asyncio.timeout(_FIRST_CHECK_S):
+                    await confirmed.wait()
             self._deliveries.tend()
         try:
             yield

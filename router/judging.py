@@ -88,7 +88,8 @@ class Judging:
                 if left_s <= 0 or self._closing.is_set():
                     raise
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), min(pause_s, left_s))
+                async with asyncio.timeout(min(pause_s, left_s)):
+                    await self._closing.wait()
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _ask(self, request: Request) -> CloudReply:

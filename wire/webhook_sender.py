@@ -102,8 +102,10 @@ class WebhookSender:
                 self._wake.clear()
                 is_waiting = self._start_due(client, group)
                 # Wait for news, and where something waits for its time, not longer than a moment.
+                # Not wait_for: where it is woken and cancelled at once, Python 3.11's forgets that it was cancelled.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S if is_waiting else None)
+                    async with asyncio.timeout(_LOOK_EVERY_S if is_waiting else None):
+                        await self._wake.wait()
 
     def _connections(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
