@@ -90,6 +90,7 @@ def recertify(
         score_deciles=tuple(float(score) for score in np.quantile(known, _DECILES)),
         out_of_distribution_share=1 - len(known) / len(scores),
         recertification=attempt,
+        judge=original.judge,
     )
 
 

@@ -182,7 +182,8 @@ def test_a_promise_that_audits_cannot_see_is_counted_and_never_doubted(log, targ
 
 
 def test_fresh_audits_certify_again(log, caplog):
-    guard = in_stage(Stage.CLOUD_ONLY, log, given=certificate(expires="2026-03-02T00:00:00Z", fitted_digest="sha256:f"))
+    given = certificate(expires="2026-03-02T00:00:00Z", fitted_digest="sha256:f", judge="number")
+    guard = in_stage(Stage.CLOUD_ONLY, log, given=given)
     caplog.clear()
     sample = fresh()
     assert feed(guard, log, sample) == ITEMS
@@ -196,6 +197,7 @@ def test_fresh_audits_certify_again(log, caplog):
         "2026-03-03T00:00:00Z",
     )
     assert (earned.signal, earned.reference, earned.fitted_digest) == ("margin", CERTIFICATE.reference, "sha256:f")
+    assert earned.judge == "number"
     assert (len(earned.score_deciles), earned.out_of_distribution_share) == (9, 0.0)
     check_model(earned, "sha256:m", "sha256:f")
     assert (guard.stage, guard.threshold, guard.share) == (Stage.CERTIFIED, earned.bound.threshold, None)
