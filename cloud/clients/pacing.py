@@ -16,8 +16,11 @@ FIRST_K = 4
 MOST_K = 16
 """Beyond this a round brings next to nothing more, at any rate of acceptance seen with real pairs of models."""
 
+TRIALS = 4
+"""So many answers go both ways in turn before anything is chosen: the first ones pay for much that is cold."""
+
 REVIEW = 16
-"""Of so many answers one goes the way that seems slower, to measure it: the second one, and so on."""
+"""Of so many answers one goes the way that seems slower, to measure it again."""
 
 _KEEP = 0.95
 """How much of what was known counts after another round: half is forgotten after some 14."""
@@ -170,6 +173,6 @@ class Pace:
     def drafts(self) -> bool:
         """Whether the next answer is drafted: the faster way, and now and then the other one, to measure it."""
         drafted, plain = self.drafted_token_ms, self.plain_token_ms
-        if drafted is None or plain is None:
-            return True
-        return (drafted <= plain) is (self.answers % REVIEW != 1)
+        if self.answers < TRIALS or drafted is None or plain is None:
+            return self.answers % 2 == 0
+        return (drafted <= plain) is (self.answers % REVIEW != REVIEW - 1)

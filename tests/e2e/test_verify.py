@@ -393,11 +393,12 @@ async def test_where_drafting_is_slower_answers_stream_and_back(drafting, llama,
     now = [0.0]
     way = Plain(llama, tokenizer)
     client = drafting(WRONG, plain=way, seconds=lambda: now.__setitem__(0, now[0] + 0.5) or now[0])
-    for _ in range(4):
+    for _ in range(8):
         await asked(client, asking("ab", max_tokens=6))
-    assert way.asked > 0
-    assert client.figures.plain_answers == way.asked
-    assert client.figures.answers == 4 - way.asked
+    assert client.figures.plain_answers == way.asked == 6  # two of the four trials, and all behind them
+    assert client.figures.answers == 2
+    assert not client.figures.drafts
+    assert client.figures.break_even_rtt_ms < client.figures.rtt_ms
 
 
 async def test_refusals_are_told_as_they_are(url):

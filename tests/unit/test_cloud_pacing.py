@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgewise.cloud.clients.pacing import FIRST_K, MOST_K, REVIEW, Line, Pace, Round
+from edgewise.cloud.clients.pacing import FIRST_K, MOST_K, REVIEW, TRIALS, Line, Pace, Round
 
 
 def after(pace, rounds, **fields):
@@ -61,7 +61,7 @@ def test_a_draft_that_stands_becomes_longer_and_one_that_falls_shorter():
 
 
 def test_it_drafts_where_that_is_faster():
-    near, far = after(Pace(), 40), after(Pace(), 40, wall_ms=668)
+    near, far = after(Pace(answers=TRIALS), 40), after(Pace(answers=TRIALS), 40, wall_ms=668)
     assert near.drafted_token_ms == pytest.approx(32)
     assert near.plain_token_ms == pytest.approx(68)  # what the target takes, as long as nothing better is known
     assert near.drafts
@@ -74,7 +74,8 @@ def test_it_drafts_where_that_is_faster():
 @pytest.mark.parametrize("wall_ms", [88, 668])
 def test_the_slower_way_is_measured_again_now_and_then(wall_ms):
     pace, ways = after(Pace(), 40, wall_ms=wall_ms), []
-    for _ in range(2 * REVIEW):
+    for _ in range(TRIALS + 2 * REVIEW):
         ways.append(pace.drafts)
         pace = pace.after_answer()
-    assert sorted((ways.count(True), ways.count(False))) == [2, 2 * REVIEW - 2]
+    assert ways[:TRIALS] == [True, False] * (TRIALS // 2)
+    assert sorted((ways[TRIALS:].count(True), ways[TRIALS:].count(False))) == [2, 2 * REVIEW - 2]
