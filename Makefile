@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: $(KSERVE) setup demo check lint types unit test torture bench-quantize bench-router bench-serve clean
+.PHONY: $(KSERVE) setup demo demo-chat check lint types unit test torture bench-quantize bench-router bench-serve clean
 
 setup: $(INSTALLED)
 
@@ -32,6 +32,9 @@ $(KSERVE)/.installed-$(KSERVE_VERSION):
 	$(PYTHON) -m venv --clear $(KSERVE)
 	$(KSERVE)/bin/python -m pip install -qq kserve==$(KSERVE_VERSION)
 	touch $@
+
+demo-chat: setup
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec bash examples/chat/demo.sh
 
 demo: setup
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec bash examples/newswire/demo.sh

@@ -25,6 +25,8 @@ from edgewise.dialogue import Finish, Message, Prompt, Role, Sampling
 from edgewise.errors import BundleError, ConfigError
 
 _TASK = "text-generation"
+_AT_ONCE_S = 0.005
+"""What comes within so many seconds of the first text was held back with it, and says nothing of a pace."""
 MOST_TOKENS = 1_000_000
 
 
@@ -110,7 +112,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
         finish: Why it ended.
         revised: It took the place of a text that was told before.
         tokens: Tokens of the answer.
-        tokens_per_s: Tokens after the first one, by the seconds that they took.
+        tokens_per_s: Tokens after those that came with the first one, by the seconds that they took.
         first_token_ms: Milliseconds until the first text was there.
         total_ms: Milliseconds until it was over.
         prompt_tokens: Tokens of the prompt.
@@ -152,6 +154,8 @@ class Reply:
         self._first_s: float | None = None
         self._last_s = began_s
         self._pieces = 0
+        self._held = 0
+        self._held_s = began_s
         self._source: Source | None = None
         self._answer: Answer | None = None
         self._revised = False
@@ -197,6 +201,8 @@ class Reply:
         self._first_s = now_s if self._first_s is None else self._first_s
         self._last_s = now_s
         self._pieces += pieces
+        if now_s - self._first_s < _AT_ONCE_S:
+            self._held, self._held_s = self._pieces, now_s
         self.text += text
         return Said(text) if text else None
 
@@ -209,9 +215,8 @@ class Reply:
         return Said(text, replaces=True)
 
     def _pace(self) -> float | None:
-        if self._first_s is None or self._pieces < 2 or self._last_s <= self._first_s:
-            return None
-        return (self._pieces - 1) / (self._last_s - self._first_s)
+        after = self._pieces - self._held
+        return after / (self._last_s - self._held_s) if after > 0 and self._last_s > self._held_s else None
 
 
 class Chat:

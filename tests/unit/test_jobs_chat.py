@@ -92,6 +92,13 @@ def test_tokens_become_a_text_with_figures():
     assert not heard.revised
 
 
+def test_what_was_held_back_and_comes_at_once_is_no_pace():
+    reply = Reply(0.0)
+    for at, event in zip([1.0, 1.001, 1.002, 1.102, 1.202], tokens(*"abcde"), strict=True):
+        reply.hear(event, at)
+    assert round(reply.heard(2.0).tokens_per_s) == 10
+
+
 def test_a_whole_answer_is_shown_whole():
     shown, heard = hear([answered("It is so")])
     assert shown == "It is so"
