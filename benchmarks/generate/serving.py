@@ -27,9 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "serve"))
-sys.path.append(str(HERE.parent / "quantize"))
+sys.path.append(str(Path(__file__).parents[1] / "serve"))
+sys.path.append(str(Path(__file__).parents[1] / "quantize"))
 
 import httpx
 import smollm2
@@ -42,6 +41,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from edgewise.files import write_atomically
 
+HERE = Path(__file__).parent
 BARE, OURS, GATED, LLAMA = "bare genai", "edgewise", "edgewise, gated", "llama.cpp"
 LLAMA_WANTED = "xllamacpp==2026.10.11549"
 SIGNAL = "mean_logprob:first=16"
