@@ -266,8 +266,17 @@ class TextFlow:
         """What was confident at first is not any more: the cloud answers, or goes on where text was told for good."""
         if not telling.has_spoken:
             return await self._escalate(telling, tools, decision)
-        if not telling.turn.request.revisable:
-            return await self._continue(telling, tools, decision, tries=2)
+        try:
+            if not telling.turn.request.revisable:
+                return await self._continue(telling, tools, decision, telling.draft, tries=2)
+            return await self._revised(telling, tools, decision)
+        except BaseException:
+            # As where a request was escalated at once: no final answer was given here.
+            telling.turn.not_answered_here(decision)
+            raise
+
+    async def _revised(self, telling: Telling, tools: ToolCheck, decision: Decision) -> Given:
+        """The edge's text goes on for now, and the cloud's own answer replaces it."""
         asking = self._asking(telling, telling.prompt)
         try:
             reason = Reason.BREAKER_OPEN if asking.call is None else Reason.CONFIDENCE_COLLAPSED
@@ -383,7 +392,7 @@ class TextFlow:
         except CloudError:
             if not telling.has_spoken:
                 raise
-            return await self._continue(telling, tools, decision, tries=1)
+            return await self._continue(telling, tools, decision, None, tries=1)
         prediction = draft.prediction() if draft is not None and draft.is_whole else None
         writing = _written_out(draft) if late and draft is not None else None
         telling.lent = writing is not None
@@ -406,13 +415,22 @@ class TextFlow:
             telling.tokens([Token(id="", text=reply.output)])  # of a client that does not stream
         return reply
 
-    async def _continue(self, telling: Telling, tools: ToolCheck, decision: Decision, *, tries: int) -> Given:
+    async def _continue(
+        self, telling: Telling, tools: ToolCheck, decision: Decision, draft: Draft | None, *, tries: int
+    ) -> Given:
         """The cloud goes on from what was told; where it does not, the edge does, provisionally, if it still can.
+
+        Args:
+            telling: Who hears it.
+            tools: What may be called.
+            decision: Why the cloud is asked.
+            draft: What was told, where all of it is the edge's; None where the cloud said some of it.
+            tries: Times that the cloud is asked.
 
         Raises:
             CloudError: Nobody goes on.
         """
-        turn, draft = telling.turn, telling.draft
+        turn = telling.turn
         for _ in range(tries):
             told, count = telling.text, telling.count
             asking = self._asking(telling, continued(telling.prompt, told, count))
@@ -430,7 +448,7 @@ class TextFlow:
                 asking.leave()
             turn.not_answered_here(decision)
             return Given(self._answering.told(turn, turn.by_cloud(_joined(told, count, reply), decision)))
-        if draft is None or decision.reason is not Reason.CONFIDENCE_COLLAPSED:
+        if draft is None:
             raise CloudError("The cloud broke off in the middle of its answer.", "Ask again.")
         nobody = Asking(lambda: None)
         return await self._stand_in(telling, tools, decision, Reason.CLOUD_FAILED, nobody)

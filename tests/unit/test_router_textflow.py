@@ -28,7 +28,7 @@ from edgewise.contracts import (
     Token,
 )
 from edgewise.dialogue import Prompt, Sampling, Tool, ToolCall
-from edgewise.errors import CloudError, InputError, PromptTooLongError, RequestError
+from edgewise.errors import CloudError, CloudUnreachableError, InputError, PromptTooLongError, RequestError
 from edgewise.router import RouterSettings
 from edgewise.router.settings import TextSettings
 from edgewise.telemetry import Metrics
@@ -611,6 +611,41 @@ async def test_where_nobody_goes_on_the_edge_does_provisionally():
     assert (answer.status, answer.decision.certificate_id) == (Status.PROVISIONAL, None)
     assert store.owed["public", "1"].inputs.begun == ""
     await flow.aclose()
+
+
+@pytest.mark.parametrize("hold_at", [None, 8], ids=["a draft that is over", "one that is stopped"])
+async def test_the_edge_does_not_go_on_with_what_the_cloud_began(hold_at):
+    """Its text was held back, so that all that was told is the cloud's, and then the breaker opens."""
+    edge, cloud = FakeGenerator(), FakeCloud()
+    edge.hold_at, cloud.cut_at = hold_at, [2]
+    flow = router(edge, cloud, settings=WATCHED)
+    stream = flow.events(ask(COLLAPSING, prompt=fakes.prompt_of(COLLAPSING, tools=(TOOL,))))
+    assert (await anext(stream)).text == "from "
+    for _ in range(10):
+        flow._cloud._note_failure()
+    assert (await anext(stream)).text == "the "
+    with pytest.raises(CloudError):
+        await anext(stream)
+    await flow.aclose()
+    await idle(flow, edge, cloud)
+
+
+@pytest.mark.parametrize("script", [COLLAPSING, doubtful(9)], ids=["after a collapse", "after the gate"])
+async def test_an_audited_text_that_ends_in_an_error_was_not_answered_here(script):
+    cloud, store = FakeCloud(), hybrid.DictStore()
+    cloud.stream = _one_word_and_gone
+    flow = router(cloud=cloud, audits=store, uniform=lambda: 0.0, settings=WATCHED)
+    with pytest.raises(CloudError):
+        await collect(flow, ask(script))
+    assert await store.settled() == [(False, False)]
+    await flow.aclose()
+
+
+async def _one_word_and_gone(request, *, timeout_s):
+    yield Token(id="theirs", text="so", logprob=-0.5)
+    for _ in range(20):  # what was written is told by then
+        await asyncio.sleep(0)
+    raise CloudUnreachableError("The stream broke off.")
 
 
 async def test_nothing_is_watched_unless_asked_for():
