@@ -60,7 +60,8 @@ class Draft(Growing[Piece]):
         Raises:
             RequestError: The prompt cannot be answered.
             InputError: The same, where there is a kind of its own; or the model cannot run.
-            RuntimeError: It was stopped, and somebody wants it still: the router is closed.
+            RuntimeError: It was stopped, and somebody wants it still: the router is closed. Or a library that the model
+                needs broke down.
         """
         if self._is_stopped:
             raise RuntimeError("The router is closed.")
@@ -99,6 +100,9 @@ class Draft(Growing[Piece]):
             self._outcome = self._written(generator)
         except Exception as error:  # told to whoever waits for the text
             self._outcome = error
+        except BaseException as error:  # a library's panic is no Exception: in a thread nobody else would hear of it
+            self._outcome = RuntimeError(f"The edge model broke down: {type(error).__name__}.")
+            self._outcome.__cause__ = error
         self._call()
 
     def _written(self, generator: LocalGenerator) -> Written:

@@ -107,6 +107,30 @@ async def test_drafts_that_are_stopped_at_any_moment_leave_nothing_behind():
     assert threading.active_count() < 20
 
 
+class PanicException(BaseException):  # noqa: N818  the name that Python bindings of Rust give it
+    """What a library of Rust raises where it meets a bug of its own: no `Exception`."""
+
+
+@pytest.mark.parametrize("where", ["refusal", "error"])
+async def test_a_panic_in_the_thread_is_heard_and_leaves_its_place_to_others(where):
+    edge = fakes.FakeGenerator()
+    edge.fail_at = 2
+    setattr(edge, where, PanicException("index out of bounds"))
+    pool = writers(edge, threads=1)
+    draft = pool.begin(fakes.ask(fakes.sure(9)))
+    async with asyncio.timeout(10):
+        await draft.reach()
+    with pytest.raises(RuntimeError, match="PanicException"):
+        draft.check()
+    assert edge.closed == len(edge.writings)
+    edge.refusal = edge.fail_at = None
+    other = pool.begin(fakes.ask(fakes.sure(9)))
+    await other.reach()
+    assert other.is_whole
+    await until(lambda: not pool.running)
+    pool.close()
+
+
 def test_a_loop_that_is_gone_stops_the_writing():
     edge = fakes.FakeGenerator()
     edge.hold_at = 2
