@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]  # ships stubs without a py.typed
-
 from edgewise.cloud.prompts import Reading
 from edgewise.cloud.tokens import Choice
 from edgewise.dialogue import Finish, Piece, TokenChoice, ToolCall, Written
-from edgewise.edge.stops import begun
+from edgewise.edge.decoding import TextStream
+from edgewise.edge.stops import Held, begun
 from edgewise.edge.toolcalls import BEGIN, END, parse
-
-_CONTEXT_TOKENS = 16
-"""Tokens before a continued text that its first token is decoded with: some begin a word only behind another."""
 
 
 class Transcript:
@@ -34,12 +30,11 @@ class Transcript:
         self._tokenizer = tokenizer
         self._new_id = new_id
         continued = reading.prompt.text is not None or bool(reading.prompt.begun)
-        before = reading.ids[-_CONTEXT_TOKENS:] if continued else []
-        self._stream = DecodeStream(ids=before, skip_special_tokens=True)
+        self._stream = TextStream(tokenizer, reading.ids if continued else ())
         self._prompt_tokens = len(reading.ids)
         self._stops = reading.prompt.sampling.stop
         self._marks = (*self._stops, BEGIN) if reading.calls else self._stops
-        self._held: list[Piece] = []
+        self._held = Held()
         self._tokens = 0
         self._calls: list[ToolCall] = []
         # Text of a call that is being written; None outside of one.
@@ -50,7 +45,7 @@ class Transcript:
     def push(self, choice: Choice) -> list[Piece]:
         """Take a token in; returns what may be told now."""
         self._tokens += 1
-        text = self._stream.step(self._tokenizer, choice.token) or ""
+        text = self._stream.step(choice.token)
         top = tuple(TokenChoice(self._tokenizer.decode([token]), logprob) for token, logprob in choice.top)
         return self._take(Piece(text, choice.token, choice.logprob, choice.margin, top))
 
@@ -58,8 +53,7 @@ class Transcript:
         """The answer ends here; returns what was held back."""
         if self._call is not None:
             self._end_call(self._call)
-        told, self._held = self._held, []
-        return told
+        return self._held.rest()
 
     def written(self, finish: Finish) -> Written:
         """How the answer came about."""
@@ -83,34 +77,23 @@ class Transcript:
             if not piece.text:
                 return []
             self._after = False
-        self._held.append(piece)
+        self._held.push(piece)
         return self._told()
 
     def _told(self) -> list[Piece]:
         """What of the held pieces may be told: what lies before the first mark, complete or begun."""
-        text = "".join(piece.text for piece in self._held)
+        text = self._held.text
         found = min(((at, mark) for mark in self._marks if (at := text.find(mark)) >= 0), default=None)
         if found is None:
-            return self._before(len(text) - begun(text, self._marks))
+            return self._held.before(len(text) - begun(text, self._marks))
         at, mark = found
-        told = self._before(at, cut=True)
-        self._held = []
+        told = self._held.cut(at)
         if mark in self._stops:
             self.is_over = True
             return told
         self._call = ""
         rest = text[at + len(mark) :]
         return [*told, *self._take(Piece(rest, -1, 0.0))] if rest else told
-
-    def _before(self, end: int, *, cut: bool = False) -> list[Piece]:
-        """Take the pieces before character `end` out; the one across it stays whole, or is cut there."""
-        told = []
-        while self._held and len(self._held[0].text) <= end:
-            end -= len(self._held[0].text)
-            told.append(self._held.pop(0))
-        if cut and end > 0:
-            told.append(self._held[0]._replace(text=self._held[0].text[:end]))
-        return told
 
     def _end_call(self, body: str) -> None:
         self._call, self._after = None, True

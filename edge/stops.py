@@ -21,28 +21,55 @@ def until(pieces: Iterable[Piece], stop: Sequence[str]) -> Iterator[Piece]:
         pieces: What the model generates.
         stop: Texts that end it, none of them empty.
     """
-    held: list[Piece] = []
+    held = Held()
     for piece in pieces:
-        held.append(piece)
-        text = "".join(part.text for part in held)
+        held.push(piece)
+        text = held.text
         found = [at for word in stop if (at := text.find(word)) >= 0]
         if found:
-            yield from _before(held, min(found))
+            yield from held.cut(min(found))
             return
-        free = len(text) - begun(text, stop)
-        while held and len(held[0].text) <= free:
-            free -= len(held[0].text)
-            yield held.pop(0)
-    yield from held
+        yield from held.before(len(text) - begun(text, stop))
+    yield from held.rest()
 
 
-def _before(pieces: Iterable[Piece], end: int) -> Iterator[Piece]:
-    """The pieces that begin before character `end`, the last one cut there."""
-    for piece in pieces:
-        if end <= 0:
-            return
-        yield piece._replace(text=piece.text[:end])
-        end -= len(piece.text)
+class Held:
+    """Pieces that are not told yet, since what they end with may become something that is not to be told."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Piece] = []
+
+    @property
+    def text(self) -> str:
+        """All of their text."""
+        return "".join(piece.text for piece in self._pieces)
+
+    def push(self, piece: Piece) -> None:
+        """Hold one more."""
+        self._pieces.append(piece)
+
+    def before(self, end: int) -> list[Piece]:
+        """Take out the pieces that end before character `end` of the text; one across it stays."""
+        told = []
+        while self._pieces and len(self._pieces[0].text) <= end:
+            end -= len(self._pieces[0].text)
+            told.append(self._pieces.pop(0))
+        return told
+
+    def cut(self, end: int) -> list[Piece]:
+        """Take out everything, and give back the pieces that begin before character `end`, the last one cut there."""
+        told = []
+        for piece in self.rest():
+            if end <= 0:
+                break
+            told.append(piece._replace(text=piece.text[:end]))
+            end -= len(piece.text)
+        return told
+
+    def rest(self) -> list[Piece]:
+        """Take out everything."""
+        told, self._pieces = self._pieces, []
+        return told
 
 
 def begun(text: str, words: Sequence[str]) -> int:

@@ -14,18 +14,14 @@ from functools import partial
 
 import numpy as np
 from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs without a py.typed
-from tokenizers.decoders import DecodeStream  # type: ignore[import-untyped]  # the same
 
 from edgewise.dialogue import Finish, Piece, Sampling, TokenChoice, Written
 from edgewise.edge.choice import Odds, draw
 from edgewise.edge.constrained import Constraint
+from edgewise.edge.decoding import TextStream
 from edgewise.edge.slots import Ids, Slot, chunks
 from edgewise.edge.stops import until
 from edgewise.edge.toolcalls import ToolCalls
-
-# As many tokens of the prompt as the text of the next one may depend on: a blank before the first word of a text, and
-# the bytes of one character. Reading a long prompt back into text would cost more than a token.
-_CONTEXT = 16
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ class _Work:
 
     def _continued(self, slot: Slot) -> Iterator[Piece]:
         task, constraint = self.task, self.task.constraint
-        stream = DecodeStream(ids=task.ids[-_CONTEXT:].tolist(), skip_special_tokens=True)
+        stream = TextStream(self._tokenizer, task.ids)
         random = None if task.sampling.is_greedy else np.random.default_rng(_seed(task.sampling.seed))
         room, last = None, np.array(task.ids[-1:])
         for number in range(task.limit - int(task.ids.size)):
@@ -169,13 +165,12 @@ class _Work:
                 return
         self.finish = Finish.LENGTH
 
-    def _piece(self, stream: DecodeStream, odds: Odds, before: int, token: int, *, first: bool) -> Piece:
+    def _piece(self, stream: TextStream, odds: Odds, before: int, token: int, *, first: bool) -> Piece:
         top: tuple[TokenChoice, ...] = ()
         if self.task.sampling.top_logprobs:
             likeliest = odds.likeliest(self.task.sampling.top_logprobs)
             top = tuple(TokenChoice(self._text_after(before, other), odds.logprob(other)) for other in likeliest)
-        text = stream.step(self._tokenizer, token) or ""
-        return Piece(text, token, odds.logprob(token), odds.margin(token) if first else None, top)
+        return Piece(stream.step(token), token, odds.logprob(token), odds.margin(token) if first else None, top)
 
     def _text_after(self, before: int, token: int) -> str:
         """The text of a token in its place: some tokenizers drop the blank before the first word of a text."""
