@@ -16,6 +16,7 @@ from edgewise.cloud.causal import CausalFacts
 from edgewise.dialogue import AUTO, NO_TOOL, Message, Prompt, Tool
 from edgewise.edge.constrained import Constraint, Grammars, grammar_of
 from edgewise.edge.prompts import check
+from edgewise.edge.text import first_ids
 from edgewise.errors import PromptTooLongError, RequestError
 
 _PROBE = Tool(name="edgewise_probe", description="edgewise_probe")
@@ -74,13 +75,13 @@ class PromptReader:
         self._check_tools(prompt)
         text = prompt.text if prompt.text is not None else self._rendered(prompt)
         # The template writes the special tokens of a conversation itself.
-        encoded = self._tokenizer.backend_tokenizer.encode(
-            text + prompt.begun, add_special_tokens=prompt.text is not None
+        ids = first_ids(
+            self._tokenizer.backend_tokenizer, text + prompt.begun, self._context, special=prompt.text is not None
         )
-        left = self._left(len(encoded.ids), prompt.sampling.max_tokens)
+        left = self._left(len(ids), prompt.sampling.max_tokens)
         grammar = grammar_of(prompt)
         constraint = None if grammar is None else self._grammars.constraint(grammar, prompt.begun)
-        return Reading(prompt, list(encoded.ids), left, constraint)
+        return Reading(prompt, ids, left, constraint)
 
     def _left(self, tokens: int, wanted: int | None) -> int:
         if not tokens:
@@ -88,7 +89,7 @@ class PromptReader:
         left = self._context - tokens
         if left < 1:
             raise PromptTooLongError(
-                f"The prompt has {tokens} tokens, and {self._name} reads {self._context} with its answer.",
+                f"The prompt has {tokens} tokens or more, and {self._name} reads {self._context} with its answer.",
                 "Shorten the prompt, or leave out the oldest messages.",
             )
         return left if wanted is None else min(left, wanted)

@@ -42,6 +42,7 @@ from edgewise.edge.packed import config_of, ends_of, files_of, overlay_of, prepr
 from edgewise.edge.prompts import check, check_limits
 from edgewise.edge.slots import NO_IDS, Ids, Slots, alone, chunks, common
 from edgewise.edge.templates import ChatTemplate
+from edgewise.edge.text import first_ids, ids_of
 from edgewise.edge.writing import EdgeWriting, Task
 from edgewise.errors import CertificateError, InputError, PromptTooLongError
 
@@ -204,7 +205,7 @@ class EdgeGenerator:
         if not isinstance(text, str):
             raise InputError(f"A language model takes a text (str), given {type(text).__name__}.", "Give a str.")
         try:
-            return np.asarray(self._tokenizer.encode(text, add_special_tokens=special).ids, dtype=np.int32)
+            return np.asarray(ids_of(self._tokenizer, text, special=special), dtype=np.int32)
         except TypeError as e:  # the Rust library's word for a lone surrogate
             raise InputError(f"This text cannot be tokenized: {e}.", "Give valid Unicode.") from e
 
@@ -213,15 +214,15 @@ class EdgeGenerator:
         return str(self._tokenizer.decode([int(token) for token in ids]))
 
     def prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
-        """The tokens that the answer to a prompt continues, shape (n,).
+        """The tokens that the answer to a prompt continues, shape (n,); of one that is too long not all of them.
 
         Raises:
             InputError: The chat template refuses the messages, or they are not valid Unicode.
             MissingExtraError: jinja2 is not installed.
         """
         if prompt.text is not None:
-            return self.tokenize(prompt.text + prompt.begun)
-        return self.tokenize(self._template.render(prompt) + prompt.begun, special=False)
+            return self._ids(prompt.text + prompt.begun, special=True)
+        return self._ids(self._template.render(prompt) + prompt.begun, special=False)
 
     def write(self, prompt: Prompt, *, tenant: str = "", session: str | None = None) -> EdgeWriting:
         """Begin to answer a prompt. Nothing is computed before the first piece is asked for.
@@ -263,7 +264,7 @@ class EdgeGenerator:
             PromptTooLongError: The prompt leaves no room for an answer.
             InputError: The prompt is empty or no text, or the limits make no sense.
         """
-        ids = self.tokenize(prompt)
+        ids = self._ids(prompt, special=True)
         check_limits(max_tokens, stop)
         limit = self._limit(ids, max_tokens)
         task = Task(ids, limit, self._ends, Sampling(stop=tuple(stop)))
@@ -356,13 +357,21 @@ class EdgeGenerator:
         score = float(np.mean(logprobs)) if logprobs else 0.0
         return GoldenItem(prompt, "".join(piece.text for piece in pieces), score, logprobs)
 
+    def _ids(self, text: str, *, special: bool) -> Ids:
+        if not isinstance(text, str) or len(text) <= self._max_length:
+            return self.tokenize(text, special=special)
+        try:
+            return np.asarray(first_ids(self._tokenizer, text, self._max_length, special=special), dtype=np.int32)
+        except TypeError as e:  # as in `tokenize`
+            raise InputError(f"This text cannot be tokenized: {e}.", "Give valid Unicode.") from e
+
     def _limit(self, ids: Ids, max_tokens: int | None) -> int:
         """Tokens of prompt and answer together."""
         if not ids.size:
             raise InputError("The prompt holds no token.", "Give a longer text.")
         if ids.size >= self._max_length:
             raise PromptTooLongError(
-                f"The prompt has {ids.size} tokens, the model reads {self._max_length} with its answer.",
+                f"The prompt has {ids.size} tokens or more, the model reads {self._max_length} with its answer.",
                 "Give a shorter prompt.",
             )
         return self._max_length if max_tokens is None else min(int(ids.size) + max_tokens, self._max_length)

@@ -26,6 +26,9 @@ _LONG_TEXT = 4096
 _CHARACTERS_A_TOKEN = 64
 """Far more than nearly all tokens have."""
 
+_CHARACTERS_OF_PROMPT = 8
+"""More than tokens have on average; a prompt that fits is seldom longer, and one that does not is soon refused."""
+
 _GROWTH = 4
 _SPACES = (" ", "\n", "\t")
 
@@ -127,13 +130,42 @@ class TextEncoder:
         return tensors
 
 
-def beginnings(text: str, max_length: int) -> Iterator[str]:
+def first_ids(tokenizer: Tokenizer, text: str, most: int, *, special: bool) -> list[int]:
+    """The ids of a text; of one that has more than `most`, some more than that, and not all.
+
+    Args:
+        tokenizer: A tokenizer that cuts nothing off.
+        text: The text.
+        most: Ids that are of use.
+        special: Whether the tokenizer puts around it what it puts around a whole text.
+    """
+    ids: list[int] = []
+    for beginning in beginnings(text, most, _CHARACTERS_OF_PROMPT):
+        ids = ids_of(tokenizer, beginning, special=special)
+        if len(ids) > most:
+            break
+    return ids
+
+
+def ids_of(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
+    """The ids of a text; nobody else in this process waits for those of a long one."""
+    if len(text) <= _LONG_TEXT:
+        return list(tokenizer.encode(text, add_special_tokens=special).ids)
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids)
+
+
+def beginnings(text: str, max_length: int, characters: int = _CHARACTERS_A_TOKEN) -> Iterator[str]:
     """Longer and longer beginnings of a text, the whole of it last; a short one is given whole at once.
+
+    Args:
+        text: The text.
+        max_length: Tokens that are kept of it.
+        characters: Of a token, in the first beginning.
 
     Once one of them has more than `max_length` tokens, the whole text has the same first ones: each ends between two
     words. So nobody has a megabyte tokenized, at 200 times its size in memory, of which some hundred tokens are kept.
     """
-    size = _CHARACTERS_A_TOKEN * max_length
+    size = characters * max_length
     while size < len(text):
         end = max(text.rfind(space, 0, size) for space in _SPACES)
         yield text[: end if end > 0 else size]

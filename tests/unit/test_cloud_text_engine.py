@@ -9,6 +9,7 @@ import torch
 from edgewise.cloud import text_engine
 from edgewise.cloud.causal import load_causal
 from edgewise.cloud.drafted import Drafter
+from edgewise.cloud.rowcache import RowCache
 from edgewise.cloud.text_engine import TextEngine
 from edgewise.dialogue import Finish, Message, Prompt, Role, Sampling, Tool
 from edgewise.errors import CheckpointError, InputError, PromptTooLongError, RequestError
@@ -260,7 +261,7 @@ def test_what_cannot_be_asked_is_refused_by_the_name_of_its_field(engine, asked,
 
 
 def test_a_prompt_longer_than_the_context_names_both_numbers(engine):
-    with pytest.raises(PromptTooLongError, match=r"has 304 tokens, and writer reads 256 with its answer"):
+    with pytest.raises(PromptTooLongError, match=r"has 304 tokens or more, and writer reads 256 with its answer"):
         engine.read(prompt("x" * 300))
 
 
@@ -282,6 +283,61 @@ def test_a_model_that_says_nothing_but_nan_fails_that_answer_alone(engine, monke
     (told,) = engine.step()
     assert "no numbers" in str(told.error)
     assert engine.running == 0
+
+
+class Panic(BaseException):
+    """As a library of Rust raises it."""
+
+
+@pytest.mark.parametrize("failure", [ValueError("the secret"), Panic("the secret")])
+@pytest.mark.parametrize("part", ["chooser.choose", "transcript.push", "transcript.close"])
+def test_what_one_answer_fails_over_ends_no_other(engine, monkeypatch, caplog, failure, part):
+    def fail(*args, **more):
+        raise failure
+
+    ((alone, _),) = write(engine, [prompt("corn")])
+    engine.join("bad", engine.read(prompt("a", max_tokens=3)))
+    engine.join("good", engine.read(prompt("corn")))
+    owner, method = part.split(".")
+    monkeypatch.setattr(getattr(engine._rows[0], owner), method, fail)
+    found, errors = [], {}
+    while engine.running:
+        for told in engine.step():
+            found += told.pieces if told.key == "good" else []
+            if told.error is not None:
+                errors[told.key] = (told.error, told.written)
+    assert [piece.token for piece in found] == [piece.token for piece in alone]
+    ((error, written),) = [errors.pop("bad")]
+    assert not errors
+    assert written is None
+    assert "The engine failed over this answer" in str(error)
+    assert type(failure).__name__ in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("behind", [[], [6, 7, 8]])
+def test_numbers_of_a_row_that_is_gone_reach_no_later_one(loaded, monkeypatch, behind):
+    model = loaded[0]
+    embeddings = model.get_input_embeddings().weight
+    long, short, poison = [*range(20, 60)], [30, 31, 32, 33, 34], 99
+    cache = RowCache(model)
+    with torch.inference_mode():
+        alone = model(torch.tensor([short])).logits[0, -1]
+    monkeypatch.setattr(embeddings, "data", embeddings.data.clone())
+    embeddings.data[poison] = math.inf
+    cache.forward(0, [long[:-1]], [0])
+    assert cache.forward(1, [[*range(20, 35), poison]], [0], last_only=True).isnan().all()
+    if behind:
+        cache.forward(2, [behind], [0])
+    rows = 3 if behind else 2
+    cache.remove(1, rows)
+    cache.forward(rows - 1, [short[:-1]], [0])
+    tokens, lengths = [long[-1:], behind[-1:], short[-1:]], [len(long) - 1, len(behind) - 1, len(short) - 1]
+    if not behind:
+        del tokens[1], lengths[1]
+    found = cache.forward(0, tokens, lengths)
+    assert torch.allclose(found[-1, 0], alone, atol=1e-4)
+    assert found.isfinite().all()
 
 
 def test_a_model_that_computes_otherwise_in_a_batch_is_not_served(loaded, monkeypatch):

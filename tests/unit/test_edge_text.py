@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.bundle import TensorSpec
-from edgewise.edge.text import TextEncoder, beginnings, unknown_id, unknown_share
+from edgewise.edge.text import TextEncoder, beginnings, first_ids, ids_of, unknown_id, unknown_share
 from edgewise.errors import BundleError, InputError
 
 ALL = ("input_ids", "attention_mask", "token_type_ids")
@@ -208,3 +208,18 @@ class TestUnknownShare:
 def test_each_token_is_told_by_its_characters(encoder_of, tiny_models):
     encoder = encoder_of(tokenizer=special_at_both_ends(tiny_models))
     assert list(encoder.read("wheat  rose").spans) == [(0, 0), (0, 5), (7, 11), (0, 0)]
+
+
+@pytest.mark.parametrize("words", [0, 3, 8, 9, 100, 5000])
+def test_a_prompt_is_tokenized_as_far_as_it_is_of_use(words, tiny_models):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(tiny_models.tokenizer_json())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    text = "wheat rose " * words
+    whole, first = ids_of(tokenizer, text, special=False), first_ids(tokenizer, text, 16, special=False)
+    assert whole == tokenizer.encode(text, add_special_tokens=False).ids
+    assert len(whole) == 2 * words
+    assert first == whole[: len(first)]
+    assert len(first) == len(whole) if len(whole) <= 16 else 16 < len(first) <= 32
