@@ -70,7 +70,8 @@ def draw(logits: NDArray[np.float32], sampling: Sampling, random: float) -> int:
         sampling: A temperature above 0, `top_k` and `top_p`.
         random: Drawn uniformly from [0, 1).
     """
-    weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature)).astype(np.float64)
+    with np.errstate(all="ignore"):  # a temperature next to 0 overflows, which is looked at below
+        weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature)).astype(np.float64)
     if not np.isfinite(weights).all():
         return int(logits.argmax())
     tokens = _candidates(weights, sampling)

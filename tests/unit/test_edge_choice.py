@@ -1,5 +1,7 @@
 """Which token comes next: probabilities, and draws that keep to temperature, top_k and top_p."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,5 +96,8 @@ def test_a_small_nucleus_is_the_likeliest_token(logits, random):
 
 def test_a_temperature_near_nothing_takes_the_likeliest():
     logits = np.array([1.0, 3.0, 2.0], np.float32)
-    assert draw(logits, Sampling(temperature=1e-30), 0.5) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for temperature in (1e-30, 1e-300, 5e-324):
+            assert draw(logits, Sampling(temperature=temperature), 0.5) == 1
     assert draw(np.array([np.nan, 1.0], np.float32), Sampling(temperature=1.0), 0.5) in (0, 1)
