@@ -658,7 +658,7 @@ def _converse(talking: Any, talk: Any, as_json: bool) -> bool:
 
 
 def _lines(*, quiet: bool) -> Iterator[str]:
-    """What is typed, line after line; Ctrl-C twice at an empty prompt ends it, as the end of the input does."""
+    """What is typed, line after line; Ctrl-C twice at the prompt ends it, as the end of the input does."""
     interactive = sys.stdin.isatty() and not quiet
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
@@ -677,9 +677,8 @@ def _lines(*, quiet: bool) -> Iterator[str]:
             OUT.print()
             if warned or not interactive:
                 return
-            warned = not readline.get_line_buffer().strip()
-            if warned:
-                OUT.print(rendering.chat_note("Ctrl-C again, or /exit, leaves."))
+            warned = True
+            OUT.print(rendering.chat_note("Ctrl-C again, or /exit, leaves."))
             continue
         if not interactive and not line:
             return

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +28,7 @@ _TASK = "text-generation"
 _AT_ONCE_S = 0.005
 """What comes within so many seconds of the first text was held back with it, and says nothing of a pace."""
 MOST_TOKENS = 1_000_000
+_LOOK_UP_S = 0.1
 
 
 class Service(Protocol):
@@ -266,7 +267,7 @@ class Chat:
         over = False
         try:
             while not over:
-                event = told.get()
+                event = _next(told)
                 over = event is None
                 if isinstance(event, Exception):
                     raise event
@@ -277,7 +278,7 @@ class Chat:
                 self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
             # Then edge and cloud have stopped, and the next turn finds its session free.
             while not over:
-                over = told.get() is None
+                over = _next(told) is None
 
     async def _pump(self, request: Request, told: SimpleQueue[Event | Exception | None]) -> None:
         try:
@@ -286,6 +287,15 @@ class Chat:
                     told.put(event)
         except Exception as error:  # raised again where the events are read
             told.put(error)
+
+
+def _next(told: SimpleQueue[Event | Exception | None]) -> Event | Exception | None:
+    """What is told next. Looks up now and then: a Ctrl-C just before a wait is heard only after it."""
+    while True:
+        try:
+            return told.get(timeout=_LOOK_UP_S)
+        except Empty:
+            continue
 
 
 def now_s() -> float:
