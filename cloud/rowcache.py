@@ -1,7 +1,8 @@
 """Keys and values of several sequences of different lengths, computed together: a batch whose rows come and go.
 
 Owns the memory and one forward pass over it. A row is a sequence; its tokens lie from the left, what lies behind its
-length is never read, so that a row is taken back by being told a smaller length. Chooses no token.
+length counts for nothing, so that a row is taken back by being told a smaller length. It is multiplied by 0 all the
+same, which infinite numbers survive: the memory of a row that is gone is cleared. Chooses no token.
 """
 
 from __future__ import annotations
@@ -102,13 +103,13 @@ class RowCache:
 
     def remove(self, row: int, rows: int) -> None:
         """Take one of the first `rows` rows out; those behind it move up by one."""
-        if row == rows - 1:
-            return
         with torch.inference_mode():
             for layer in self._cache.layers:
                 for held in (layer.keys, layer.values):
                     last = min(rows, held.shape[0])
-                    held[row : last - 1] = held[row + 1 : last].clone()
+                    if row < last:
+                        held[row : last - 1] = held[row + 1 : last].clone()
+                        held[last - 1] = 0.0
 
     def forward(
         self, first: int, tokens: Sequence[Sequence[int]], lengths: Sequence[int], *, last_only: bool = False

@@ -7,6 +7,7 @@ An answer does not depend on who else is in the batch, except by float noise, wh
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,15 @@ from edgewise.cloud.drafted import GUESSES, Drafter
 from edgewise.cloud.prompts import PromptReader, Reading
 from edgewise.cloud.rowcache import RowCache
 from edgewise.cloud.text_metrics import Stats
-from edgewise.cloud.tokens import Chooser
+from edgewise.cloud.tokens import Choice, Chooser
 from edgewise.cloud.transcript import Transcript
+from edgewise.cloud.workers import frames
 from edgewise.cloud.worth import Worth
 from edgewise.contracts import ServiceInfo, new_id
 from edgewise.dialogue import Finish, Piece, Prompt, Sampling, Written
-from edgewise.errors import CheckpointError, EdgewiseError
+from edgewise.errors import CheckpointError, CloudResponseError, EdgewiseError
+
+_log = logging.getLogger(__name__)
 
 CHUNK, SHARED_CHUNK = 512, 64
 """Tokens of a prompt read in a step: alone, and while others wait for their next token."""
@@ -333,10 +337,19 @@ class TextEngine:
     def _take(self, row: _Row, logits: NDArray[np.float32], *, first: bool = False) -> int | None:
         """Choose a token, and tell of it; returns it, or None where there is none to go on with."""
         try:
-            choice = row.chooser.choose(logits, first=first)
-        except EdgewiseError as error:  # this answer's alone
+            return self._told(row, row.chooser.choose(logits, first=first))
+        except EdgewiseError as error:
             row.error = error
-            return None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Whatever it is, it is this answer's alone. Tokenizer and grammar are Rust, whose panics are no Exception.
+            _log.error("An answer failed over one of its tokens: %s", frames(error))
+            row.error = CloudResponseError("The engine failed over this answer.", "Send it again; the log says why.")
+        row.finish = None
+        return None
+
+    def _told(self, row: _Row, choice: Choice) -> int | None:
         if choice.token in self._ends:
             self._finish(row, Finish.STOP)
             return None
