@@ -1,22 +1,30 @@
 """Whether the calls of tools that a model writes are ones that were offered. Pure.
 
-Owns the check alone: names, JSON, and the tool's own schema by jsonschema_rs (extra "generate"), which is imported
-where tools are offered. A schema fetches nothing, and its patterns are matched in linear time, whoever wrote it. How a
-model writes a call is its reader's.
+Owns the check alone: names, JSON, and the tool's own schema, within the bounds of `edgewise.schemas`, whoever wrote
+the schema and the call. How a model writes a call is its reader's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Finish, Prompt, Tool, Written
-from edgewise.errors import InputError, MissingExtraError
+from edgewise.errors import InputError
+from edgewise.schemas import Schema, takes_few_steps, validator_of
 
-_KEPT = 64
+MAX_ARGUMENTS = 64 * 1024
+"""Characters of a call's arguments; a longer call is not valid."""
+
+
+class _Checker(NamedTuple):
+    schema: Schema
+    validator: Any
+
+    def takes(self, value: dict[str, Any]) -> bool:
+        return takes_few_steps(self.schema, value) and bool(self.validator.is_valid(value))
 
 
 class ToolCheck:
@@ -26,14 +34,14 @@ class ToolCheck:
         prompt: Offers the tools, and says whether one has to be called.
 
     Raises:
-        InputError: A tool's schema is none.
+        InputError: A tool's schema is none, or too large once its references are followed.
         MissingExtraError: jsonschema_rs is not installed.
     """
 
     def __init__(self, prompt: Prompt) -> None:
         self._choice = prompt.tool_choice
         offered = () if prompt.tool_choice == NO_TOOL else prompt.tools
-        self._schemas = _validators(offered) if offered else {}
+        self._schemas = _checkers(offered)
 
     @property
     def is_needed(self) -> bool:
@@ -51,13 +59,13 @@ class ToolCheck:
 
     def _fits(self, name: str, arguments: str) -> bool:
         schema = self._schemas.get(name)
-        if schema is None:
+        if schema is None or len(arguments) > MAX_ARGUMENTS:
             return False
         try:
             given = msgspec.json.decode(arguments)
         except (msgspec.DecodeError, RecursionError):
             return False
-        return isinstance(given, dict) and bool(schema.is_valid(given))
+        return isinstance(given, dict) and schema.takes(given)
 
 
 def without_calls(written: Written | None) -> Written | None:
@@ -68,21 +76,12 @@ def without_calls(written: Written | None) -> Written | None:
     return msgspec.structs.replace(written, tool_calls=(), finish=finish)
 
 
-@lru_cache(maxsize=_KEPT)
-def _validators(tools: tuple[Tool, ...]) -> Mapping[str, Any]:
-    """A validator by tool."""
-    try:
-        import jsonschema_rs
-    except ImportError as e:
-        raise MissingExtraError("Checking the calls of tools", "generate") from e
+def _checkers(tools: Sequence[Tool]) -> dict[str, _Checker]:
     found = {}
     for tool in tools:
         try:
-            schema = msgspec.json.decode(tool.parameters)
-            found[tool.name] = jsonschema_rs.validator_for(
-                schema, offline=True, pattern_options=jsonschema_rs.RegexOptions()
-            )
-        except (ValueError, RecursionError) as e:  # both libraries' errors are ValueErrors
+            found[tool.name] = _Checker(msgspec.json.decode(tool.parameters), validator_of(tool.parameters))
+        except (ValueError, RecursionError) as e:
             line = str(e).splitlines()[0] if str(e) else "it is nested too deeply"
             raise InputError(
                 f"The parameters of the tool {tool.name!r} are no JSON Schema: {line}.", "Correct that schema."

@@ -28,7 +28,7 @@ from edgewise.wire.prompt_messages import (
     ToolBody,
     ToolChoice,
 )
-from edgewise.wire.schemas import checked_schema
+from edgewise.wire.schemas import SchemaReader
 
 N = TypeVar("N", int, float)
 
@@ -75,13 +75,14 @@ def chat_prompt(
         MissingExtraError: There are schemas, and what reads them is not installed.
     """
     _check_sizes(messages, begun or "")
-    known = _tools(tools or ())
+    schemas = SchemaReader()
+    known = _tools(tools or (), schemas)
     return Prompt(
         messages=_conversation(messages),
         tools=known,
         tool_choice=_tool_choice(tool_choice, known),
         begun=begun or "",
-        sampling=_sampling(sent, top_logprobs, _schema_of(response_format)),
+        sampling=_sampling(sent, top_logprobs, _schema_of(response_format, schemas)),
     )
 
 
@@ -97,7 +98,8 @@ def text_prompt(
         raise RequestError("prompt", "prompt: empty.", "Send a text of one character or more.")
     if len(text) > MAX_CHARACTERS:
         raise _too_long("prompt", len(text))
-    return Prompt(text=text, sampling=_sampling(sent, top_logprobs, _schema_of(response_format)))
+    schema = _schema_of(response_format, SchemaReader())
+    return Prompt(text=text, sampling=_sampling(sent, top_logprobs, schema))
 
 
 # Messages
@@ -224,12 +226,12 @@ def begun_by(messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], st
 # Tools
 
 
-def _tools(sent: Sequence[ToolBody]) -> tuple[Tool, ...]:
+def _tools(sent: Sequence[ToolBody], schemas: SchemaReader) -> tuple[Tool, ...]:
     if len(sent) > MAX_TOOLS:
         raise RequestError("tools", f"tools: {len(sent)} of them.", f"Send {MAX_TOOLS} at most.", code="invalid_tool")
     found: dict[str, Tool] = {}
     for index, tool in enumerate(sent):
-        one = _tool(tool.function, f"tools[{index}].function")
+        one = _tool(tool.function, f"tools[{index}].function", schemas)
         if one.name in found:
             field = f"tools[{index}].function.name"
             raise RequestError(
@@ -239,7 +241,7 @@ def _tools(sent: Sequence[ToolBody]) -> tuple[Tool, ...]:
     return tuple(found.values())
 
 
-def _tool(function: FunctionBody, where: str) -> Tool:
+def _tool(function: FunctionBody, where: str, schemas: SchemaReader) -> Tool:
     name = function.name
     if _TOOL_NAME.fullmatch(name) is None or name in (AUTO, NO_TOOL, REQUIRED):
         raise RequestError(
@@ -256,7 +258,7 @@ def _tool(function: FunctionBody, where: str) -> Tool:
     return Tool(
         name=name,
         description=function.description or "",
-        parameters=checked_schema(parameters, f"{where}.parameters") if parameters else "{}",
+        parameters=schemas.read(parameters, f"{where}.parameters") if parameters else "{}",
     )
 
 
@@ -279,7 +281,7 @@ def _tool_choice(choice: ToolChoice, tools: Sequence[Tool]) -> str:
 # Sampling
 
 
-def _schema_of(form: ResponseFormat | None) -> str | None:
+def _schema_of(form: ResponseFormat | None, schemas: SchemaReader) -> str | None:
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
@@ -287,7 +289,7 @@ def _schema_of(form: ResponseFormat | None) -> str | None:
     field = "response_format.json_schema.schema"
     if form.json_schema is None or form.json_schema.schema is None:
         raise RequestError(field, f"{field}: missing.", "Send the schema.", code="invalid_json_schema")
-    return checked_schema(form.json_schema.schema, field)
+    return schemas.read(form.json_schema.schema, field)
 
 
 def _sampling(sent: SamplingFields, top_logprobs: int, schema: str | None) -> Sampling:

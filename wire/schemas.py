@@ -1,7 +1,7 @@
-"""JSON Schemas of clients: whether one is valid, and refers to nothing but itself.
+"""JSON Schemas of clients: whether one is valid, and refers to nothing but itself, and all of a request are few.
 
-Owns the check alone; who satisfies a schema is checked where something is written. What reads schemas is imported when
-the first one comes.
+Owns what a request may hold. What one schema may cost, and what reads it, is the business of `edgewise.schemas`; who
+satisfies a schema is checked where something is written.
 """
 
 from __future__ import annotations
@@ -10,49 +10,58 @@ from typing import Any
 
 import msgspec
 
-from edgewise.errors import MissingExtraError, RequestError
+from edgewise.errors import RequestError
+from edgewise.schemas import extent, validator_of
 
 MAX_SCHEMA_BYTES = 64 * 1024
 """The largest schema that is taken; reading one takes time beyond its size."""
 
+MAX_SCHEMAS_BYTES = 128 * 1024
+"""Of all schemas of a request together."""
 
-def checked_schema(schema: dict[str, Any], field: str) -> str:
-    """Return a schema as text.
-
-    Args:
-        schema: What a client sent.
-        field: Where it did, for the error.
-
-    Raises:
-        RequestError: It is no valid JSON Schema, too large, or refers to another document.
-        MissingExtraError: What reads schemas is not installed.
-    """
-    text = msgspec.json.encode(schema)
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise RequestError(
-            field,
-            f"{field}: {len(text)} bytes.",
-            f"Send a schema of {MAX_SCHEMA_BYTES} at most.",
-            code="invalid_json_schema",
-        )
-    _check_meaning(text.decode(), field)
-    return text.decode()
-
-
-def _check_meaning(text: str, field: str) -> None:
-    try:
-        import jsonschema_rs
-    except ImportError as error:
-        raise MissingExtraError("Reading JSON Schemas", "generate") from error
-    try:
-        # Else this server fetches what a schema names from where it points, and patterns may take for ever.
-        jsonschema_rs.validator_for(text, offline=True, pattern_options=jsonschema_rs.RegexOptions())
-    except (ValueError, jsonschema_rs.ReferencingError) as error:
-        reason = str(error).splitlines()[0][:_SHOWN_CHARACTERS]
-        problem = f"{field}: no valid JSON Schema: {reason.rstrip('.')}."
-        raise RequestError(
-            field, problem, "Send one that refers to nothing but itself.", code="invalid_json_schema"
-        ) from error
-
+MAX_PATTERNS = 64
+"""Regular expressions in all schemas of a request together: each takes memory beyond its size."""
 
 _SHOWN_CHARACTERS = 200
+
+
+class SchemaReader:
+    """Reads the schemas of one request, which share its limits."""
+
+    def __init__(self) -> None:
+        self._bytes = self._patterns = 0
+
+    def read(self, schema: dict[str, Any], field: str) -> str:
+        """Return a schema as text.
+
+        Args:
+            schema: What a client sent.
+            field: Where it did, for the error.
+
+        Raises:
+            RequestError: It is no valid JSON Schema, too large, alone or with those before it or once its references
+                are followed, or refers to another document.
+            MissingExtraError: What reads schemas is not installed.
+        """
+        text = msgspec.json.encode(schema)
+        self._bytes += len(text)
+        if len(text) > MAX_SCHEMA_BYTES:
+            raise _refused(field, f"{len(text)} bytes", f"Send a schema of {MAX_SCHEMA_BYTES} at most.")
+        if self._bytes > MAX_SCHEMAS_BYTES:
+            problem = f"with the schemas before it {self._bytes} bytes"
+            raise _refused(field, problem, f"Send {MAX_SCHEMAS_BYTES} at most in all.")
+        try:
+            self._patterns += extent(schema).patterns
+            if self._patterns > MAX_PATTERNS:
+                problem = f"with the schemas before it {self._patterns} patterns"
+                raise _refused(field, problem, f"Send {MAX_PATTERNS} at most in all.")
+            validator_of(text.decode())
+        except ValueError as error:
+            reason = (str(error) or "nothing is said").splitlines()[0][:_SHOWN_CHARACTERS]
+            problem = f"no valid JSON Schema: {reason.rstrip('.')}"
+            raise _refused(field, problem, "Send a small one that refers to nothing but itself.") from error
+        return text.decode()
+
+
+def _refused(field: str, problem: str, remedy: str) -> RequestError:
+    return RequestError(field, f"{field}: {problem}.", remedy, code="invalid_json_schema")

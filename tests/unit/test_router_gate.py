@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from edgewise.router import certificate as certificates
 from edgewise.router.agreeing import Agreement
 from edgewise.router.gate import as_sampled, continued, gate_of, prediction_of, withdrawn
 from edgewise.router.signals import score_of, tokens_read
-from edgewise.router.toolcheck import ToolCheck, without_calls
+from edgewise.router.toolcheck import MAX_ARGUMENTS, ToolCheck, without_calls
 from edgewise.router.watch import Watch
 
 BOUND = Bound(threshold=-1.0, local_share=0.5, n=300, k=0, alpha=0.01, delta=0.05)
@@ -149,6 +150,22 @@ def test_a_pattern_takes_linear_time():
     tool = Tool(name="add", parameters='{"properties": {"n": {"pattern": "^(a+)+$"}}}')
     check = ToolCheck(Prompt(messages=HI.messages, tools=(tool,)))
     assert not check.is_valid(written(call(arguments='{"n": "%s!"}' % ("a" * 5000))))
+
+
+def test_a_schema_that_doubles_itself_is_refused_whatever_is_called():
+    doubled = {f"n{i}": {"allOf": [{"$ref": f"#/$defs/n{i - 1}"}] * 2} for i in range(1, 40)}
+    schema = msgspec.json.encode({"$defs": {"n0": {}, **doubled}, "$ref": "#/$defs/n39"}).decode()
+    with pytest.raises(InputError, match=r"'t' are no JSON Schema: .*10,000 subschemas"):
+        ToolCheck(Prompt(messages=HI.messages, tools=(Tool(name="t", parameters=schema),)))
+
+
+def test_a_call_that_takes_too_long_to_check_is_not_valid():
+    both = {"allOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}
+    schema = msgspec.json.encode({"$defs": {"n": {"properties": {"a": both}}}, "$ref": "#/$defs/n"}).decode()
+    check = ToolCheck(Prompt(messages=HI.messages, tools=(Tool(name="add", parameters=schema),)))
+    assert check.is_valid(written(call(arguments='{"a":' * 10 + "1" + "}" * 10)))
+    assert not check.is_valid(written(call(arguments='{"a":' * 40 + "1" + "}" * 40)))
+    assert not check.is_valid(written(call(arguments='{"b": "%s"}' % ("x" * MAX_ARGUMENTS))))
 
 
 @pytest.mark.parametrize("schema", ["", "{", "3", "[" * 100_000, '{"type": "nothing"}', '{"pattern": "("}'])

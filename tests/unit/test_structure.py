@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire", "wiring")
-FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry", "tracing", "dialogue"}
+FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry", "tracing", "dialogue", "schemas"}
 MAY_IMPORT = {
     "contracts": {"errors", "dialogue"},
     "dialogue": set(),
     "errors": set(),
     "files": {"errors"},
+    "schemas": {"errors"},
     "dataset": FOUNDATIONS,
     "config": FOUNDATIONS,
     "telemetry": FOUNDATIONS,

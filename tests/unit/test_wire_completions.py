@@ -14,7 +14,7 @@ from edgewise.dialogue import Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.errors import MissingExtraError, RequestError
 from edgewise.wire import prompts
 from edgewise.wire.completions import Call, call_of, decode_chat, decode_completion
-from edgewise.wire.schemas import MAX_SCHEMA_BYTES, checked_schema
+from edgewise.wire.schemas import MAX_PATTERNS, MAX_SCHEMA_BYTES, SchemaReader
 
 USER = {"role": "user", "content": "hi"}
 CALLS = {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look"}}]}
@@ -295,6 +295,11 @@ def test_whatever_a_field_holds_the_outcome_is_a_call_or_a_request_error(body: d
 
 # Schemas
 
+DOUBLED = {
+    "$defs": {"n0": {}, **{f"n{i}": {"allOf": [{"$ref": f"#/$defs/n{i - 1}"}] * 2} for i in range(1, 30)}},
+    "$ref": "#/$defs/n29",
+}
+
 
 @pytest.mark.parametrize(
     "schema",
@@ -306,11 +311,18 @@ def test_whatever_a_field_holds_the_outcome_is_a_call_or_a_request_error(body: d
         {"$ref": "#/$defs/none"},
         {"description": "x" * MAX_SCHEMA_BYTES},
         {"pattern": "(?=a)b"},
+        {"$ref": "#"},
+        {"$ref": "#named", "$defs": {"n": {"$anchor": "named"}}},
+        {"$defs": {"n": {"$id": "http://127.0.0.1:9/x"}}, "$ref": "#/$defs/n"},
+        {"allOf": [{"anyOf": [{"$ref": "#"}]}]},
+        {"properties": {f"p{i}": {"pattern": f"{i}"} for i in range(MAX_PATTERNS + 1)}},
+        {"patternProperties": {f"p{i}": {} for i in range(MAX_PATTERNS + 1)}},
+        DOUBLED,
     ],
 )
 def test_a_schema_names_nothing_that_would_have_to_be_fetched(schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        checked_schema(schema, "tools")
+        SchemaReader().read(schema, "tools")
     assert (caught.value.field, caught.value.code) == ("tools", "invalid_json_schema")
 
 
@@ -320,9 +332,23 @@ def test_a_schema_may_name_itself_and_have_a_property_of_that_name() -> None:
         "$defs": {"n": {}},
         "items": {"$ref": "#/$defs/n"},
     }
-    assert json.loads(checked_schema(tree, "x")) == tree
+    assert json.loads(SchemaReader().read(tree, "x")) == tree
     named = {"properties": {"$ref": {"type": "string"}}}
-    assert json.loads(checked_schema(named, "x")) == named
+    assert json.loads(SchemaReader().read(named, "x")) == named
+
+
+def test_the_schemas_of_a_request_share_their_limits() -> None:
+    large = {"description": "x" * (MAX_SCHEMA_BYTES - 100)}
+    patterned = {"properties": {f"p{i}": {"pattern": f"{i}"} for i in range(MAX_PATTERNS)}}
+    for first, then, said in [(large, large, "bytes"), (patterned, {"pattern": "x"}, "patterns")]:
+        reader = SchemaReader()
+        reader.read(first, "tools[0]")
+        if first is large:
+            reader.read(first, "tools[1]")
+            then = {"description": "x" * 1000}
+        with pytest.raises(RequestError, match=said) as caught:
+            reader.read(then, "tools[9]")
+        assert (caught.value.field, caught.value.code) == ("tools[9]", "invalid_json_schema")
 
 
 def test_without_what_reads_schemas_only_schemas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
