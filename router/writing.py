@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from edgewise.contracts import Clock, LocalGenerator, Prediction, Request, Writing
 from edgewise.dialogue import Piece, Prompt, Written
@@ -22,6 +22,9 @@ from edgewise.router.gate import prediction_of
 from edgewise.router.growing import Growing
 from edgewise.router.instruments import Instruments
 from edgewise.router.pace import Recent
+
+_LAST_TOKEN_S = 1.0
+"""For how long a turn waits for an interrupted one of its session, which computes its last token still."""
 
 
 class Draft(Growing[Piece]):
@@ -85,18 +88,32 @@ class Draft(Growing[Piece]):
         if writing is not None:
             writing.stop()
 
+    def leaves(self, request: Request) -> bool:
+        """Whether it was stopped, and still holds what a request of its session goes on from."""
+        mine = self._request
+        is_same = mine.session is not None and (mine.tenant, mine.session) == (request.tenant, request.session)
+        return is_same and self._is_stopped and not self.is_over
+
     # In the thread that writes
 
-    def begin(self, pool: ThreadPoolExecutor, generator: LocalGenerator) -> None:
-        """Have it written as soon as a thread is free.
+    def begin(self, pool: ThreadPoolExecutor, generator: LocalGenerator, after: Sequence[Draft] = ()) -> None:
+        """Have it written as soon as a thread is free, and drafts that leave have left.
+
+        Args:
+            pool: The threads.
+            generator: The model.
+            after: Drafts that were begun before, and stopped.
 
         Raises:
             RuntimeError: The pool is closed.
         """
-        self._place = pool.submit(self._write, generator)
+        places = [draft._place for draft in after if draft._place is not None]
+        self._place = pool.submit(self._write, generator, places)
 
-    def _write(self, generator: LocalGenerator) -> None:
+    def _write(self, generator: LocalGenerator, after: Sequence[Future[None]]) -> None:
         try:
+            # What they computed would be computed again. They were begun before, so they do not wait for this thread.
+            wait(after, timeout=_LAST_TOKEN_S)
             self._outcome = self._written(generator)
         except Exception as error:  # told to whoever waits for the text
             self._outcome = error
@@ -191,7 +208,7 @@ class Writers:
         """
         draft = Draft(asyncio.get_running_loop(), request)
         began = self._clock.monotonic()
-        draft.begin(self._pool, self._generator)
+        draft.begin(self._pool, self._generator, [other for other in self._drafts if other.leaves(request)])
         self._drafts.add(draft)
         draft.sign(1).add_done_callback(lambda _: self._first.took(self._clock.monotonic() - began))
         draft.sign().add_done_callback(lambda _: self._ended(draft, began))

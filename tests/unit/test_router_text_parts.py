@@ -107,7 +107,7 @@ async def test_drafts_that_are_stopped_at_any_moment_leave_nothing_behind():
     assert threading.active_count() < 20
 
 
-class PanicException(BaseException):  # noqa: N818  the name that Python bindings of Rust give it
+class PanicException(BaseException):
     """What a library of Rust raises where it meets a bug of its own: no `Exception`."""
 
 
@@ -128,6 +128,51 @@ async def test_a_panic_in_the_thread_is_heard_and_leaves_its_place_to_others(whe
     await other.reach()
     assert other.is_whole
     await until(lambda: not pool.running)
+    pool.close()
+
+
+class Lingering(fakes.FakeGenerator):
+    """Gives back what a stopped text holds only when it may: its last token is computed still."""
+
+    def __init__(self):
+        super().__init__()
+        self.may_leave = threading.Event()
+
+    def write(self, prompt, **session):
+        writing = super().write(prompt, **session)
+        close = writing.close
+
+        def close_late():
+            if writing.stopped.is_set():
+                assert self.may_leave.wait(60)
+            close()
+
+        writing.close = close_late
+        return writing
+
+
+async def test_a_turn_waits_for_what_an_interrupted_one_of_its_session_gives_back(monkeypatch):
+    monkeypatch.setattr("edgewise.router.writing._LAST_TOKEN_S", 60)
+    edge = Lingering()
+    edge.hold_at = 2
+    pool = writers(edge, threads=4)
+    first = pool.begin(fakes.ask(fakes.sure(9), session="s"))
+    await first.reach(2)
+    first.stop()
+    edge.hold_at = None
+    following = pool.begin(fakes.ask(fakes.sure(4), session="s"))
+    others = [
+        pool.begin(fakes.ask(fakes.sure(4), **fields)) for fields in ({"session": "t"}, {"session": "s", "tenant": "b"})
+    ]
+    for draft in others:
+        await draft.reach()
+    assert ("public", "s") not in edge.begun[1:]
+    assert not following.items
+    edge.may_leave.set()
+    await following.reach()
+    assert following.is_whole
+    await until(lambda: not pool.running)
+    assert edge.closed == 4
     pool.close()
 
 
