@@ -94,6 +94,29 @@ def takes_few_steps(schema: Schema, value: Any) -> bool:
         return False
 
 
+def moved(schema: Schema, place: str) -> dict[str, Any]:
+    """A schema with its references to itself as they have to be where it stands in another one.
+
+    Args:
+        schema: One that refers to nothing but itself.
+        place: The JSON pointer of that place, "#/$defs/one".
+    """
+    return {key: _moved(key, value, place) for key, value in schema.items() if key != "$id"}
+
+
+def _moved(keyword: str | None, value: Any, place: str) -> Any:
+    """What stands behind a keyword, or behind a name that is none."""
+    if keyword in DATA:
+        return value
+    if keyword in REFERENCES and isinstance(value, str) and value.startswith("#"):
+        return place + value[1:]
+    if isinstance(value, list):
+        return [_moved(None, one, place) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _moved(None if keyword in MAPS else key, one, place) for key, one in value.items()}
+
+
 def validator_of(text: str) -> Any:
     """What checks values by a schema: fetches nothing, and matches patterns in linear time.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Prompt, Tool
 from edgewise.edge.toolcalls import BEGIN, END
 from edgewise.errors import InputError, MissingExtraError
+from edgewise.schemas import moved
 
 # JSON as most models were trained to write it. Blanks wherever JSON allows them let a small model write nothing else.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
@@ -113,17 +114,23 @@ class Constraint:
 
 
 def _call(tools: Sequence[Tool]) -> str:
-    """The rule of one call of one of these tools."""
-    either = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.name}, "arguments": _schema(tool.parameters, f"tools: {tool.name}")},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    schema = {**(either[0] if len(either) == 1 else {"anyOf": either}), "x-guidance": _STYLE}
+    """The rule of one call of one of these tools.
+
+    Each tool's schema stands among the definitions of one around all, so what it refers to is moved there.
+    """
+    definitions, either = {}, []
+    for index, tool in enumerate(tools):
+        place = f"#/$defs/tool{index}"
+        definitions[f"tool{index}"] = moved(_schema(tool.parameters, f"tools: {tool.name}"), place)
+        either.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, "arguments": {"$ref": place}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    schema = {**(either[0] if len(either) == 1 else {"anyOf": either}), "$defs": definitions, "x-guidance": _STYLE}
     return f'call: "{BEGIN}\\n" arguments "\\n{END}"\narguments: %json {json.dumps(schema)}\n'
 
 
