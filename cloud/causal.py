@@ -22,7 +22,7 @@ class CausalFacts:
     Attributes:
         path: The checkpoint's folder, absolute.
         version: "sha256:" and the digest of its weights, its tokenizer with its chat template, and its decoding.
-        context: Tokens of prompt and answer together.
+        context: Tokens of prompt and answer together; as many as leave the frequencies of its positions as they are.
         vocabulary: Logits at each position.
         ends: Tokens that end an answer.
         chats: Whether it has a chat template.
@@ -124,13 +124,30 @@ def _check_vocabulary(found: Checkpoint, tokenizer: Any, vocabulary: int) -> Non
 
 
 def _context(found: Checkpoint, model: Any, tokenizer: Any) -> int:
-    limits = [positions_of(model), tokenizer.model_max_length]
+    limits = [positions_of(model), tokenizer.model_max_length, _steady(model)]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < NO_LIMIT]
     if not known:
         raise CheckpointError(
             f"{found.path} does not say how many tokens it reads.", "Give max_position_embeddings in its config.json."
         )
     return min(known)
+
+
+def _steady(model: Any) -> int | None:
+    """Tokens up to which rotary positions keep their frequencies, or None where they always do.
+
+    Those of `longrope` and `dynamic` change with the longest text of a forward pass: beyond, an answer would depend on
+    who is computed beside it, and its own first tokens would have been read otherwise than its last.
+    """
+    limits = []
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if not isinstance(kind, str) or not (kind == "longrope" or "dynamic" in kind):
+            continue
+        limits.append(getattr(module, "original_max_seq_len", None))
+        if kind == "longrope":
+            limits.append(getattr(module.config, "original_max_position_embeddings", None))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

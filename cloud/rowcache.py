@@ -142,6 +142,33 @@ class RowCache:
         return found[:, -1:] if last_only else found
 
 
+def difference(model: Any, cache: RowCache, texts: Sequence[Sequence[int]]) -> float:
+    """Compute texts whole, and again in pieces and together; forgets what the memory held.
+
+    Args:
+        model: The model of the memory.
+        cache: The memory.
+        texts: Tokens of each, five or more of the first, two or more of the others.
+
+    Returns:
+        Largest difference of a logit behind the last token, relative to the largest logit where that exceeds 1.
+    """
+    cache.clear()
+    try:
+        with torch.inference_mode():
+            alone = [model(input_ids=torch.tensor([list(text)])).logits[0, -1] for text in texts]
+        cache.forward(0, [texts[0][:3]], [0], last_only=True)
+        cache.forward(0, [texts[0][3:-1]], [3], last_only=True)
+        for row, text in enumerate(texts[1:], start=1):
+            cache.forward(row, [text[:-1]], [0], last_only=True)
+        together = cache.forward(0, [text[-1:] for text in texts], [len(text) - 1 for text in texts])[:, -1]
+    finally:
+        cache.clear()
+    pairs = zip(alone, together, strict=True)
+    # Over all at once, so that one NaN is what comes out.
+    return float(torch.stack([(a - b).abs().max() / a.abs().max().clamp(min=1) for a, b in pairs]).max())
+
+
 def _mask(where: torch.Tensor, length: int) -> torch.Tensor:
     """What is added to the attention of each query, shape (rows, 1, queries, keys): it reads no key behind its own."""
     reads = torch.arange(length) <= where[:, :, None]

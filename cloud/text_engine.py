@@ -2,7 +2,8 @@
 
 Owns the batch: who is in it, who is being read, and one step of all. A step reads a piece of one prompt that waits, and
 writes a token of every answer, or more where a draft model guessed them. For one thread at a time; knows no event loop.
-An answer does not depend on who else is in the batch, except by float noise, which can tip a tie.
+An answer does not depend on who else is in the batch, except by float noise, which can tip a tie: a model is tested for
+it at start, and the context ends where positions would come to hang on the longest answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from edgewise.cloud.causal import CausalFacts, load_causal
 from edgewise.cloud.drafted import GUESSES, Drafter
 from edgewise.cloud.prompts import PromptReader, Reading
-from edgewise.cloud.rowcache import RowCache
+from edgewise.cloud.rowcache import RowCache, difference
 from edgewise.cloud.text_metrics import Stats
 from edgewise.cloud.tokens import Choice, Chooser
 from edgewise.cloud.transcript import Transcript
@@ -40,6 +41,9 @@ TOLERANCE = 1e-3
 """Largest difference of a logit between batched and plain computing, relative to the largest where that exceeds 1."""
 
 WARM_UP_TOKENS = 4
+
+_TESTED, _TESTED_LONG = 7, 256
+"""Tokens of the longest text of the test at start: at least, and at most; more would take seconds of large models."""
 
 _SELF_TEST = "The quick brown fox jumps over the lazy dog."
 
@@ -144,7 +148,7 @@ class TextEngine:
         self._drafter = drafter
         self._seconds = seconds
         self._rows: list[_Row] = []
-        _check_batched(model, self._cache, self._tokenizer.encode(_SELF_TEST).ids, facts)
+        _check_batched(model, self._cache, self._tokenizer.encode(_SELF_TEST).ids, self.context, facts)
 
     @classmethod
     def load(
@@ -378,27 +382,21 @@ def _window(model: Any) -> int | None:
     return window if isinstance(window, int) and window > 0 and used else None
 
 
-def _check_batched(model: Any, cache: RowCache, ids: Sequence[int], facts: CausalFacts) -> None:
-    """Compute two texts of different lengths whole, and again in pieces and together.
+def _check_batched(model: Any, cache: RowCache, ids: Sequence[int], context: int, facts: CausalFacts) -> None:
+    """Compute a long and a short text alone and together.
+
+    The long one has as many tokens as the context, up to a bound: what a model makes of a short text may hang on the
+    longest one beside it.
 
     Raises:
         CheckpointError: The logits differ, or it cannot be done.
     """
-    texts = [list(ids[:7]), list(ids[:4])]
+    size = max(_TESTED, min(context, _TESTED_LONG))
+    texts = [(list(ids) * size)[:size], list(ids[:4])]
     try:
-        with torch.inference_mode():
-            alone = [model(input_ids=torch.tensor([text])).logits[0, -1] for text in texts]
-        cache.forward(0, [texts[0][:3]], [0], last_only=True)
-        cache.forward(0, [texts[0][3:-1]], [3], last_only=True)
-        cache.forward(1, [texts[1][:-1]], [0], last_only=True)
-        together = cache.forward(0, [text[-1:] for text in texts], [len(text) - 1 for text in texts])[:, -1]
-        worst = max(
-            float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in zip(alone, together, strict=True)
-        )
+        worst = difference(model, cache, texts)
     except Exception as error:  # whatever a model of another kind of memory raises
         raise _not_batched(facts, f"{type(error).__name__}") from error
-    finally:
-        cache.clear()
     if not worst <= TOLERANCE:
         raise _not_batched(facts, f"its logits differ by {worst:.3g}")
 

@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from edgewise.cloud import text_engine
 from edgewise.cloud.causal import load_causal
@@ -344,6 +346,42 @@ def test_a_model_that_computes_otherwise_in_a_batch_is_not_served(loaded, monkey
     monkeypatch.setattr("edgewise.cloud.rowcache._mask", lambda where, length: None)
     with pytest.raises(CheckpointError, match="several answers at once"):
         TextEngine(*loaded)
+
+
+def longrope(tiny_checkpoints, folder, original):
+    """A language model whose positions have other frequencies from a number of tokens on."""
+    torch.manual_seed(0)
+    tiny_checkpoints.chat_tokenizer(folder)
+    config = Phi3Config(
+        vocab_size=263, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.4, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        max_position_embeddings=256, original_max_position_embeddings=original,
+        rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+    )  # fmt: skip
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_context_ends_where_positions_would_get_other_frequencies(tiny_checkpoints, tmp_path):
+    engine = TextEngine(*load_causal(longrope(tiny_checkpoints, tmp_path / "phi", 64)))
+    assert engine.context == 64
+    long, short = prompt("x" * 40, max_tokens=None), prompt("corn")
+    together = tokens(write(engine, [long, short]))
+    assert together == [tokens(write(engine, [one]))[0] for one in (long, short)]
+    with pytest.raises(PromptTooLongError, match="reads 64"):
+        engine.read(prompt("x" * 64))
+
+
+def test_frequencies_that_grow_with_the_text_end_a_context_too(tiny_checkpoints, tmp_path):
+    scaling = {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}
+    folder = tiny_checkpoints.causal_checkpoint(tmp_path / "writer", **scaling)
+    assert load_causal(folder)[2].context == 256
+
+
+def test_a_model_whose_short_texts_hang_on_a_long_one_is_not_served(tiny_checkpoints, tmp_path):
+    model, tokenizer, facts = load_causal(longrope(tiny_checkpoints, tmp_path / "phi", 64))
+    with pytest.raises(CheckpointError, match="several answers at once: its logits differ"):
+        TextEngine(model, tokenizer, replace(facts, context=256))
 
 
 def test_the_version_names_the_tokenizer_too(folder, loaded, tiny_checkpoints, tmp_path):
