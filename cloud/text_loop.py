@@ -104,8 +104,11 @@ class TextLoop:
         told: list[Told] = []
         try:
             told = self._engine.step()
-        except Exception as error:
-            # Whatever torch or the model raises: the thread lives, the callers hear of it, the log says where.
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Whatever torch or the model raises, a panic of a Rust library included, which is no Exception: the thread
+            # lives, the callers hear of it, the log says where.
             failed += self._engine.clear()
             _log.error("A step failed, and %d answers with it: %s", len(failed), frames(error))
         if told or failed:
@@ -118,7 +121,9 @@ class TextLoop:
                 self._engine.leave(key)
             else:
                 self._engine.join(key, reading)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             _log.error("An answer could not begin or end: %s", frames(error))
             return False
         return True

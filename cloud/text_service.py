@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from edgewise import telemetry, tracing
 from edgewise.cloud.prompts import Reading
@@ -23,6 +24,7 @@ from edgewise.cloud.service import DOUBT_S, FAILED_BATCHES
 from edgewise.cloud.text_engine import TextEngine, Told
 from edgewise.cloud.text_loop import Step, TextLoop
 from edgewise.cloud.text_metrics import TextMetrics
+from edgewise.cloud.workers import frames
 from edgewise.contracts import (
     Action,
     Answer,
@@ -54,6 +56,9 @@ MAX_WAITING = 64
 
 _DECISION = Decision(action=Action.LOCAL, reason=Reason.NO_ROUTER, policy="engine")
 _Heard: TypeAlias = Told | EdgewiseError
+_Result = TypeVar("_Result")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -62,8 +67,8 @@ class _Asked:
 
     key: str
     request: Request
-    reading: Reading
     arrived_s: float
+    reading: Reading | None = None
     heard: asyncio.Queue[_Heard] = field(default_factory=asyncio.Queue)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,7 +83,7 @@ class TextService:
     Args:
         engine: Writes; this service's alone.
         clock: Time.
-        max_waiting: Requests that wait for a place in the batch at most.
+        max_waiting: Requests that wait for a place in the batch at most, those included whose prompts are being read.
         metrics: Where tokens and times are counted.
     """
 
@@ -94,6 +99,7 @@ class TextService:
         self._keys = itertools.count()
         self._running: dict[str, _Asked] = {}
         self._waiting: deque[_Asked] = deque()
+        self._reading = 0  # prompts that are being read, or wait for it
         self._idle = asyncio.Event()
         self._stopping = False
         self._failed = 0
@@ -206,15 +212,37 @@ class TextService:
     async def _asked(self, request: Request) -> _Asked:
         arrived_s = self._clock.monotonic() if request.arrived_s is None else request.arrived_s
         self._check(request)
-        assert isinstance(request.inputs, Prompt)  # noqa: S101  # for the type checker: `_check` looked
-        reading = await asyncio.get_running_loop().run_in_executor(self._reader, self._engine.read, request.inputs)
-        self._check(request)  # the service may have stopped meanwhile
-        return _Asked(str(next(self._keys)), request, reading, arrived_s)
+        asked = _Asked(str(next(self._keys)), request, arrived_s)
+        work = asyncio.get_running_loop().run_in_executor(self._reader, self._read, asked)
+        self._reading += 1
+        try:
+            # Who is out of time, or leaves, takes a prompt along whose turn has not come.
+            asked.reading = await _in_time(asked, work, self._left_s(asked))
+        finally:
+            self._reading -= 1
+        self._check_runs()  # it may have stopped meanwhile
+        return asked
 
-    def _check(self, request: Request) -> None:
+    def _read(self, asked: _Asked) -> Reading:
+        """Read a prompt whose budget is not spent; in the thread that reads."""
+        if self._left_s(asked) <= 0:
+            raise _out_of_time(asked)
+        assert isinstance(asked.request.inputs, Prompt)  # noqa: S101  # for the type checker: `_check` looked
+        try:
+            return self._engine.read(asked.request.inputs)
+        except Exception:
+            raise
+        except BaseException as error:  # a panic of the tokenizer, which nobody on the way to the client expects
+            _log.error("A prompt could not be read: %s", frames(error))
+            raise _engine_failed() from error
+
+    def _check_runs(self) -> None:
         refusal = self._refusal()
         if refusal is not None:
             raise CloudUnreachableError(refusal, "Send the request again, to this service later or to another one.")
+
+    def _check(self, request: Request) -> None:
+        self._check_runs()
         info = self.info
         if not isinstance(request.inputs, Prompt):
             raise RequestError(
@@ -224,9 +252,11 @@ class TextService:
             raise RequestError(
                 "task", f"task: {request.task} is not what {info.name} does.", f"Send {info.task}, or leave it out."
             )
-        if len(self._waiting) >= self._max_waiting:
+        # Who is being read may find a place at once: only those count that do not fit into the batch.
+        waiting = len(self._waiting) + len(self._running) + self._reading - self._engine.slots
+        if waiting >= self._max_waiting:
             raise CloudThrottledError(
-                f"{len(self._waiting)} prompts wait for {info.name} already.", "Send it again later.", retry_after_s=1.0
+                f"{waiting} prompts wait for {info.name} already.", "Send it again later.", retry_after_s=1.0
             )
 
     async def _told(self, asked: _Asked, *, whole: bool) -> AsyncGenerator[Told]:
@@ -248,14 +278,7 @@ class TextService:
 
     async def _next(self, asked: _Asked, whole: bool) -> Told:
         left_s = self._left_s(asked) if whole or asked.first_s is None else math.inf
-        try:
-            async with asyncio.timeout(None if left_s == math.inf else left_s):
-                heard = await asked.heard.get()
-        except TimeoutError:
-            raise CloudTimeoutError(
-                f"The budget was spent before request {asked.request.id} was answered.",
-                "Allow it more time, or send fewer requests at once.",
-            ) from None
+        heard = await _in_time(asked, asked.heard.get(), left_s)
         if isinstance(heard, EdgewiseError):
             raise heard
         if heard.error is not None:
@@ -281,6 +304,7 @@ class TextService:
             asked.started_s = self._clock.monotonic()
             asked.started.set()
             self._queue_seconds.observe(asked.started_s - asked.arrived_s, self.info.name)
+            assert asked.reading is not None  # noqa: S101  # for the type checker: who waits has been read
             self._loop.join(asked.key, asked.reading)
 
     def _leave(self, asked: _Asked) -> None:
@@ -325,6 +349,22 @@ async def _traced(asked: _Asked) -> None:
     with tracing.span("engine.predict") as span:
         await asked.over.wait()
         span.set("edgewise.pieces", len(asked.text))
+
+
+async def _in_time(asked: _Asked, work: Awaitable[_Result], left_s: float) -> _Result:
+    """What is awaited, within so many seconds."""
+    try:
+        async with asyncio.timeout(None if left_s == math.inf else left_s):
+            return await work
+    except TimeoutError:
+        raise _out_of_time(asked) from None
+
+
+def _out_of_time(asked: _Asked) -> CloudTimeoutError:
+    return CloudTimeoutError(
+        f"The budget was spent before request {asked.request.id} was answered.",
+        "Allow it more time, or send fewer requests at once.",
+    )
 
 
 def _engine_failed() -> CloudResponseError:

@@ -189,6 +189,78 @@ async def test_a_step_that_fails_is_heard_by_its_callers_and_the_next_ones_are_a
     assert "secret" not in caplog.text
 
 
+class Panic(BaseException):
+    """As a library of Rust raises it."""
+
+
+async def test_a_panic_fails_a_step_and_not_the_service(engine, caplog, monkeypatch):
+    service = TextService(engine, clock=time)
+    async with service.lifespan():
+        engine.failure = panic = Panic("the secret")
+        with pytest.raises(CloudResponseError, match="The engine failed"):
+            await service.respond(ask())
+        engine.failure = None
+
+        def fail(*args):
+            raise panic
+
+        for part in ("join", "read"):
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, part, fail)
+                with pytest.raises(CloudResponseError, match="The engine failed"):
+                    await service.respond(ask())
+        assert service.ready() is None
+        assert (await service.respond(ask())).output
+    assert caplog.text.count("Panic") >= 3
+    assert "secret" not in caplog.text
+
+
+class Slow:
+    """Reads a prompt only when it is told to."""
+
+    def __init__(self, engine):
+        self.read, self.gate, self.reads = engine.read, threading.Semaphore(0), 0
+        engine.read = self
+
+    def __call__(self, prompt):
+        self.reads += 1
+        assert self.gate.acquire(timeout=20)
+        return self.read(prompt)
+
+
+async def test_prompts_that_are_being_read_count_as_waiting(engine):
+    slow = Slow(engine)
+    service = TextService(engine, clock=time, max_waiting=1)
+    async with service.lifespan():
+        tasks = [asyncio.create_task(service.respond(ask(id=str(number)))) for number in range(9)]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 6
+        assert {type(task.exception()) for task in done} == {CloudThrottledError}
+        for _ in range(4):
+            slow.gate.release()
+        answers = [await task for task in tasks if task not in done]
+        assert [answer.id for answer in answers] == ["0", "1", "2"]
+        assert slow.reads == 3
+        assert (await service.respond(ask())).output
+
+
+async def test_a_prompt_whose_budget_is_spent_is_not_read(engine):
+    slow = Slow(engine)
+    service = TextService(engine, clock=time)
+    async with service.lifespan():
+        first = asyncio.create_task(service.respond(ask()))
+        await until(lambda: slow.reads == 1)
+        with pytest.raises(CloudTimeoutError, match="The budget was spent before request late"):
+            await service.respond(ask(id="late", budget_ms=20.0))
+        with pytest.raises(CloudTimeoutError):
+            await service.respond(ask(budget_ms=20.0, arrived_s=time.monotonic() - 1))
+        slow.gate.release()
+        assert (await first).output
+        slow.gate.release()
+        assert (await service.respond(ask())).output
+    assert slow.reads == 2
+
+
 async def test_a_dead_engine_is_not_ready_and_nobody_waits_for_it(engine):
     service = TextService(engine, clock=time)
     async with service.lifespan():
