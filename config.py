@@ -57,7 +57,7 @@ class BackendSection(_Section, frozen=True):
     Attributes:
         url: Where it listens; of "sagemaker" and "bedrock" an address in place of AWS's own.
         kind: Name of its client.
-        model: Its model, or its endpoint's name; None asks it, which only our own service answers.
+        model: Its model, or its endpoint's name; None asks it, of "oip" only our own service.
         api_key_env: Environment variable that holds its key.
         task: What it does with a text; None lets the client say.
         instruction: System prompt of a language model.

@@ -68,7 +68,7 @@ class OpenAIClient:
 
     Args:
         url: The server's base URL, with or without /v1 at its end.
-        model: The model's name there.
+        model: The model's name there; None takes the only one in its list of models, whatever it is called then.
         api_key: Sent as a bearer token.
         task: "text-classification", "text-generation" or "feature-extraction"; None: the first where there are labels,
             else the second.
@@ -84,7 +84,7 @@ class OpenAIClient:
         transport: Replaces the network, for tests.
 
     Raises:
-        ConfigError: The URL, the key, the model or the prompt cannot be used.
+        ConfigError: The URL, the key or the prompt cannot be used.
     """
 
     def __init__(
@@ -103,11 +103,9 @@ class OpenAIClient:
         network: Network | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        if not model:
-            raise ConfigError("No model is named.", "Name the model as the server's /v1/models does.")
         if dialect not in completions.DIALECTS:
             raise ConfigError(f"The dialect is {dialect!r}.", f"Choose one of: {', '.join(completions.DIALECTS)}.")
-        self._model = model
+        self._model = model or None
         self._dialect = dialect
         self._max_tokens = max_tokens
         self._prompt = prompt_of(
@@ -132,7 +130,8 @@ class OpenAIClient:
         Raises:
             CloudUnreachableError: There is no connection.
             CloudTimeoutError: No answer within `timeout_s`.
-            CloudResponseError: It knows no such model, or a reply does not say which model wrote it.
+            CloudResponseError: It knows no such model, or serves several and none is named, or a reply does not say
+                which model wrote it.
         """
         async with self._http.within(timeout_s):
             card = await self._card.renewed()
@@ -153,8 +152,8 @@ class OpenAIClient:
         """
         item = request.inputs
         if isinstance(item, dialogue.Prompt):
-            question = self._question(item, stream=False)
             async with self._http.within(timeout_s):
+                question = self._question(item, await self._name(), stream=False)
                 answered, card = await self._card.beside(lambda: self._answered(question))
             return self._reply(question, answered, card)
         text = text_of(item)
@@ -174,7 +173,7 @@ class OpenAIClient:
         if self._prompt.task != GENERATION and not is_prompt:
             yield await self.predict(request, timeout_s=timeout_s)
             return
-        told = self._told(request.id, self._question(request.inputs, stream=True))
+        told = self._told(request)
         async with aclosing(paced(told, timeout_s, self._http.base)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -183,14 +182,18 @@ class OpenAIClient:
         """Close its connections."""
         await self._http.aclose()
 
-    def _question(self, item: Input, *, stream: bool) -> _Question:
+    async def _name(self) -> str:
+        """The model that is asked for."""
+        return self._model or (await self._card.get()).id
+
+    def _question(self, item: Input, model: str, *, stream: bool) -> _Question:
         if not isinstance(item, dialogue.Prompt):
-            content = chat.encode_chat(self._prompt, self._model, text_of(item), stream=stream)
+            content = chat.encode_chat(self._prompt, model, text_of(item), stream=stream)
             return _Question(completions.CHAT, content)
         self._prompt.check_takes(item)
         content = completions.encode_prompt(
             item,
-            self._model,
+            model,
             dialect=self._dialect,
             max_tokens=self._max_tokens,
             longest_text=_MAX_TOKENS,
@@ -200,10 +203,11 @@ class OpenAIClient:
 
     async def _said(self, text: str, prompt: Prompt) -> chat.Said | chat.Embedded:
         """One exchange about a text."""
+        model = await self._name()
         if prompt.task != EMBEDDING:
-            content = chat.encode_chat(prompt, self._model, text, stream=False)
+            content = chat.encode_chat(prompt, model, text, stream=False)
             return await self._answered(_Question(completions.CHAT, content))
-        response = await self._http.exchange("POST", self._path("embeddings"), chat.encode_embedding(self._model, text))
+        response = await self._http.exchange("POST", self._path("embeddings"), chat.encode_embedding(model, text))
         said = self._http.decoded(response, chat.decode_embedding)
         self._spoken = _speaker(said)
         return said
@@ -215,7 +219,8 @@ class OpenAIClient:
         self._spoken = _speaker(said)
         return said
 
-    async def _told(self, request_id: str, question: _Question) -> AsyncGenerator[Token | CloudReply]:
+    async def _told(self, request: Request) -> AsyncGenerator[Token | CloudReply]:
+        question = self._question(request.inputs, await self._name(), stream=True)
         card = await self._card.get()
         path = self._path(question.path)
         told = chat.ChatStream(tools=question.tools, top=question.top)
@@ -225,7 +230,7 @@ class OpenAIClient:
                 if data == chat.DONE:
                     break
                 for piece in decoded(self._http.base + path, data.encode(), told.add, self._key):
-                    yield Token(id=request_id, text=piece.text, logprob=piece.logprob, source=source, top=piece.top)
+                    yield Token(id=request.id, text=piece.text, logprob=piece.logprob, source=source, top=piece.top)
             else:
                 raise CloudResponseError(
                     f"{self._http.base + path} ended its stream before [DONE].", "See the service's log."
@@ -238,9 +243,13 @@ class OpenAIClient:
         response = await self._http.exchange("GET", self._path("models"))
         cards = self._http.decoded(response, chat.decode_cards)
         for card in cards:
-            if card.id == self._model:
+            if card.id == self._model or (self._model is None and len(cards) == 1):
                 return card
         known = self._http.excerpt(", ".join(card.id for card in cards)) or "none"
+        if self._model is None:
+            raise CloudResponseError(
+                f"{response.url} lists {len(cards)} models, and none is named.", f"Name one of its models: {known}."
+            )
         raise CloudResponseError(f"{response.url} lists no model {self._model!r}.", f"Its models: {known}.")
 
     def _path(self, name: str) -> str:

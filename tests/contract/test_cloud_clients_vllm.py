@@ -327,3 +327,42 @@ async def test_a_gateway_that_answers_provisionally_is_no_reference(client, serv
     with pytest.raises(CloudResponseError, match=f"provisionally: {reason}") as caught:
         await streamed(client, asking())
     assert type(caught.value) is kind
+
+
+# A server that is asked for its model.
+
+
+@pytest.fixture
+def lonely_server():
+    """Serves one model and no other."""
+
+    def reply(asked, version):
+        if asked.path == "/v1/models":
+            return stubs.as_json({"object": "list", "data": [stubs.card()]})
+        return vllm.reply(asked, version)
+
+    with stubs.serving(stubs.Dialect(**{**vars(vllm.VLLM), "reply": reply})) as server:
+        yield server
+
+
+async def test_a_server_of_one_model_is_asked_once_for_its_name(lonely_server):
+    nameless = CLIENTS["openai"](lonely_server.url)
+    reply = await both(nameless, asking())
+    assert posted(lonely_server).json["model"] == stubs.MODEL
+    assert [seen.path for seen in lonely_server.asked].count("/v1/models") == 1
+    named = CLIENTS["openai"](lonely_server.url, model=stubs.MODEL)
+    assert reply == await both(named, asking())
+    assert await nameless.describe(timeout_s=LONG_S) == await named.describe(timeout_s=LONG_S) == reply.reference
+    for client in (nameless, named):
+        await client.aclose()
+
+
+async def test_a_server_of_several_models_has_to_be_told_which(server):
+    nameless = CLIENTS["openai"](server.url)
+    with pytest.raises(CloudResponseError, match="lists 2 models, and none is named") as refused:
+        await nameless.describe(timeout_s=LONG_S)
+    assert refused.value.remedy == f"Name one of its models: another, {stubs.MODEL}."
+    with pytest.raises(CloudResponseError, match="none is named"):
+        await streamed(nameless, asking())
+    assert all(seen.method == "GET" for seen in server.asked)
+    await nameless.aclose()

@@ -38,7 +38,6 @@ async def test_a_model_that_is_loaded_already_drafts_itself(tiny_generator_bundl
     [
         ({"draft_tokens": 3}, "no model drafts"),
         ({"draft": "bundle", "kind": "oip"}, "takes no `draft`"),
-        ({"draft": "bundle", "model": None}, "No model is named"),
         ({"draft": "bundle", "url": None}, "no URL"),
     ],
 )
