@@ -47,8 +47,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 TextField = Annotated[str, typer.Option("--text-field", help="Field of the text in the data.")]
 LabelField = Annotated[str, typer.Option("--label-field", help="Field of the label in the data.")]
 CloudUrl = Annotated[str | None, typer.Option("--cloud", help="URL of the cloud service, or a .toml that names it.")]
-CloudKind = Annotated[str, typer.Option("--cloud-kind", help="Protocol: oip, openai, sagemaker or bedrock.")]
-CloudModel = Annotated[str | None, typer.Option("--cloud-model", help="Model there; our own service needs no name.")]
+CloudKind = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud-kind",
+        help="Protocol: oip, openai, sagemaker or bedrock; for a language model openai unless given, else oip.",
+    ),
+]
+CloudModel = Annotated[
+    str | None, typer.Option("--cloud-model", help="Model there; our own service, and openai's of one, need no name.")
+]
 CloudKeyEnv = Annotated[str | None, typer.Option("--cloud-key-env", help="Environment variable with the cloud's key.")]
 CachedOption = Annotated[bool, typer.Option("--cached", help="Keep an output that was made from exactly these inputs.")]
 AlphaOption = Annotated[float, typer.Option("--alpha", help="Bound on the risk that --target names.")]
@@ -294,7 +302,7 @@ def plan(
     recipes: Annotated[str, typer.Option("--recipes", help="Recipes to plan with, by commas.")] = "",
     signals: Annotated[str, typer.Option("--signals", help="Scores to plan with, by commas.")] = "",
     pay: Annotated[str, typer.Option("--pay", help="How the choice is paid for: split or share.")] = "split",
-    cloud_kind: CloudKind = "oip",
+    cloud_kind: CloudKind = None,
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
     concurrency: CloudCalls = 4,
@@ -354,7 +362,7 @@ def certify(
     cloud: CloudUrl = None,
     predictions: Predictions = None,
     tuning_predictions: TuningPredictions = None,
-    cloud_kind: CloudKind = "oip",
+    cloud_kind: CloudKind = None,
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
     signal: Annotated[
@@ -441,7 +449,9 @@ def certify(
         if predictions is not None:
             found = certify_with_predictions(job, predictions, progress, tuning_predictions=tuning_predictions)
         else:
-            backend = wiring.backend_at(cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+            backend = wiring.backend_at(
+                cloud or "", kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env, bundle=bundle
+            )
             found = certify_with_cloud(job, wiring.connect(backend), progress)
     _show(rendering.certified_view(found), encode(found.certificate), as_json)
     if not found.goal_met:
@@ -516,7 +526,7 @@ def evaluate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for summary.json and operating_curve.png.")],
     certificate: CertificateOption = None,
-    cloud_kind: CloudKind = "oip",
+    cloud_kind: CloudKind = None,
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
     gateway_key_env: Annotated[
@@ -583,7 +593,7 @@ def predict(
 def chat(
     bundle: BundlePath,
     cloud: CloudUrl = None,
-    cloud_kind: CloudKind = "openai",
+    cloud_kind: CloudKind = None,
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
     config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml; options win over it.")] = None,
@@ -609,7 +619,7 @@ def chat(
     check_chat(bundle, max_tokens)
     settings = load_config(config) if config else Config()
     if cloud is not None:
-        backend = wiring.backend_at(cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+        backend = wiring.backend_at(cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env, bundle=bundle)
         backends = {"command line": backend}
         settings = _overridden(settings, cloud={"use": "command line", "backends": backends, "fail_over": ()})
     if mode is None and not settings.cloud.backends:
@@ -768,7 +778,7 @@ def edge_serve(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="edgewise.toml; options win over it.")] = None,
     cloud: CloudUrl = None,
-    cloud_kind: CloudKind = "oip",
+    cloud_kind: CloudKind = None,
     cloud_model: CloudModel = None,
     cloud_key_env: CloudKeyEnv = None,
     certificate: CertificateOption = None,
@@ -803,7 +813,9 @@ def edge_serve(
         server={"host": host, "port": port, "api_keys_env": api_keys_env},
     )
     if cloud is not None:
-        backend = wiring.backend_at(cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env)
+        backend = wiring.backend_at(
+            cloud, kind=cloud_kind, model=cloud_model, api_key_env=cloud_key_env, bundle=settings.edge.bundle
+        )
         backends = {"command line": backend}
         settings = _overridden(settings, cloud={"use": "command line", "backends": backends, "fail_over": ()})
 

@@ -33,7 +33,7 @@ from edgewise.bundle.manifest import (
     manifest_schema,
 )
 from edgewise.bundle.model_file import GraphFacts, read_facts
-from edgewise.bundle.reader import Bundle, attach
+from edgewise.bundle.reader import Bundle, attach, kind_of
 from edgewise.bundle.writer import BundleSource, TextSource, pack_bundle
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "TextSource",
     "Weight",
     "attach",
+    "kind_of",
     "main_output",
     "manifest_schema",
     "pack_bundle",

@@ -218,6 +218,22 @@ def _read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
+def kind_of(path: Path | str) -> str:
+    """What kind of model the manifest of a bundle says it holds: enough to choose by before the rest is verified.
+
+    Raises:
+        BundleError: Not a bundle, or it cannot be read.
+        BundleCorruptError: The manifest is not what its digest promises.
+        BundleVersionError: Written by a newer edgewise.
+    """
+    folder = Path(path)
+    try:
+        _list_files(folder)
+        return decode_manifest(_read_limited(folder / MANIFEST, MAX_MANIFEST_BYTES)).core.kind
+    except OSError as e:
+        raise BundleError(f"The bundle {folder} cannot be read: {e.strerror or e}.", "Check its permissions.") from e
+
+
 def _check_blobs(folder: Path, files: Mapping[str, int], blobs: tuple[Blob, ...]) -> None:
     named = {f"{BLOBS}/{blob.hex}": blob for blob in blobs}
     for name in files:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgewise.bundle import kind_of
 from edgewise.config import BackendSection, Config, backend_in_use, backends_in_use, load_config
 from edgewise.contracts import CloudClient, Mode
 from edgewise.errors import ConfigError
@@ -19,6 +20,8 @@ from edgewise.errors import ConfigError
 if TYPE_CHECKING:
     from edgewise.edge import EdgeGenerator
 
+_KIND = BackendSection().kind
+_KIND_OF_TEXTS = "openai"
 _NETWORK = ("connect_timeout_s", "keep_alive_s", "http2", "ca_file")
 _TENSORS = ("input", "input_shape", "output", "labels")
 
@@ -86,24 +89,52 @@ def _drafted(backend: BackendSection, generator: EdgeGenerator | None) -> CloudC
     )
 
 
-def backend_at(cloud: str, *, kind: str, model: str | None, api_key_env: str | None) -> BackendSection:
+def backend_at(
+    cloud: str,
+    *,
+    kind: str | None,
+    model: str | None,
+    api_key_env: str | None,
+    bundle: str | Path | None = None,
+) -> BackendSection:
     """The backend that the command line names: by its URL, or by a configuration file in which one is in use.
 
     Args:
         cloud: A URL, or the path of a file that ends in .toml.
-        kind: Its client; of a URL only, as the rest is.
+        kind: Its client; of a URL only, as the rest is. None takes the one that can ask what the bundle is asked.
         model: Its model.
         api_key_env: Environment variable that holds its key.
+        bundle: The bundle it stands behind, where there is one.
 
     Raises:
-        ConfigError: The file cannot be used, or has no cloud in use.
+        ConfigError: The file cannot be used, has no cloud in use, or one that no prompt of the bundle can be sent to.
+        BundleError: The bundle's kind cannot be read.
     """
+    texts = bundle is not None and kind_of(bundle) == "generator"
+    backend = _named(cloud, kind or (_KIND_OF_TEXTS if texts else _KIND), model, api_key_env)
+    if texts:
+        _check_carries_prompts(backend)
+    return backend
+
+
+def _named(cloud: str, kind: str, model: str | None, api_key_env: str | None) -> BackendSection:
     if not cloud.endswith(".toml"):
         return BackendSection(url=cloud, kind=kind, model=model, api_key_env=api_key_env)
     backend = backend_in_use(load_config(Path(cloud)).cloud)
     if backend is None:
         raise ConfigError(f"{cloud} names no cloud backend.", "Add [cloud.backends.NAME].")
     return backend
+
+
+def _check_carries_prompts(backend: BackendSection) -> None:
+    """Refuse a cloud that would refuse every request of a language model."""
+    from edgewise.cloud.clients import CLIENTS, PROMPT_KINDS
+
+    if backend.kind in CLIENTS and backend.kind not in PROMPT_KINDS:
+        raise ConfigError(
+            f"A cloud backend of kind {backend.kind!r} carries no prompts, and the bundle is a language model.",
+            'Choose --cloud-kind openai, or kind = "openai" in the configuration; bedrock does too.',
+        )
 
 
 def cloud_of(config: Config, *, generator: EdgeGenerator | None = None) -> CloudClient | None:
@@ -114,7 +145,8 @@ def cloud_of(config: Config, *, generator: EdgeGenerator | None = None) -> Cloud
         generator: As in `connect`.
 
     Raises:
-        ConfigError: The mode needs a cloud and none is given, or a backend cannot be connected to.
+        ConfigError: The mode needs a cloud and none is given, a backend cannot be connected to, or one carries no
+            prompts and the edge model is a language model.
         MissingExtraError: A backend needs an extra that is not installed.
     """
     backends = backends_in_use(config.cloud)
@@ -122,6 +154,8 @@ def cloud_of(config: Config, *, generator: EdgeGenerator | None = None) -> Cloud
         raise ConfigError(
             f"The mode is {config.edge.mode.value!r} and no cloud is given.", "Give --cloud URL, or --mode edge_only."
         )
+    for backend in backends.values() if generator is not None else ():
+        _check_carries_prompts(backend)
     clients = {name: connect(backend, generator=generator) for name, backend in backends.items()}
     if len(clients) > 1:
         from edgewise.cloud.clients import FailOverClient

@@ -26,8 +26,12 @@ CLIENTS: Final[dict[str, Callable[..., CloudClient]]] = {
 }
 """Factories by kind."""
 
+PROMPT_KINDS: Final = ("openai", "bedrock")
+"""Kinds that carry a whole `dialogue.Prompt`, which is what a language model is asked."""
+
 __all__ = [
     "CLIENTS",
+    "PROMPT_KINDS",
     "BedrockClient",
     "FailOverClient",
     "Network",

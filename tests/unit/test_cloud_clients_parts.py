@@ -283,7 +283,6 @@ async def test_a_backend_is_one_table(settings):
         ({"kind": "oip", "url": "http://a", "instruction": "x"}, "`instruction`"),
         ({"kind": "oip", "url": "http://a", "region": "x", "seed": 3}, "`seed`, `region`"),
         ({"kind": "openai", "url": "http://a", "model": "m", "container": "oip"}, "`container`"),
-        ({"kind": "openai", "url": "http://a"}, "No model"),
         ({"kind": "openai", "url": "http://a", "model": "m", "task": "magic"}, "'magic'"),
         ({"kind": "openai", "url": "http://a", "model": "m", "connect_timeout_s": 0}, "connect_timeout_s is 0"),
         ({"kind": "openai", "url": "https://a", "model": "m", "ca_file": "/nonexistent"}, "'/nonexistent'"),
@@ -398,6 +397,24 @@ def test_the_command_line_names_a_cloud_by_url_or_by_file(tmp_path):
     path.write_text("")
     with pytest.raises(ConfigError, match="no cloud backend"):
         wiring.backend_at(str(path), **named)
+
+
+@pytest.mark.parametrize(("bundle", "kind"), [("tiny_generator_bundle", "openai"), ("tiny_text_bundle", "oip")])
+def test_a_url_alone_is_asked_in_the_protocol_that_carries_what_the_bundle_is_asked(bundle, kind, request):
+    named = {"kind": None, "model": None, "api_key_env": None, "bundle": request.getfixturevalue(bundle)}
+    assert wiring.backend_at("http://a", **named) == BackendSection(url="http://a", kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["oip", "sagemaker"])
+def test_a_protocol_without_prompts_is_refused_for_a_language_model(kind, tiny_generator_bundle, tmp_path):
+    named = {"model": None, "api_key_env": None, "bundle": tiny_generator_bundle}
+    with pytest.raises(ConfigError, match=f"'{kind}' carries no prompts") as refused:
+        wiring.backend_at("http://a", kind=kind, **named)
+    assert "--cloud-kind openai" in refused.value.remedy
+    path = tmp_path / "edgewise.toml"
+    path.write_text(f'[cloud.backends.a]\nkind = "{kind}"\nurl = "http://a"\nmodel = "m"\n')
+    with pytest.raises(ConfigError, match=f"'{kind}' carries no prompts"):
+        wiring.backend_at(str(path), kind=None, **named)
 
 
 async def test_a_connection_that_is_reset_as_soon_as_it_is_made_is_none():

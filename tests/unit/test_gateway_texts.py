@@ -37,9 +37,9 @@ def certificate(bundle, path, signal="mean_logprob:first=4", **fields):
     return path
 
 
-def built(bundle, resources, path=None, **sections):
+def built(bundle, resources, path=None, kind="openai", **sections):
     edge = {"bundle": str(bundle), **({"certificate": str(path)} if path else {"mode": "edge_only"})}
-    cloud = {"backends": {"main": {"url": "http://127.0.0.1:9"}}}
+    cloud = {"backends": {"main": {"url": "http://127.0.0.1:9", "kind": kind}}}
     return wiring.build_gateway(parse_config({"edge": edge, "cloud": cloud, **sections}), resources)
 
 
@@ -71,6 +71,11 @@ async def test_under_a_certificate_its_first_tokens_decide(tiny_generator_bundle
         await gateway.router.answer(Request(inputs=Prompt(text="")))
     assert refused.value.field == "prompt"
     await gateway.router.aclose()
+
+
+def test_a_cloud_that_carries_no_prompts_is_refused_at_the_start(tiny_generator_bundle, resources):
+    with pytest.raises(ConfigError, match="'oip' carries no prompts"):
+        built(tiny_generator_bundle, resources, kind="oip")
 
 
 def test_a_signal_of_whole_texts_is_worth_a_warning(tiny_generator_bundle, resources, tmp_path):
