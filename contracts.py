@@ -107,6 +107,9 @@ class Reason(StrEnum):
     SAMPLED = "sampled"
     """Confident, and drawn at random as the request wants it: uncertified, since certificates speak of greedy
     decoding."""
+    UNLIKE_CERTIFIED = "unlike_certified"
+    """Confident, and asked for in a way that no certificate speaks of: with a schema, a call that must come, an answer
+    that has begun, or fewer tokens than are judged."""
     FAIL_OVER = "fail_over"
     """The reference did not answer, and another backend stood in for it: final, and not the reference's word."""
 

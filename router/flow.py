@@ -107,6 +107,10 @@ class Flow:
         """Whether a prediction of items like this one was measured to take less than a hop to another thread."""
         return self._inference.is_quick_for(item)
 
+    def is_coverable(self, item: Input) -> bool:
+        """Always: a certificate may speak of any item."""
+        return True
+
     def measuring(self) -> Coroutine[Any, Any, None] | None:
         """The work that measures what that depends on, for the first who asks; None for all others."""
         return self._inference.measuring()

@@ -8,6 +8,7 @@ itself, or how it was asked for, takes the certificate from. A score that reads 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edgewise.contracts import Action, Certificate, Decision, Prediction, Reason
-from edgewise.dialogue import Piece, Prompt, Written
+from edgewise.dialogue import AUTO, NO_TOOL, Piece, Prompt, Written
 from edgewise.router.judgement import SIGNAL_OF_TEXTS
 from edgewise.router.policies.threshold import BY_LABEL
 from edgewise.router.signals import tokens_read
@@ -63,11 +64,29 @@ def prediction_of(pieces: Sequence[Piece], written: Written | None = None) -> Pr
     )
 
 
-def as_sampled(decision: Decision, prompt: Prompt) -> Decision:
-    """The decision without its certificate where tokens are drawn at random: it speaks of greedy decoding alone."""
-    if decision.action is not Action.LOCAL or prompt.sampling.is_greedy:
+def as_asked(decision: Decision, prompt: Prompt, gate: Gate) -> Decision:
+    """The decision without its certificate where that does not speak of what is asked in this way."""
+    reason = uncovered(prompt, gate)
+    if decision.action is not Action.LOCAL or reason is None:
         return decision
-    return msgspec.structs.replace(decision, reason=Reason.SAMPLED, certificate_id=None)
+    return msgspec.structs.replace(decision, reason=reason, certificate_id=None)
+
+
+def uncovered(prompt: Prompt, gate: Gate) -> Reason | None:
+    """Why no certificate speaks of a prompt, by how it is asked alone; None where one may.
+
+    Certificates speak of greedy decoding, and of texts that the model writes from the beginning and as it likes. What
+    is said besides, such as a limit of tokens, is part of the prompts that were certified with.
+    """
+    sampling = prompt.sampling
+    if not sampling.is_greedy:
+        return Reason.SAMPLED
+    must_call = bool(prompt.tools) and prompt.tool_choice not in (AUTO, NO_TOOL)
+    most = math.inf if sampling.max_tokens is None else sampling.max_tokens
+    is_short = most < (gate.tokens or 0)
+    if prompt.begun or sampling.schema is not None or must_call or is_short:
+        return Reason.UNLIKE_CERTIFIED
+    return None
 
 
 def withdrawn(decision: Decision, reason: Reason) -> Decision:

@@ -44,7 +44,7 @@ from edgewise.router.instruments import Instruments
 from edgewise.router.judgement import SIGNAL_OF_LOGITS, SIGNAL_OF_TEXTS, Judgement
 from edgewise.router.parts import Parts
 from edgewise.router.policies import policy_for, policy_named
-from edgewise.router.recall import Recall, is_repeatable
+from edgewise.router.recall import Recall
 from edgewise.router.settings import Plugs, RouterSettings
 from edgewise.router.turn import Turn
 from edgewise.router.verdicts import audits_of
@@ -132,6 +132,7 @@ class Router:
         else:
             self._flow = self._one_flow(edge, deciding, answering)
         self._is_quick_for = self._flow.is_quick_for
+        self._is_coverable = self._flow.is_coverable
         self._home: asyncio.AbstractEventLoop | None = None
         self._loop_thread = LoopThread()
         self._closed = False
@@ -316,7 +317,7 @@ class Router:
         started = now if request.arrived_s is None else min(request.arrived_s, now)
         deadline = math.inf if budget_ms is None else started + budget_ms / 1000
         self._promise.look()
-        audited = policy is self._routed and is_repeatable(request.inputs) and self._verdicts.draws()
+        audited = policy is self._routed and self._is_coverable(request.inputs) and self._verdicts.draws()
         return Turn(request, mode, policy, started, deadline, audited, self._clock)
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> None:

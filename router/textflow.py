@@ -47,7 +47,7 @@ from edgewise.router.deciding import Decided, Deciding
 from edgewise.router.delivery import Deliveries
 from edgewise.router.dictation import Asking, Dictation
 from edgewise.router.escalation import Escalation
-from edgewise.router.gate import Gate, as_sampled, continued, withdrawn
+from edgewise.router.gate import Gate, as_asked, continued, uncovered, withdrawn
 from edgewise.router.growing import Growing
 from edgewise.router.instruments import Instruments
 from edgewise.router.policies import EDGE_ONLY, LOCAL_ONLY
@@ -111,6 +111,10 @@ class TextFlow:
     def is_quick_for(self, item: Input) -> bool:
         """Never: a text is not written on the event loop."""
         return False
+
+    def is_coverable(self, item: Input) -> bool:
+        """Whether a certificate may speak of such a request, by how it is asked alone."""
+        return isinstance(item, Prompt) and uncovered(item, self._gate) is None
 
     def measuring(self) -> None:
         """Nothing is to be measured."""
@@ -236,7 +240,7 @@ class TextFlow:
         draft.check()
         turn.edge_ms = 1000 * (turn.clock.monotonic() - turn.started)
         decision, _ = self._deciding.after(turn, None, draft.prediction(self._gate.tokens))
-        return as_sampled(decision, telling.prompt)
+        return as_asked(decision, telling.prompt, self._gate)
 
     def _gate_s(self, turn: Turn) -> float | None:
         within_ms = self._gate.within_ms

@@ -13,7 +13,7 @@ from edgewise.dialogue import Finish, Message, Piece, Prompt, Role, Sampling, To
 from edgewise.errors import ConfigError, InputError, MissingExtraError
 from edgewise.router import certificate as certificates
 from edgewise.router.agreeing import Agreement
-from edgewise.router.gate import as_sampled, continued, gate_of, prediction_of, withdrawn
+from edgewise.router.gate import Gate, as_asked, continued, gate_of, prediction_of, uncovered, withdrawn
 from edgewise.router.signals import score_of, tokens_read
 from edgewise.router.toolcheck import MAX_ARGUMENTS, ToolCheck, without_calls
 from edgewise.router.watch import Watch
@@ -84,12 +84,50 @@ def test_the_first_tokens_score_as_the_whole_text_does(logprobs, first, name):
 
 def test_only_greedy_answers_keep_their_certificate():
     drawn = Prompt(messages=HI.messages, sampling=Sampling(temperature=1.0))
-    assert as_sampled(LOCAL, HI) is LOCAL
-    sampled = as_sampled(LOCAL, drawn)
+    assert as_asked(LOCAL, HI, Gate(16)) is LOCAL
+    sampled = as_asked(LOCAL, drawn, Gate(16))
     assert (sampled.reason, sampled.certificate_id, sampled.score) == (Reason.SAMPLED, None, -0.1)
     escalated = withdrawn(LOCAL, Reason.CONFIDENCE_COLLAPSED)
     assert (escalated.action, escalated.certificate_id, escalated.score) == (Action.ESCALATE, None, -0.1)
-    assert as_sampled(escalated, drawn) is escalated
+    assert as_asked(escalated, drawn, Gate(16)) is escalated
+
+
+CALLABLE = Prompt(messages=HI.messages, tools=(Tool(name="weather"),))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"begun": "The answer is"},
+        {"sampling": Sampling(schema="{}")},
+        {"sampling": Sampling(max_tokens=15)},
+        {"tool_choice": "required"},
+        {"tool_choice": "weather"},
+    ],
+)
+def test_what_is_asked_in_another_way_than_certified_has_no_certificate(changes):
+    prompt = msgspec.structs.replace(CALLABLE, **changes)
+    found = as_asked(LOCAL, prompt, Gate(16))
+    assert (found.action, found.reason, found.certificate_id) == (Action.LOCAL, Reason.UNLIKE_CERTIFIED, None)
+    assert (found.score, found.threshold) == (LOCAL.score, LOCAL.threshold)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({}, 16),
+        ({"tool_choice": "none"}, 16),
+        ({"tools": (), "tool_choice": "required"}, 16),
+        ({"sampling": Sampling(max_tokens=16)}, 16),
+        ({"sampling": Sampling(max_tokens=1)}, 1),
+        ({"sampling": Sampling(max_tokens=1)}, None),
+        ({"sampling": Sampling(stop=("x",), top_logprobs=2)}, 16),
+    ],
+)
+def test_what_items_may_be_asked_with_keeps_its_certificate(changes, tokens):
+    prompt = msgspec.structs.replace(CALLABLE, **changes)
+    assert uncovered(prompt, Gate(tokens)) is None
+    assert as_asked(LOCAL, prompt, Gate(tokens)) is LOCAL
 
 
 def test_what_goes_on_begins_with_what_was_told():

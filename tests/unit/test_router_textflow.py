@@ -224,6 +224,28 @@ async def test_drawn_tokens_are_routed_by_the_same_score_and_uncertified():
     await flow.aclose()
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"begun": "The answer is"}, {"sampling": Sampling(schema="{}")}, {"sampling": Sampling(max_tokens=3)}],
+    ids=["begun", "schema", "short"],
+)
+async def test_what_is_asked_in_a_way_that_was_not_certified_is_answered_without_the_certificate(asked):
+    cache, store = hybrid.DictCache(), hybrid.DictStore()
+    flow = router(cloud=FakeCloud(), cache=cache, audits=store, uniform=lambda: 0.0)
+    answer = await flow.answer(ask("", prompt=fakes.prompt_of(sure(6), **asked)))
+    assert (answer.status, answer.source, answer.decision.reason, answer.decision.certificate_id) == (
+        Status.FINAL,
+        Source.EDGE,
+        Reason.UNLIKE_CERTIFIED,
+        None,
+    )
+    escalated = await flow.answer(ask("", prompt=fakes.prompt_of(doubtful(6), **asked)))
+    assert escalated.decision.reason is Reason.BELOW_THRESHOLD
+    assert not store.audits
+    assert len(cache) == 2, "the same prompt gets the same answer"
+    await flow.aclose()
+
+
 scripts = st.lists(st.sampled_from(["-0.1", "-0.4", "-2", "-6"]), max_size=12).map(
     lambda chances: " ".join(f"<{number}>:{chance}" for number, chance in enumerate(chances))
 )
