@@ -26,10 +26,11 @@ _LETTER = (
     r"|[a-z](?=[.!]?\s*$))"
 )
 _LETTERS = rf"({_LETTER}(?:\s*(?:,|/|&|\bor\b|\band\b)\s*{_LETTER}){{0,8}})"
+# Every list and run of words has an end: a text is read again from each of them, so its time would grow by its square.
 _STATED = (
     re.compile(
         r"(?i:\b(?:answer|choose|pick|select|go with)\b(?:\s+(?:is|are|would be|should be|must be|the|correct|best"
-        rf"|option|choice|letter|answer)\b)*)[\s:=]*{_LETTERS}"
+        rf"|option|choice|letter|answer)\b){{0,8}})[\s:=]*{_LETTERS}"
     ),
     re.compile(rf"{_LETTERS}\s+(?i:(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)\b)"),
 )
@@ -73,9 +74,10 @@ def normalised(text: str) -> str:
     changes a value stays: a sign, a currency, a percent sign. A text of nothing but marks stays as it is.
     """
     bare = " ".join(_caseless(text).split())
-    while (inner := _outer_off(bare)) not in ("", bare):
-        bare = inner
-    return bare
+    begin, end = 0, len(bare)
+    while (inner := _outer_off(bare, begin, end)) != (begin, end) and inner[0] < inner[1]:
+        begin, end = inner
+    return bare[begin:end]
 
 
 def _caseless(text: str) -> str:
@@ -84,11 +86,23 @@ def _caseless(text: str) -> str:
     return unicodedata.normalize("NFKC", folded)
 
 
-def _outer_off(text: str) -> str:
-    bare = text.strip().rstrip(_ENDERS).lstrip(_OPENERS).strip()
-    if len(bare) > 1 and _PAIRS.get(bare[0]) == bare[-1]:
-        bare = bare[1:-1].strip()
-    return bare
+def _outer_off(text: str, begin: int, end: int) -> tuple[int, int]:
+    """Where a part of a text begins and ends without its marks and one pair around it; copies nothing."""
+    begin, end = _stripped(text, begin, end, " ", " ")
+    begin, end = _stripped(text, begin, end, "", _ENDERS)
+    begin, end = _stripped(text, begin, end, _OPENERS, "")
+    begin, end = _stripped(text, begin, end, " ", " ")
+    if end - begin > 1 and _PAIRS.get(text[begin]) == text[end - 1]:
+        begin, end = _stripped(text, begin + 1, end - 1, " ", " ")
+    return begin, end
+
+
+def _stripped(text: str, begin: int, end: int, left: str, right: str) -> tuple[int, int]:
+    while begin < end and text[begin] in left:
+        begin += 1
+    while begin < end and text[end - 1] in right:
+        end -= 1
+    return begin, end
 
 
 def chosen_letter(text: str) -> str | None:

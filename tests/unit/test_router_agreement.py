@@ -1,6 +1,7 @@
 """Judges of generated text: what each takes for the same, what each refuses to take for anything."""
 
 import linecache
+import re
 import sys
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgewise.contracts import Prediction
 from edgewise.errors import CertificateError, ConfigError, InputError
+from edgewise.router import saying
 from edgewise.router.agreement import JUDGES, canonical, certified_name, check_judge, judge_named, judge_of
 from edgewise.router.saying import chosen_letter, last_number, normalised
 
@@ -258,3 +260,42 @@ def test_a_certificate_of_another_judge_than_the_one_asked_for_is_refused():
     with pytest.raises(ConfigError, match="'choice'"):
         judge_of("choice", asked="exact")
     assert judge_of(f"similarity:threshold=0.9@{DIGEST}", asked="similarity", embedder=Letters())("a", "a")
+
+
+def loops_within(pattern, inside=False):
+    """Whether a parsed pattern repeats without an end what itself repeats without an end."""
+    found = False
+    for code, argument in pattern:
+        name = str(code)
+        if name in ("MAX_REPEAT", "MIN_REPEAT"):
+            endless = argument[1] is re._constants.MAXREPEAT
+            found |= (endless and inside) or loops_within(argument[2], inside or endless)
+        elif name == "SUBPATTERN":
+            found |= loops_within(argument[3], inside)
+        elif name == "BRANCH":
+            found |= any(loops_within(one, inside) for one in argument[1])
+        elif name in ("ASSERT", "ASSERT_NOT"):
+            found |= loops_within(argument[1], inside)
+    return found
+
+
+def test_no_pattern_runs_on_from_every_word_of_a_text():
+    """Words that may follow each other for ever would be read to the end again from each of them."""
+    assert loops_within(re._parser.parse(r"a(?:\s+b)*c"))
+    patterns = [*saying._STATED, *saying._MARKED, saying._MARKUP, saying._ALONE]
+    assert not [one.pattern for one in patterns if loops_within(re._parser.parse(one.pattern, one.flags))]
+
+
+PHRASES = st.sampled_from(
+    ["answer", "is", "the", "option", "choose", "A", "A,", "or", "a dog", "(", "(B)", "B is", "best"]
+)
+
+
+@given(st.lists(PHRASES, min_size=1, max_size=3), st.sampled_from([" ", " " * 9, "\n"]))
+def test_what_is_said_again_and_again_is_said_once(phrases, blank):
+    letters = [chosen_letter(blank.join([*phrases] * times)) for times in (20, 200)]
+    assert letters[0] == letters[1]
+
+
+def test_marks_around_a_text_come_off_in_one_pass():
+    assert normalised('"' * 200_000 + "A" + '."' * 100_000 + '"' * 100_000) == "a"
