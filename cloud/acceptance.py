@@ -65,9 +65,11 @@ def target_distribution(
     Returns:
         Shape (vocabulary,), sums to 1.
     """
-    scaled = np.asarray(logits, np.float64) / temperature
-    scaled -= scaled.max()
-    found = np.exp(scaled)
+    behind = np.asarray(logits, np.float64)
+    behind = behind - behind.max()
+    # The likeliest are 0 behind, at any temperature; so next to 0 only they are left.
+    with np.errstate(over="ignore"):
+        found: Probabilities = np.exp(behind / temperature)
     if 0 < top_k < found.size:
         found[found < np.partition(found, -top_k)[-top_k]] = 0.0
     found /= found.sum()

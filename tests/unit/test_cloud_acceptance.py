@@ -178,6 +178,15 @@ def test_the_distribution_is_that_of_transformers(temperature, top_p, top_k, siz
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-40, 1e-6])
+def test_next_to_no_temperature_only_the_likeliest_is_drawn(temperature):
+    logits = np.array([1.0, 30.0, -7.0, 29.0, -np.inf], np.float32)
+    for more in ({}, {"top_p": 0.9}, {"top_k": 2}):
+        found = target_distribution(logits, temperature=temperature, **more)
+        assert found.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
+
+
 def test_a_flat_distribution_has_a_nucleus_too():
     found = target_distribution(np.zeros(1000, np.float32), temperature=1.0, top_p=0.9)
     assert np.count_nonzero(found) in (900, 901)
