@@ -6,6 +6,7 @@ same or not. Which judges there are is `agreement`'s.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from edgewise.contracts import CloudReply, Output
 from edgewise.dialogue import Written
 
 Judge: TypeAlias = Callable[[str, str], bool]
-"""Whether the edge's text and the cloud's say the same."""
+"""Whether the edge's text and the cloud's say the same; asked from several threads at once."""
 
 
 class Agreement:
@@ -27,6 +28,17 @@ class Agreement:
 
     def __init__(self, judge: Judge | None = None) -> None:
         self._judge = judge
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether somebody else's function is asked, or a model, which may take its time."""
+        return self._judge is not None
+
+    async def beside(self, output: Output, written: Written | None, reply: CloudReply) -> bool:
+        """Whether they agree, found out in a thread where there is a judge: the event loop goes on meanwhile."""
+        if self._judge is None:
+            return self(output, written, reply)
+        return await asyncio.to_thread(self, output, written, reply)
 
     def __call__(self, output: Output, written: Written | None, reply: CloudReply) -> bool:
         """Whether they agree. What calls tools says what it calls, and its text is beside the point."""

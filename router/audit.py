@@ -53,14 +53,14 @@ class Draw:
         """
         self._record(AuditVerdict(violation=False, score=_comparable(score), differs=differs))
 
-    def compared(
+    async def compared(
         self, output: Output, score: float | None, reply: CloudReply, *, written: Written | None = None
     ) -> None:
         """Compare a final local answer with the cloud's; only the certified reference can judge."""
         if reply.fail_over or reply.reference != self._reference:
             self.missed(score)
             return
-        differs = not self._agree(output, written, reply)
+        differs = not await self._agree.beside(output, written, reply)
         self._record(AuditVerdict(violation=differs, score=_comparable(score), differs=differs))
 
     def missed(self, score: float | None = None) -> None:

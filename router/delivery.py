@@ -367,10 +367,11 @@ class Deliveries:
         """
         try:
             reply = await call
+            final = await self._final(provisional, reply)
             # Each waits for the disk: one a turn of the loop, so that requests are answered in between.
             async with self._storing:
                 await asyncio.sleep(0)
-                return self._deliver(request, reply, provisional)
+                return self._deliver(request, reply, provisional, final)
         except CloudRefusedError as error:
             return self._abandon(request, error, provisional)
         except CloudGivenUpError:
@@ -381,25 +382,25 @@ class Deliveries:
             _log.warning("Request %s is still owed its final answer: %s", request.id, error)
             return None
 
-    def _deliver(self, request: Request, reply: CloudReply, provisional: Answer) -> Answer:
+    def _deliver(self, request: Request, reply: CloudReply, provisional: Answer, found: Answer) -> Answer:
         lapsed = self._lapsed(request, provisional)
         if lapsed is not None:
             return lapsed
-        final = self._store(request.tenant, self._final(provisional, reply), item_digest(request))
+        final = self._store(request.tenant, found, item_digest(request))
         self._instruments.provisional.inc("corrected")
         self._on_final(request, final, reply.reference)
         return final
 
-    def _final(self, provisional: Answer, reply: CloudReply) -> Answer:
+    async def _final(self, provisional: Answer, reply: CloudReply) -> Answer:
         """The cloud's answer; the text that was told at once where the cloud says the same in other words."""
         is_text = provisional.decision.reason is Reason.SPECULATIVE and provisional.written is not None
-        if is_text and not reply.fail_over and self._confirms(provisional, reply):
+        if is_text and not reply.fail_over and await self._confirms(provisional, reply):
             return msgspec.structs.replace(provisional, status=Status.FINAL)
         return final_answer(provisional, reply)
 
-    def _confirms(self, provisional: Answer, reply: CloudReply) -> bool:
+    async def _confirms(self, provisional: Answer, reply: CloudReply) -> bool:
         try:
-            return self._agree(provisional.output, provisional.written, reply)
+            return await self._agree.beside(provisional.output, provisional.written, reply)
         except Exception:  # a judge may be a user's own function
             _log.exception("The judge of a certificate failed; the cloud's answer counts.")
             return False

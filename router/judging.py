@@ -65,7 +65,7 @@ class Judging:
         self, draw: Draw, request: Request, output: Output, score: float | None, due: float, written: Written | None
     ) -> None:
         try:
-            draw.compared(output, score, await self._reply(request, due), written=written)
+            await draw.compared(output, score, await self._reply(request, due), written=written)
         except CloudError as error:
             _log.warning("The audit of request %s has no verdict: %s", request.id, error)
         finally:

@@ -93,8 +93,12 @@ class Verdicts:
         self, turn: Turn, prediction: Prediction | None, decision: Decision, reply: CloudReply
     ) -> None:
         """Nothing local is nothing lost; whether the edge would have differed is kept where both answered."""
-        if turn.draw is not None:
+        if turn.draw is None:
+            return
+        if prediction is None or not self._agree.has_judge or self._tasks.closed:
             turn.not_answered_here(decision, self._differs(prediction, reply))
+        else:
+            self._tasks.start(self._compare(turn, prediction, decision, reply))
 
     def wants_both(self, turn: Turn) -> bool:
         """Whether the edge's answer is wanted beside the cloud's: another certificate is earned by both."""
@@ -170,22 +174,35 @@ class Verdicts:
     async def _compare_written(
         self, turn: Turn, writing: Awaitable[Prediction | None], decision: Decision, reply: CloudReply
     ) -> None:
-        prediction = None
+        differs = None
         try:
-            prediction = await writing
+            differs = await self._judged(await writing, reply)
         finally:
-            turn.not_answered_here(decision, self._differs(prediction, reply))
+            turn.not_answered_here(decision, differs)
+
+    async def _compare(self, turn: Turn, prediction: Prediction, decision: Decision, reply: CloudReply) -> None:
+        differs = None
+        try:
+            differs = await self._judged(prediction, reply)
+        finally:
+            turn.not_answered_here(decision, differs)
 
     async def _compare_late(
         self, turn: Turn, prediction: Prediction, decision: Decision, call: asyncio.Future[CloudReply]
     ) -> None:
         differs = None
         try:
-            differs = self._differs(prediction, await asyncio.shield(call))
+            differs = await self._judged(prediction, await asyncio.shield(call))
         except CloudError as error:
             _log.warning("The audit of request %s learns nothing: %s", turn.request.id, error)
         finally:
             turn.not_answered_here(decision, differs)
+
+    async def _judged(self, prediction: Prediction | None, reply: CloudReply) -> bool | None:
+        """What `_differs` says, in a thread where it asks a judge: that may take its time."""
+        if not self._agree.has_judge:
+            return self._differs(prediction, reply)
+        return await asyncio.to_thread(self._differs, prediction, reply)
 
     def _differs(self, prediction: Prediction | None, reply: CloudReply) -> bool | None:
         """Whether edge and certified cloud differ; None where one of them was not asked."""

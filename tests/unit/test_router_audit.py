@@ -64,13 +64,13 @@ def test_an_escalated_request_lost_nothing(log, metrics, score, differs, kept):
 
 
 @pytest.mark.parametrize(("output", "violation"), [("a", False), ("b", True)])
-def test_a_local_answer_is_compared_with_the_certified_cloud(log, metrics, output, violation):
-    drawn(log, metrics).compared("a", 0.75, CloudReply(output, CERTIFIED))
+async def test_a_local_answer_is_compared_with_the_certified_cloud(log, metrics, output, violation):
+    await drawn(log, metrics).compared("a", 0.75, CloudReply(output, CERTIFIED))
     assert log.verdicts("c", 9) == [AuditVerdict(violation=violation, score=0.75, differs=violation)]
 
 
-def test_another_version_cannot_judge(log, metrics):
-    drawn(log, metrics).compared("a", 0.75, CloudReply("a", Reference("news", "sha256:other")))
+async def test_another_version_cannot_judge(log, metrics):
+    await drawn(log, metrics).compared("a", 0.75, CloudReply("a", Reference("news", "sha256:other")))
     assert log.verdicts("c", 9) == [AuditVerdict(violation=True, missing=True, score=0.75)]
 
 
@@ -83,10 +83,10 @@ def test_a_draw_is_settled_once(log, metrics):
     assert log.totals("c") == AuditTotals(drawn=1)
 
 
-def test_verdicts_are_counted_by_outcome(log, metrics):
+async def test_verdicts_are_counted_by_outcome(log, metrics):
     drawn(log, metrics).escalated()
     drawn(log, metrics).missed(0.5)
-    drawn(log, metrics).compared("a", 0.5, CloudReply("b", CERTIFIED))
+    await drawn(log, metrics).compared("a", 0.5, CloudReply("b", CERTIFIED))
     text = metrics.render().decode()
     for outcome in ("kept", "missing", "violated"):
         assert f'edgewise_audits_total{{outcome="{outcome}"}} 1' in text

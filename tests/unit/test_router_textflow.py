@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import itertools
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -827,6 +828,25 @@ async def test_audits_hold_the_whole_texts_against_each_other(judge, kept):
     flow = router(cloud=FakeCloud(), audits=store, uniform=lambda: 0.0, judge=judge)
     await collect(flow, ask(sure(6)))
     assert await store.settled() == [kept]
+    await flow.aclose()
+
+
+async def test_a_judge_holds_up_nobody():
+    """It may be a model, or a user's own: each is asked in a thread, wherever texts are compared."""
+    asked = []
+
+    def judge(edge: str, cloud: str) -> bool:
+        asked.append(threading.current_thread())
+        return True
+
+    store = hybrid.DictStore()
+    flow = router(cloud=FakeCloud(), audits=store, answers=store, outbox=store, uniform=lambda: 0.0, judge=judge)
+    await collect(flow, ask(sure(6)))
+    await collect(flow, ask(doubtful(3), request_id="2"))
+    await collect(flow, ask(doubtful(3), request_id="3", mode=Mode.SPECULATIVE))
+    assert await store.settled() == [(False, False)] * 3
+    assert len(asked) == 3
+    assert threading.current_thread() not in asked
     await flow.aclose()
 
 
