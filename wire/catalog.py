@@ -61,13 +61,14 @@ class Catalog:
             return served
         raise Fault(503, "not_ready", "No model is served yet.", remedy="Wait until /readyz says ready.")
 
-    def named(self, name: str, version: str | None = None, *, field: str = "") -> Served:
+    def named(self, name: str, version: str | None = None, *, field: str = "", code: str = "not_found") -> Served:
         """The model of that name, and of that version where one is asked for.
 
         Args:
             name: What the client asked for.
             version: The version it asked for, or None for any.
             field: Where in its request it did, for the error.
+            code: The error's code where nobody has the name.
 
         Raises:
             Fault: Nobody of that name or version is served here.
@@ -76,9 +77,7 @@ class Catalog:
         served = models.get(name)
         if served is None:
             known = ", ".join(f"'{name}'" for name in models) or "none"
-            raise Fault(
-                404, "not_found", "The model is unknown.", field=field, remedy=f"The models served here: {known}."
-            )
+            raise Fault(404, code, "The model is unknown.", field=field, remedy=f"The models served here: {known}.")
         if version is not None and version != served.info.version:
             raise Fault(
                 404, "not_found", "The version is unknown.", remedy=f"The version served is '{served.info.version}'."

@@ -112,10 +112,7 @@ class Generating:
             Fault: Nobody of that name is served here.
             RequestError: It writes no texts.
         """
-        try:
-            served = self._catalog.named(name, field="model")
-        except Fault as fault:
-            raise Fault(404, "model_not_found", fault.message, field="model", remedy=fault.remedy) from None
+        served = self._catalog.named(name, field="model", code=openai.MODEL_NOT_FOUND)
         openai.check_generator(served.info)
         return served
 

@@ -34,6 +34,7 @@ EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+MODEL_NOT_FOUND = "model_not_found"
 EMBEDDING_TASK = "feature-extraction"
 GENERATION_TASK = "text-generation"
 
@@ -275,25 +276,29 @@ def writes(info: ServiceInfo) -> bool:
     return info.task == GENERATION_TASK
 
 
-def check_generator(info: ServiceInfo) -> None:
+def check_generator(info: ServiceInfo, remedy: str = "") -> None:
     """Find out whether a model writes texts.
+
+    Args:
+        info: The model.
+        remedy: How it is asked instead; over HTTP unless given.
 
     Raises:
         RequestError: It does something else.
     """
     if not writes(info):
-        path = EMBEDDINGS if makes_embeddings(info) else "/v1/predict"
-        raise RequestError("model", f"model: {info.name} does {info.task} and writes no text.", f"Ask it at {path}.")
+        remedy = remedy or f"Ask it at {EMBEDDINGS if makes_embeddings(info) else '/v1/predict'}."
+        raise RequestError("model", f"model: {info.name} does {info.task} and writes no text.", remedy)
 
 
-def check_not_generator(info: ServiceInfo) -> None:
-    """Find out whether a model is asked for one label or one vector.
+def check_not_generator(info: ServiceInfo, remedy: str = "") -> None:
+    """Find out whether a model is asked for one label or one vector. Arguments as `check_generator`.
 
     Raises:
         RequestError: It writes texts.
     """
     if writes(info):
-        remedy = f"Ask it at {CHAT} or {COMPLETIONS}."
+        remedy = remedy or f"Ask it at {CHAT} or {COMPLETIONS}."
         raise RequestError("model", f"model: {info.name} writes texts, and is not asked here.", remedy)
 
 

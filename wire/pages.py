@@ -193,7 +193,7 @@ class Pages:
                 "invalid_request",
                 "wait_ms: not a number of milliseconds within the limit.",
                 field="wait_ms",
-                remedy=f"Send 0 to {self._max_wait_ms:g}.",
+                remedy=f"Send 0 to {self._max_wait_ms:.10g}.",
             )
         return wait_ms
 

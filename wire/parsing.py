@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.errors import RequestError
+from edgewise.wire.shapes import fields_at, values_at
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -38,7 +39,7 @@ MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARACTERS = 256
 
 _ID = re.compile(ID_PATTERN, re.ASCII)
-_EXPECTED = re.compile(r"Expected `([^`]+)`, got ")
+_EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got .*|( .+))", re.DOTALL)
 _KINDS = {
     "float": "a number",
     "int": "a whole number",
@@ -72,7 +73,7 @@ def decode_json(body: bytes | memoryview, decoder: msgspec.json.Decoder[T], know
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _shape_error(str(error), known) from error
+        raise _shape_error(str(error), decoder.type, known) from error
     except msgspec.DecodeError as error:
         raise RequestError(
             "", f"The body is not valid JSON: {error}.", "Send one JSON object, encoded as UTF-8."
@@ -83,25 +84,32 @@ def decode_json(body: bytes | memoryview, decoder: msgspec.json.Decoder[T], know
         raise RequestError("", "The body is nested too deeply.", "Flatten the JSON.") from error
 
 
-def _shape_error(message: str, known: Sequence[str]) -> RequestError:
+def _shape_error(message: str, shape: Any, known: Sequence[str]) -> RequestError:
     found = _PATH.search(message)
-    path = found[1].lstrip(".") if found else ""
+    parent = found[1].lstrip(".") if found else ""
     problem = message[: found.start()] if found else message
     name = _NAME_AT_FAULT.search(problem)
-    if name:
-        path = f"{path}.{name[1]}" if path else name[1]
+    path = ".".join(filter(None, (parent, name[1] if name else "")))
+    remedy = _wanted(problem) or _allowed(shape, path)
+    fields = (parent and fields_at(shape, parent)) or known
     where = f"{path}: " if path else ""
-    return RequestError(path, f"{where}{problem}.", _wanted(problem) or f"Known fields: {', '.join(known)}.")
+    return RequestError(path, f"{where}{problem}.", remedy or f"Known fields: {', '.join(fields)}.")
 
 
 def _wanted(problem: str) -> str | None:
-    """What to send in the place of a value of another type."""
-    found = _EXPECTED.match(problem)
+    """What to send in the place of a value of another type, or one out of bounds."""
+    found = _EXPECTED.fullmatch(problem)
     kinds = found[1].split(" | ") if found else []
     words = [_KINDS[kind] for kind in kinds if kind in _KINDS]
-    if not words:
+    if found is None or not words:
         return None
-    return f"Send {' or '.join(words)}{', or leave it out' if 'null' in kinds else ''}."
+    return f"Send {' or '.join(words)}{found[2] or ''}{', or leave it out' if 'null' in kinds else ''}."
+
+
+def _allowed(shape: Any, path: str) -> str | None:
+    """The values that a field may take, where they are listed."""
+    values = values_at(shape, path)
+    return f"Choose one of: {', '.join(values)}." if values else None
 
 
 def checked_id(text: str, field: str = "id") -> str:

@@ -315,8 +315,13 @@ def checked_number(value: N | None, field: str, low: float, high: float) -> N | 
         RequestError: It does not.
     """
     if value is not None and not (math.isfinite(value) and low <= value <= high):
-        raise RequestError(field, f"{field}: {shown(value)} is out of range.", f"Send {low:g} to {high:g}.")
+        raise RequestError(field, f"{field}: {shown(value)} is out of range.", f"Send {_plain(low)} to {_plain(high)}.")
     return value
+
+
+def _plain(number: float) -> str:
+    """A whole number in digits, however large."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _stops(sent: str | list[str] | None) -> tuple[str, ...]:

@@ -47,6 +47,32 @@ def refused(make: object, **body: object) -> RequestError:
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("body", "remedy"),
+    [
+        ({"messages": [{"role": "bot", "content": "hi"}]}, "assistant, developer, system, tool, user"),
+        ({"messages": [{"content": "hi"}]}, "assistant, developer, system, tool, user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text"),
+        ({"tools": [{"type": "plugin", "function": {"name": "look"}}]}, "function"),
+        ({"tool_choice": "maybe"}, "auto, none, required"),
+        ({"response_format": {"type": "yaml"}}, "json_object, json_schema, text"),
+    ],
+)
+def test_a_word_that_is_none_is_told_those_that_are(body: dict[str, Any], remedy: str) -> None:
+    assert refused(chat, **body).remedy == f"Choose one of: {remedy}."
+
+
+def test_a_field_that_is_missing_is_told_beside_its_own_neighbours() -> None:
+    error = refused(chat, tools=[{"type": "function"}])
+    assert (error.field, error.remedy) == ("tools[0].function", "Known fields: type, function.")
+
+
+def test_a_bound_is_told_in_digits() -> None:
+    assert refused(chat, max_tokens=0).remedy == "Send 1 to 1000000."
+    assert refused(chat, temperature=9).remedy == "Send 0 to 2."
+    assert refused(chat, seed=2**63).remedy == f"Send {-(2**63)} to {2**63 - 1}."
+
+
 def test_a_chat_becomes_a_prompt_and_omitted_means_greedy() -> None:
     call = chat()
     assert call.request.inputs == Prompt(messages=(Message(role=Role.USER, content="hi"),))

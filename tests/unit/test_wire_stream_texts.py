@@ -239,7 +239,24 @@ async def test_the_known_fields_are_those_of_the_message_that_was_meant() -> Non
 async def test_a_classifiers_message_names_where_a_writer_is_asked() -> None:
     async with Client() as client:
         client.say("predict", id="7", inputs="x", model="writer")
-        assert "/v1/chat/completions" in (await client.hear())["error"]["remedy"]
+        assert (await client.hear())["error"]["remedy"] == 'Send a message of the type "generate".'
+        client.generate(model="newswire")
+        assert (await client.hear())["error"]["remedy"] == 'Send a message of the type "predict".'
+
+
+async def test_a_model_that_is_not_there_has_the_code_of_texts() -> None:
+    async with Client() as client:
+        client.generate(model="gpt")
+        assert (await client.hear())["error"]["code"] == "model_not_found"
+        client.say("predict", id="7", inputs="x", model="gpt")
+        assert (await client.hear())["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("kind", ["chat", 3, None])
+async def test_a_type_that_is_none_is_told_those_that_there_are(kind: Any) -> None:
+    async with Client() as client:
+        client.say(kind, id="7")
+        assert (await client.hear())["error"]["remedy"] == "Choose one of: predict, generate, cancel, interrupt."
 
 
 async def test_a_text_to_continue_with_its_edited_end() -> None:

@@ -38,6 +38,20 @@ def request(**changes):
     return decode_request(json.dumps({**BODY, **changes}).encode())
 
 
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"position": -1}, "Send a whole number >= 0."),
+        ({"draft": [1] * (MAX_DRAFT + 1)}, f"Send a list of length <= {MAX_DRAFT}."),
+        ({"draft_probs": [{"ids": [1]}]}, "Known fields: ids, probs."),
+    ],
+)
+def test_the_remedy_speaks_of_the_field_at_fault(changes, remedy):
+    with pytest.raises(RequestError) as refused:
+        request(**changes)
+    assert refused.value.remedy == remedy
+
+
 @given(
     st.lists(IDS, max_size=4), st.lists(IDS, max_size=4, unique=True), st.floats(0, 2), st.none() | st.integers(0, 9)
 )
