@@ -1,7 +1,7 @@
 """From a conversation to the text that a language model continues: the chat template of its checkpoint.
 
 Owns the Jinja environment that transformers renders such templates in, rebuilt without transformers: the text is the
-same, letter for letter. A template comes with a bundle, so it is kept in a sandbox and its output within a limit.
+same, letter for letter. A template comes with a bundle, so it is kept in a `sandbox`.
 jinja2 (extra "generate") is imported when a template is read.
 """
 
@@ -15,10 +15,8 @@ from typing import Any
 import msgspec
 
 from edgewise.dialogue import NO_TOOL, Message, Prompt, Tool
+from edgewise.edge.sandbox import LIMIT, TooMuchError, sandbox
 from edgewise.errors import BundleError, InputError, MissingExtraError
-
-LIMIT = 4_000_000
-"""Characters of a rendered conversation at most; also what one string inside a template may be multiplied to."""
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"
@@ -40,12 +38,13 @@ class ChatTemplate:
     def __init__(self, files: Mapping[str, bytes], now: Callable[[], datetime] = datetime.now) -> None:
         self._tokens, sources = _read(files)
         environment = _environment(now)
+        self._work = environment.work
         from jinja2.exceptions import TemplateError
 
         self._refusal = TemplateError
         try:
             self._templates = {name: environment.from_string(source) for name, source in sources.items()}
-        except (TemplateError, RecursionError) as e:
+        except (TemplateError, TooMuchError, RecursionError) as e:
             raise BundleError(f"The bundle's chat template cannot be read: {e}.", "Do not use this bundle.") from e
 
     def render(self, prompt: Prompt) -> str:
@@ -66,6 +65,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": True,
         }
+        self._work.begin()
         try:
             return self._joined(template.generate(values))
         except self._refusal as e:
@@ -91,8 +91,7 @@ def _environment(now: Callable[[], datetime]) -> Any:
     try:
         import jinja2.ext
         from jinja2 import nodes
-        from jinja2.exceptions import SecurityError, TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2.exceptions import TemplateError
     except ImportError as e:
         raise MissingExtraError("A chat template", "generate") from e
 
@@ -109,48 +108,17 @@ def _environment(now: Callable[[], datetime]) -> Any:
         def said(self, caller: Callable[[], str]) -> str:
             return caller()
 
-    class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            """Three letters of a template would otherwise take all memory."""
-            if operator == "*" and _product(left, right) > LIMIT:
-                raise SecurityError("it multiplies a text to more than it may")
-            if operator == "**" and (abs(left) > LIMIT or abs(right) > 1000):
-                raise SecurityError("it takes a power of numbers that are too large")
-            return super().call_binop(context, operator, left, right)
-
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
     def strftime_now(form: str) -> str:
         return now().strftime(form)
 
-    environment = Environment(
+    environment = sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols], autoescape=False
     )
-    environment.filters["tojson"] = _to_json
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own makes HTML entities of letters, which no model was trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _product(left: Any, right: Any) -> int:
-    """The length of a sequence that is repeated; 0 for numbers."""
-    for text, times in ((left, right), (right, left)):
-        if isinstance(text, str | list | tuple | bytes) and isinstance(times, int):
-            return len(text) * times
-    return 0
 
 
 def _read(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, str]]:

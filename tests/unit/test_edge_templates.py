@@ -9,6 +9,7 @@ from datetime import datetime
 import pytest
 
 from edgewise.dialogue import Message, Prompt, Role, Tool, ToolCall
+from edgewise.edge import sandbox
 from edgewise.edge.templates import ChatTemplate
 from edgewise.errors import BundleError, InputError, MissingExtraError
 
@@ -233,15 +234,65 @@ def test_what_is_no_template(source):
         "{{ 10 ** 10000000000 }}",
         "{% for i in range(10000000000) %}{{ i }}{% endfor %}",
         "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
+        "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(26) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(26) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(n=2) %}{% for i in range(40) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{% set ns = namespace(n=1000000000) %}{{ 'a' | center(ns.n) }}",
+        "{{ ('a' | center(1000000000)) | length }}",
+        "{{ 'a'.center(1000000000) | length }}",
+        "{{ ('%1000000000d' % 1) | length }}",
+        "{{ ('%*d' % (1000000000, 1)) | length }}",
+        "{{ '%1000000000d' | format(1) | length }}",
+        "{{ '{:1000000000}'.format(1) | length }}",
+        "{{ '{:{w}}'.format(1, w=1000000000) | length }}",
+        "{{ [1] | tojson(indent=1000000000) | length }}",
+        "{{ 'a\nb' | indent(1000000000) | length }}",
+        "{{ ([1] | batch(1000000000, 1) | list)[0] | length }}",
+        "{% set a = 'a' * 4000 %}{{ a | replace('a', a) | length }}",
+        "{% set a = 'a' * 4000 %}{{ a.replace('a', a) | length }}",
+        "{% set a = 'a' * 4000 %}{{ ([a] * 4000) | join | length }}",
+        "{% set a = 'a' * 4000 %}{{ a.join(a) | length }}",
+        "{% set a = '\t' * 4000 %}{{ a.expandtabs(1000000) | length }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% if n > 0 %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
         "{{ 1 / 0 }}",
         "{{ messages[0].content.nothing.at_all }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ messages[7]['content'] }}",
     ],
 )
-def test_a_hostile_template_gets_nowhere(source):
+def test_a_hostile_template_gets_nowhere(source, monkeypatch):
+    monkeypatch.setattr(sandbox, "WORK", sandbox.WORK // 16)
+    monkeypatch.setattr(sandbox, "LIMIT", sandbox.LIMIT // 16)
     with pytest.raises(InputError, match="messages"):
         ChatTemplate(files_of(source)).render(Prompt(messages=(user("Hi"),)))
+
+
+def test_a_long_conversation_is_far_from_the_limits():
+    messages = tuple(user("word " * 190) for _ in range(1024))
+    for source in (CHATML, HEADERS, HERMES):
+        assert len(ChatTemplate(files_of(source)).render(Prompt(messages=messages))) > 970_000
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '-'.join(messages | map(attribute='role')) }}", "user-user"),
+        ("{{ messages | map(attribute='content') | join(', ') }}", "Hi, you"),
+        ("{{ messages | join(', ', attribute='content') }}", "Hi, you"),
+        ("{{ 'a' ~ 1 ~ nothing ~ none }}", "a1None"),
+        ("{{ '%5s|%-3d' % (messages[0].content, 7) }}{{ '%d%%' | format(5) }}", "   Hi|7  5%"),
+        ("{{ '{:>4}{}'.format('a', 1) }}{{ 'a b'.replace(' ', '--') | replace('a', 'c') }}", "   a1c--b"),
+        ("{% for m in messages if m.content == 'you' %}{{ loop.length }}{{ loop.last }}{% endfor %}", "1True"),
+        ("{{ messages[1:] + [1] | list }}{{ [1, 2] | sum }}", "[{'role': 'user', 'content': 'you'}, 1]3"),
+        ("{{ 'a\nb' | indent(2, true) }}{{ {'a': [1]} | tojson(indent=1) }}", '  a\n  b{\n "a": [\n  1\n ]\n}'),
+    ],
+)
+def test_what_templates_do_is_what_it_was(source, text):
+    assert ChatTemplate(files_of(source)).render(Prompt(messages=(user("Hi"), user("you")))) == text
 
 
 def test_without_jinja2_the_extra_is_named(monkeypatch):
