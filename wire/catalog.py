@@ -61,14 +61,13 @@ class Catalog:
             return served
         raise Fault(503, "not_ready", "No model is served yet.", remedy="Wait until /readyz says ready.")
 
-    def named(self, name: str, version: str | None = None, *, field: str = "", code: str = "not_found") -> Served:
+    def named(self, name: str, version: str | None = None, *, field: str = "") -> Served:
         """The model of that name, and of that version where one is asked for.
 
         Args:
             name: What the client asked for.
             version: The version it asked for, or None for any.
             field: Where in its request it did, for the error.
-            code: The error's code where nobody has the name.
 
         Raises:
             Fault: Nobody of that name or version is served here.
@@ -77,12 +76,25 @@ class Catalog:
         served = models.get(name)
         if served is None:
             known = ", ".join(f"'{name}'" for name in models) or "none"
-            raise Fault(404, code, "The model is unknown.", field=field, remedy=f"The models served here: {known}.")
+            raise Fault(
+                404, "not_found", "The model is unknown.", field=field, remedy=f"The models served here: {known}."
+            )
         if version is not None and version != served.info.version:
             raise Fault(
                 404, "not_found", "The version is unknown.", remedy=f"The version served is '{served.info.version}'."
             )
         return served
+
+    def writer(self, name: str) -> Served:
+        """The model of that name, of which a text is asked, as its field `model` says.
+
+        Raises:
+            Fault: Nobody of that name is served here; OpenAI's clients know its code.
+        """
+        try:
+            return self.named(name, field="model")
+        except Fault as fault:
+            raise Fault(404, "model_not_found", fault.message, field="model", remedy=fault.remedy) from None
 
     def not_ready(self) -> str | None:
         """None when every model answers, else the first reason why not."""

@@ -112,7 +112,7 @@ class Generating:
             Fault: Nobody of that name is served here.
             RequestError: It writes no texts.
         """
-        served = self._catalog.named(name, field="model", code=openai.MODEL_NOT_FOUND)
+        served = self._catalog.writer(name)
         openai.check_generator(served.info)
         return served
 

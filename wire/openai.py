@@ -34,7 +34,6 @@ EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
-MODEL_NOT_FOUND = "model_not_found"
 EMBEDDING_TASK = "feature-extraction"
 GENERATION_TASK = "text-generation"
 

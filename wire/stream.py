@@ -272,9 +272,8 @@ class _Connection:
         """Whom a message asks, and what."""
         streams = self._streams
         catalog = streams.catalog
-        code = openai.MODEL_NOT_FOUND if isinstance(message, GenerateMessage) else "not_found"
-        served = catalog.default() if message.model is None else catalog.named(message.model, field="model", code=code)
         if isinstance(message, GenerateMessage):
+            served = catalog.default() if message.model is None else catalog.writer(message.model)
             openai.check_generator(served.info, 'Send a message of the type "predict".')
             request = generate_request(
                 message,
@@ -284,6 +283,7 @@ class _Connection:
                 arrived_s=now_s,
             )
             return served, request
+        served = catalog.default() if message.model is None else catalog.named(message.model, field="model")
         openai.check_not_generator(served.info, 'Send a message of the type "generate".')
         request = native.request_of(
             message, tenant=self._tenant, new_id=streams.new_id, max_budget_ms=streams.max_budget_ms, arrived_s=now_s
