@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import numpy as np
 
-from edgewise.bundle import Bundle
+from edgewise.bundle import Bundle, kind_of
 from edgewise.cloud.clients.http import checked_url
 from edgewise.contracts import (
     Action,
@@ -34,7 +34,13 @@ from edgewise.contracts import (
 )
 from edgewise.dataset import load_examples, require_labels
 from edgewise.edge import EdgeModel
-from edgewise.errors import CertificateError, CloudResponseError, CloudTimeoutError, CloudUnreachableError
+from edgewise.errors import (
+    CertificateError,
+    CloudResponseError,
+    CloudTimeoutError,
+    CloudUnreachableError,
+    ConfigError,
+)
 from edgewise.files import refuse_existing, write_atomically
 from edgewise.jobs.asking import ask_all, reference_of, until_ready
 from edgewise.jobs.beside import certificate_beside, load_certificate, load_fitted
@@ -145,6 +151,7 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
         OutputExistsError: There is a summary and it may not be replaced.
     """
     started = time.time() if job.since is None else job.since
+    _refuse_texts(job.bundle)
     require_plotting()
     url = checked_url(job.gateway, whose="gateway", key="--gateway-key-env")
     if not job.overwrite:
@@ -170,6 +177,14 @@ def evaluate_gateway(job: EvaluateJob, cloud: CloudClient, progress: Progress) -
         _correct(cloud_outputs, labels),
     )
     return _write(job, model.bundle, certificate, routed, curve, len(examples), started)
+
+
+def _refuse_texts(bundle: Path) -> None:
+    if kind_of(bundle) == "generator":
+        raise ConfigError(
+            f"The bundle {bundle} is a language model, and evaluate compares labels.",
+            "Hold its texts to the cloud's with edgewise certify --judge; edgewise chat shows single answers.",
+        )
 
 
 async def _ask_both(

@@ -16,7 +16,7 @@ import msgspec
 from edgewise.bundle import Bundle
 from edgewise.contracts import Certificate, Groups, Input, Prediction, Progress, Reason, Request
 from edgewise.edge import EdgeModel, probe
-from edgewise.errors import CertificateError
+from edgewise.errors import CertificateError, ConfigError
 from edgewise.jobs.beside import certificate_beside, load_certificate, load_fitted
 from edgewise.jobs.nearest import Near, References, asked_references, kept_references
 from edgewise.jobs.predict import read_items
@@ -144,6 +144,11 @@ def explain_items(job: ExplainJob, progress: Progress) -> list[Explained]:
 
 
 def _refuse_without_score(bundle: Bundle) -> None:
+    if bundle.core.kind == "generator":
+        raise ConfigError(
+            f"The bundle {bundle.path} is a language model, and explain speaks of labels.",
+            "Ask it with edgewise chat: below each answer stand its score, the threshold and the reason.",
+        )
     if not bundle.core.labels:
         raise CertificateError(
             f"The bundle does {bundle.core.task}; its answers have no score to explain.",

@@ -152,6 +152,11 @@ def refuse_without_labels(candidates: Candidates) -> None:
         CertificateError: They do not.
     """
     for bundle in candidates.bundles.values():
+        if bundle.core.kind == "generator":
+            raise CertificateError(
+                "The model is a language model, and a plan speaks of labels.",
+                "Certify it: edgewise certify BUNDLE --judge.",
+            )
         if not bundle.core.labels:
             raise CertificateError(
                 f"The model does {bundle.core.task}; its answers carry no logits, so nothing tells which of them to "

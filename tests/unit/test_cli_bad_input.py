@@ -468,6 +468,33 @@ def test_json_is_for_machines(edgewise, bundle):
     assert json.loads(edgewise("doctor", "--json")[1])["healthy"] is True
 
 
+def test_what_speaks_of_labels_refuses_a_language_model(edgewise, tiny_generator_bundle, tmp_path):
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": f"a{number}", "label": "b"} for number in range(9)])
+    out = tmp_path / "out"
+    refused(edgewise("explain", tiny_generator_bundle, "a"), "is a language model", "edgewise chat")
+    urls = ("--gateway", "http://127.0.0.1:9", "--cloud", "http://127.0.0.1:9")
+    evaluated = edgewise("evaluate", tiny_generator_bundle, *urls, "--data", data, "--out", out)
+    refused(evaluated, "is a language model", "edgewise certify --judge")
+    said = write_jsonl(tmp_path / "said.jsonl", [{"output": "b", "model": "m", "model_version": "1"}] * 9)
+    planned = edgewise(
+        "plan", tiny_generator_bundle, "--data", data, "--predictions", said, "--out", out, "--alpha", 0.5
+    )
+    refused(planned, "is a language model", "edgewise certify BUNDLE --judge")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["edge serve", "certify", "chat"])
+def test_a_protocol_that_carries_no_prompts_is_refused_at_once(edgewise, tiny_generator_bundle, tmp_path, command):
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": "a"}])
+    given = ("--data", data, "--judge", "exact") if command == "certify" else ()
+    cloud = ("--cloud", "http://127.0.0.1:9", "--cloud-kind", "oip")
+    refused(
+        edgewise(*command.split(), tiny_generator_bundle, *cloud, *given),
+        "'oip' carries no prompts",
+        "Choose --cloud-kind openai",
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [
