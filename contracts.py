@@ -102,6 +102,8 @@ class Reason(StrEnum):
     """The first tokens did not come in time to be judged; what was written by then is not what was certified."""
     CONFIDENCE_COLLAPSED = "confidence_collapsed"
     """The beginning was confident, and what followed was not."""
+    BEYOND_EDGE = "beyond_edge"
+    """The edge model cannot take this prompt: it is too long for it, or it knows no tools, or not that schema."""
     INVALID_TOOL_CALL = "invalid_tool_call"
     """The edge model calls a tool that does not exist, or with arguments that its schema refuses."""
     SAMPLED = "sampled"

@@ -81,6 +81,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         stop: Texts that end the answer and do not belong to it.
         schema: JSON Schema that the answer has to satisfy, as text; "{}" takes any JSON object; None asks for no JSON.
         top_logprobs: How many of the likeliest tokens each piece tells beside its own.
+        logprobs: Whether each token is to be told with its log-probability: an answer that was kept has none.
     """
 
     max_tokens: int | None = None
@@ -91,6 +92,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     schema: str | None = None
     top_logprobs: int = 0
+    logprobs: bool = False
 
     @property
     def is_greedy(self) -> bool:

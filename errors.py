@@ -10,7 +10,8 @@
     │   ├── BundleError         a bundle that cannot be read
     │   │   ├── BundleCorruptError   its bytes are not what its manifest promises
     │   │   └── BundleVersionError   written by a newer edgewise
-    │   ├── PromptTooLongError  more tokens than a language model reads
+    │   ├── BeyondModelError    a good prompt that this language model cannot take; another may
+    │   │   └── PromptTooLongError   more tokens than it reads
     │   ├── CertificateError    a certificate that cannot be issued or does not apply
     │   │   └── TooFewItemsError     with the number of items needed
     │   └── RequestError        one request over the wire                    (HTTP 400)
@@ -111,7 +112,11 @@ class DiskFullError(EdgewiseError):
         return cls(f"There is no room{where}: {error.strerror}.", "Free some space, or choose another disk.")
 
 
-class PromptTooLongError(InputError):
+class BeyondModelError(InputError):
+    """A prompt makes sense and is beyond this very model; another may answer it."""
+
+
+class PromptTooLongError(BeyondModelError):
     """A prompt has more tokens than the model reads with its answer."""
 
 

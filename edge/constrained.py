@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Prompt, Tool
 from edgewise.edge.toolcalls import BEGIN, END
-from edgewise.errors import InputError, MissingExtraError
+from edgewise.errors import BeyondModelError, InputError, MissingExtraError
 from edgewise.schemas import moved
 
 # JSON as most models were trained to write it. Blanks wherever JSON allows them let a small model write nothing else.
@@ -75,7 +75,8 @@ class Grammars:
                 self._vocabulary = LLTokenizer(self._source.decode(), n_vocab=self._size, eos_token=self._ends or None)
         matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0)
         if matcher.is_error():
-            raise InputError(f"schema: answers cannot be held to it: {_line(matcher)}.", "Give a simpler JSON Schema.")
+            problem = f"schema: answers cannot be held to it: {_line(matcher)}."
+            raise BeyondModelError(problem, "Give a simpler JSON Schema.")
         if begun and not matcher.consume_tokens(self._vocabulary.tokenize_str(begun)):
             raise InputError(f"begun: the schema allows no answer that begins with {begun!r}.", "Leave it out.")
         return Constraint(matcher, self._size)

@@ -33,7 +33,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs 
 
 from edgewise.bundle import Bundle, GenaiConfig, GoldenItem
 from edgewise.bundle.generator import CONFIG
-from edgewise.dialogue import NO_TOOL, Message, Prompt, Role, Sampling
+from edgewise.dialogue import AUTO, NO_TOOL, Message, Prompt, Role, Sampling
 from edgewise.edge.constrained import Constraint, Grammars, grammar_of
 from edgewise.edge.device import probe
 from edgewise.edge.genai import Engine, Runtime, TokenSequence
@@ -44,7 +44,7 @@ from edgewise.edge.slots import NO_IDS, Ids, Slots, alone, chunks, common
 from edgewise.edge.templates import ChatTemplate
 from edgewise.edge.text import first_ids, ids_of
 from edgewise.edge.writing import EdgeWriting, Task
-from edgewise.errors import CertificateError, InputError, PromptTooLongError
+from edgewise.errors import BeyondModelError, CertificateError, InputError, PromptTooLongError
 
 GOLDEN_TOKENS = 16
 """Tokens of a golden answer at most."""
@@ -242,6 +242,10 @@ class EdgeGenerator:
             MissingExtraError: A package that it needs is not installed.
         """
         check(prompt)
+        # A call that is forced is written by its schema, whatever the template says of tools.
+        if prompt.tools and prompt.text is None and prompt.tool_choice == AUTO and not self._template.takes_tools:
+            problem = f"tools: the chat template of {self._bundle.core.name} has no place for tools."
+            raise BeyondModelError(problem, 'Leave them out, or send tool_choice "required" or the name of one.')
         ids = self.prompt_ids(prompt)
         limit = self._limit(ids, prompt.sampling.max_tokens)
         calls_tools = bool(prompt.tools) and prompt.tool_choice != NO_TOOL

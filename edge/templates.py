@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
-from edgewise.dialogue import NO_TOOL, Message, Prompt, Tool
+from edgewise.dialogue import NO_TOOL, Message, Prompt, Role, Tool
 from edgewise.edge.sandbox import LIMIT, TooMuchError, sandbox
 from edgewise.errors import BundleError, InputError, MissingExtraError
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"
+_PROBE = Tool(name="edgewise_probe", description="edgewise_probe")
 
 
 class ChatTemplate:
@@ -46,6 +48,15 @@ class ChatTemplate:
             self._templates = {name: environment.from_string(source) for name, source in sources.items()}
         except (TemplateError, TooMuchError, RecursionError) as e:
             raise BundleError(f"The bundle's chat template cannot be read: {e}.", "Do not use this bundle.") from e
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether it writes tools down; one that does not would drop them silently."""
+        question = Message(role=Role.USER, content="a")
+        try:
+            return _PROBE.name in self.render(Prompt(messages=(question,), tools=(_PROBE,)))
+        except InputError:
+            return False
 
     def render(self, prompt: Prompt) -> str:
         """The text of a prompt's messages, up to where the model's answer begins.

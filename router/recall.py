@@ -140,7 +140,10 @@ def _as_found(final: Answer) -> Answer:
 
 
 def _may_be_kept(request: Request) -> bool:
-    return request.data_policy is not DataPolicy.LOCAL_ONLY and is_repeatable(request.inputs)
+    item = request.inputs
+    if request.data_policy is DataPolicy.LOCAL_ONLY or not is_repeatable(item):
+        return False
+    return not isinstance(item, Prompt) or not (item.sampling.logprobs or item.sampling.top_logprobs)
 
 
 def is_repeatable(item: Input) -> bool:

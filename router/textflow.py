@@ -215,9 +215,14 @@ class TextFlow:
             return await self._escalate(telling, tools, before)
         telling.draft = self._writers.begin(turn.request)
         at_once = before is None and turn.mode is Mode.SPECULATIVE and not telling.is_held
-        if at_once:
-            await self._tell(telling, telling.draft, until=self._gate.tokens)
-        decision = before or await self._judged(telling, telling.draft, in_time=not at_once)
+        try:
+            if at_once:
+                await self._tell(telling, telling.draft, until=self._gate.tokens)
+            decision = before or await self._judged(telling, telling.draft, in_time=not at_once)
+        except InputError:
+            if not (telling.draft.is_beyond and self._may_escalate(turn)):
+                raise
+            decision = Decision(action=Action.ESCALATE, reason=Reason.BEYOND_EDGE, policy=turn.policy.name)
         if decision.action is Action.LOCAL:
             return await self._local(telling, telling.draft, tools, decision)
         if decision.action is Action.PROVISIONAL:
@@ -225,6 +230,9 @@ class TextFlow:
             telling.release()
             return Given(self._answering.told(turn, self._answering.saved(turn, prediction, decision)))
         return await self._escalate(telling, tools, decision)
+
+    def _may_escalate(self, turn: Turn) -> bool:
+        return self._cloud is not None and turn.policy not in (EDGE_ONLY, LOCAL_ONLY)
 
     # The edge model
 
@@ -249,7 +257,7 @@ class TextFlow:
     async def _local(self, telling: Telling, draft: Draft, tools: ToolCheck, decision: Decision) -> Given:
         """The edge's text, final, unless it collapses on the way or calls what was not offered."""
         turn = telling.turn
-        may_escalate = self._cloud is not None and turn.policy not in (EDGE_ONLY, LOCAL_ONLY)
+        may_escalate = self._may_escalate(turn)
         floor = self._settings.watch_floor
         watch = Watch(self._settings.watch_window, floor) if may_escalate and floor is not None else None
         if await self._tell(telling, draft, watch=watch):
@@ -259,7 +267,7 @@ class TextFlow:
             if may_escalate:
                 return await self._escalate(telling, tools, withdrawn(decision, Reason.INVALID_TOOL_CALL))
             decision = msgspec.structs.replace(decision, reason=Reason.INVALID_TOOL_CALL)
-            prediction = msgspec.structs.replace(prediction, written=without_calls(prediction.written))
+            prediction = without_calls(prediction)
         telling.release()
         turn.edge_ms = 1000 * (turn.clock.monotonic() - turn.started)
         final = self._answering.final(turn, prediction, decision, share=True)
@@ -330,7 +338,7 @@ class TextFlow:
         await self._tell(telling, draft)
         prediction = draft.prediction()
         if not tools.is_valid(prediction.written):
-            prediction = msgspec.structs.replace(prediction, written=without_calls(prediction.written))
+            prediction = without_calls(prediction)
         telling.turn.edge_ms = 1000 * (telling.turn.clock.monotonic() - telling.turn.started)
         return prediction
 
@@ -355,7 +363,8 @@ class TextFlow:
         asking = self._asking(telling, telling.prompt)
         spare_s = min(_TICK_S, turn.budget_s / 2)
         try:
-            if turn.mode is Mode.SPECULATIVE and asking.call is not None:
+            is_able = decision.reason is not Reason.BEYOND_EDGE
+            if turn.mode is Mode.SPECULATIVE and asking.call is not None and is_able:
                 return await self._stand_in(telling, tools, decision, Reason.SPECULATIVE, asking)
             # A text that was not needed so far is begun so early that it is there when time is up.
             early_s = self._writers.set_aside_s(whole=whole) if telling.draft is None else 0.0

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from edgewise.contracts import Prediction
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Finish, Prompt, Tool, Written
 from edgewise.errors import InputError
 from edgewise.schemas import Schema, takes_few_steps, validator_of
@@ -68,12 +69,15 @@ class ToolCheck:
         return isinstance(given, dict) and schema.takes(given)
 
 
-def without_calls(written: Written | None) -> Written | None:
-    """The same without its calls: one that was refused is handed to nobody."""
+def without_calls(prediction: Prediction) -> Prediction:
+    """The same without its calls: one that was refused is handed to nobody, and what is none stays text."""
+    written = prediction.written
     if written is None or not written.tool_calls:
-        return written
+        return prediction
     finish = Finish.STOP if written.finish is Finish.TOOL_CALLS else written.finish
-    return msgspec.structs.replace(written, tool_calls=(), finish=finish)
+    unread = "".join(call.arguments for call in written.tool_calls if not call.name)
+    kept = msgspec.structs.replace(written, tool_calls=(), finish=finish)
+    return msgspec.structs.replace(prediction, output=f"{prediction.output}{unread}", written=kept)
 
 
 def _checkers(tools: Sequence[Tool]) -> dict[str, _Checker]:

@@ -154,7 +154,8 @@ class Turn(msgspec.Struct):
         try:
             return call.result()
         except CloudRefusedError as error:
-            _log.error("Request %s: %s", self.request.id, error)
+            # What a client sent is no trouble of the operator's.
+            _log.warning("Request %s: %s", self.request.id, error)
             return Reason.CLOUD_REFUSED
         except CloudError as error:
             _log.warning("Request %s: %s", self.request.id, error)
@@ -170,7 +171,7 @@ class Turn(msgspec.Struct):
         if self.draw is None:
             return
         # No threshold would ever have answered here what was not even shown to the edge model.
-        unseen = decision.reason is Reason.TOO_COMPLEX
+        unseen = decision.reason in (Reason.TOO_COMPLEX, Reason.BEYOND_EDGE)
         self.draw.escalated(math.nan if unseen else decision.score, differs)
 
     def left(self) -> None:

@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from edgewise.contracts import Clock, LocalGenerator, Prediction, Request, Writing
-from edgewise.dialogue import Piece, Prompt, Written
-from edgewise.errors import InputError, RequestError
+from edgewise.contracts import Clock, Input, LocalGenerator, Prediction, Request, Writing
+from edgewise.dialogue import Piece, Prompt, Sampling, Written
+from edgewise.errors import BeyondModelError, InputError, RequestError
 from edgewise.router.gate import prediction_of
 from edgewise.router.growing import Growing
 from edgewise.router.instruments import Instruments
@@ -71,11 +71,14 @@ class Draft(Growing[Piece]):
         error = self._outcome if self.is_over else None
         if not isinstance(error, Exception):
             return
-        if type(error) is InputError:
-            prompt = self._request.inputs
-            field = "prompt" if isinstance(prompt, Prompt) and prompt.text is not None else "messages"
-            raise RequestError(field, error.problem, error.remedy) from error
+        if type(error) in (InputError, BeyondModelError):
+            raise _named(error, self._request.inputs) from error
         raise error
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the prompt was found to be beyond this very model; another may answer it."""
+        return self.is_over and isinstance(self._outcome, BeyondModelError)
 
     def stop(self) -> None:
         """End it before its next token; one that waits for a thread is never begun. Any thread may call it."""
@@ -226,3 +229,15 @@ class Writers:
             self._instruments.tokens.inc("edge", by=len(draft.items))
         if draft.is_whole:
             self._whole.took(self._clock.monotonic() - began)
+
+
+def _named(error: Exception, item: Input) -> RequestError:
+    """An error of a prompt with the field that it names, in the words of OpenAI's protocol."""
+    problem, remedy = error.args
+    field = problem.partition(":")[0]
+    if field == "schema":
+        return RequestError("response_format", problem, remedy, code="invalid_json_schema")
+    if field in Prompt.__struct_fields__ or field in Sampling.__struct_fields__:
+        return RequestError(field, problem, remedy)
+    is_text = isinstance(item, Prompt) and item.text is not None
+    return RequestError("prompt" if is_text else "messages", problem, remedy)

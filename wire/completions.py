@@ -199,6 +199,9 @@ def call_of(
     if sent.stream_options is not None and not sent.stream:
         raise RequestError("stream_options", "stream_options: nothing is streamed.", "Leave it out, or send stream.")
     prompt, tells_logprobs = _chat(sent) if isinstance(sent, ChatBody) else _text(sent)
+    if tells_logprobs:
+        sampling = msgspec.structs.replace(prompt.sampling, logprobs=True)
+        prompt = msgspec.structs.replace(prompt, sampling=sampling)
     session, field = openai.given(sent.session, "session", headers)
     request = Request(
         id=new_id(),

@@ -198,6 +198,12 @@ def test_tools_that_must_not_be_called_are_not_shown():
     assert "find" not in template.render(Prompt(messages=(user("Hi"),), tools=(tool,), tool_choice="none"))
 
 
+def test_a_template_takes_tools_or_would_drop_them():
+    assert ChatTemplate(files_of(HERMES)).takes_tools
+    assert not ChatTemplate(files_of("{{ messages[0].content }}")).takes_tools
+    assert not ChatTemplate(files_of("{{ raise_exception('no') }}")).takes_tools
+
+
 def test_the_day_is_the_one_that_it_is_told():
     template = ChatTemplate(files_of("{{ strftime_now('%d %B %Y') }}"), now=lambda: datetime(2026, 2, 3))
     assert template.render(Prompt(messages=(user("Hi"),))) == "03 February 2026"

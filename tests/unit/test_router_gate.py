@@ -220,11 +220,13 @@ def test_without_the_library_tools_are_not_offered(monkeypatch):
 
 
 def test_refused_calls_are_taken_out():
-    plain = written(finish=Finish.LENGTH)
+    plain = Prediction(output="a", written=written(finish=Finish.LENGTH))
     assert without_calls(plain) is plain
-    assert without_calls(None) is None
-    assert without_calls(written(call())) == written(finish=Finish.STOP)
-    assert without_calls(written(call(), finish=Finish.LENGTH)).finish is Finish.LENGTH
+    assert without_calls(Prediction(output="a")) == Prediction(output="a")
+    refused = Prediction(output="a", written=written(call()))
+    assert without_calls(refused) == Prediction(output="a", written=written(finish=Finish.STOP))
+    cut = without_calls(Prediction(output="a ", written=written(call("", '{"na'), finish=Finish.LENGTH)))
+    assert (cut.output, cut.written) == ('a {"na', written(finish=Finish.LENGTH)), "what is no call stays text"
 
 
 def test_calls_agree_however_their_arguments_are_spelled_and_texts_by_their_judge():

@@ -29,7 +29,14 @@ from edgewise.contracts import (
     Token,
 )
 from edgewise.dialogue import Prompt, Sampling, Tool, ToolCall
-from edgewise.errors import CloudError, CloudUnreachableError, InputError, PromptTooLongError, RequestError
+from edgewise.errors import (
+    BeyondModelError,
+    CloudError,
+    CloudUnreachableError,
+    InputError,
+    PromptTooLongError,
+    RequestError,
+)
 from edgewise.router import RouterSettings
 from edgewise.router.settings import TextSettings
 from edgewise.telemetry import Metrics
@@ -899,7 +906,6 @@ async def test_the_judge_of_a_certificate_is_found_by_its_name():
     ("error", "raised"),
     [
         (InputError("The template refuses these roles.", "Send others."), RequestError),
-        (PromptTooLongError("The prompt has 9 tokens.", "Shorten it."), PromptTooLongError),
         (ZeroDivisionError("broken"), ZeroDivisionError),
     ],
 )
@@ -916,6 +922,68 @@ async def test_what_the_model_cannot_answer_is_said(error, raised, where):
         await flow.answer(ask(sure(6), request_id="2"))
     await flow.aclose()
     await idle(flow, edge)
+
+
+BEYOND = [PromptTooLongError("The prompt has 9 tokens.", "Shorten it."), BeyondModelError("tools: no place.", "None.")]
+
+
+@pytest.mark.parametrize("error", BEYOND)
+@pytest.mark.parametrize("where", ["refusal", "error"])
+@pytest.mark.parametrize("mode", [Mode.GUARDED, Mode.SPECULATIVE])
+async def test_what_is_beyond_the_edge_is_written_by_the_cloud(error, where, mode):
+    edge, cloud, store = FakeGenerator(), FakeCloud(), hybrid.DictStore()
+    edge.fail_at = 0
+    setattr(edge, where, error)
+    flow = router(edge, cloud, audits=store, uniform=lambda: 0.0)
+    events = await collect(flow, ask(sure(6), mode=mode))
+    answer = next(event.answer for event in events if isinstance(event, Answered))
+    assert (answer.source, answer.status, answer.decision.reason) == (Source.CLOUD, Status.FINAL, Reason.BEYOND_EDGE)
+    assert told(events) == answer.output
+    assert (await flow.answer(ask(sure(6), request_id="2", mode=mode))).source is Source.CLOUD
+    await flow.aclose()
+    await idle(flow, edge)
+
+
+@pytest.mark.parametrize(("error", "raised"), [*zip(BEYOND, (PromptTooLongError, RequestError), strict=True)])
+@pytest.mark.parametrize("fields", [{"mode": Mode.EDGE_ONLY}, {"data_policy": DataPolicy.LOCAL_ONLY}, {}])
+async def test_what_is_beyond_the_edge_is_refused_where_nobody_else_may_answer(error, raised, fields):
+    edge, cloud = FakeGenerator(), FakeCloud()
+    edge.refusal = error
+    cloud.down = True
+    flow = router(edge, cloud)
+    with pytest.raises(raised):
+        await collect(flow, ask(sure(6), **fields))
+    await flow.aclose()
+    await idle(flow, edge)
+
+
+@pytest.mark.parametrize(
+    ("problem", "field", "code"),
+    [
+        ("schema: answers cannot be held to it.", "response_format", "invalid_json_schema"),
+        ("tool_choice: there is no such tool.", "tool_choice", "invalid_request"),
+        ("temperature: it is cold.", "temperature", "invalid_request"),
+        ("The template refuses: roles.", "messages", "invalid_request"),
+    ],
+)
+async def test_an_error_of_a_prompt_names_its_field(problem, field, code):
+    edge = FakeGenerator()
+    edge.refusal = InputError(problem, "Change it.")
+    flow = router(edge, FakeCloud())
+    with pytest.raises(RequestError) as refused:
+        await flow.answer(ask(sure(6)))
+    assert (refused.value.field, refused.value.code, refused.value.problem) == (field, code, problem)
+    await flow.aclose()
+
+
+@pytest.mark.parametrize("wanted", [{"logprobs": True}, {"top_logprobs": 2}])
+async def test_who_wants_log_probabilities_gets_no_answer_that_was_kept(wanted):
+    edge = FakeGenerator()
+    flow = router(edge, FakeCloud(), cache=hybrid.DictCache())
+    for name in "123":
+        answer = await flow.answer(ask(sure(6), request_id=name, sampling=Sampling(**wanted)))
+        assert answer.source is Source.EDGE
+    await flow.aclose()
 
 
 async def test_a_model_that_fails_in_the_middle_ends_in_its_error():

@@ -137,7 +137,7 @@ def test_every_choice_of_sampling_arrives() -> None:
         top_logprobs=3,
     ).sampling
     assert found == Sampling(
-        max_tokens=5, temperature=0.5, top_p=0.9, top_k=40, seed=7, stop=("a", "b"), top_logprobs=3
+        max_tokens=5, temperature=0.5, top_p=0.9, top_k=40, seed=7, stop=("a", "b"), top_logprobs=3, logprobs=True
     )
     assert prompt(max_tokens=5, max_completion_tokens=5, top_k=-1, stop="x").sampling == Sampling(
         max_tokens=5, stop=("x",)
@@ -181,7 +181,7 @@ def test_what_changes_no_answer_is_ignored() -> None:
 
 def test_a_text_to_continue() -> None:
     call = text(logprobs=2, stream=True, stream_options={"include_usage": True})
-    assert call.request.inputs == Prompt(text="Grain", sampling=Sampling(max_tokens=16, top_logprobs=2))
+    assert call.request.inputs == Prompt(text="Grain", sampling=Sampling(max_tokens=16, top_logprobs=2, logprobs=True))
     assert (call.is_chat, call.streams, call.tells_usage, call.tells_logprobs) == (False, True, True, True)
     assert text(prompt=["Grain"]).request == text().request
     assert text(logprobs=0).tells_logprobs
