@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +115,23 @@ def _examples(path: Path, read: Callable[[Row], Example], label_field: str, reme
     if not examples:
         raise DataError(f"{path} holds no item.", remedy)
     return examples
+
+
+def place_of(path: Path, position: int) -> str:
+    """Where an item of a data file stands, for messages: its line, or its number in a folder of images.
+
+    Args:
+        path: The file or folder.
+        position: The item's position among all of them, from 0.
+
+    Raises:
+        DataError: It cannot be read any more.
+    """
+    if _is_folder(path):
+        return f"{path}, item {position + 1}"
+    rows = _READERS[path.suffix.lower()](path, _read_text(path))
+    line = next((row.line for row in islice(rows, position, None)), None)
+    return f"{path}, item {position + 1}" if line is None else f"{path}, line {line}"
 
 
 def require_labels(examples: Sequence[Example], path: Path) -> list[str]:

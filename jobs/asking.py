@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from edgewise.contracts import CloudClient, CloudReply, Example, Output, Progress, Reference, Request
-from edgewise.errors import CertificateError, CloudError, DataError
+from edgewise.errors import CertificateError, CloudError, CloudRefusedError, DataError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -87,20 +87,35 @@ async def answers_of(
     timeout_s: float,
     concurrency: int,
     progress: Progress,
+    place: Callable[[int], str],
 ) -> list[Output]:
     """The cloud's answers to `examples`, all of them by `reference`.
 
+    Args:
+        cloud: The cloud.
+        examples: What it is asked about.
+        reference: Who has to answer.
+        timeout_s: Seconds that one answer may take.
+        concurrency: Calls at the same time.
+        progress: Advanced by one an answer.
+        place: Where the example at a position comes from, for messages.
+
     Raises:
         CertificateError: The cloud changed while it was asked.
+        CloudRefusedError: It refuses an example; says which.
         CloudError: It did not answer.
     """
 
-    async def ask(example: Example) -> CloudReply:
-        reply = await cloud.predict(Request(inputs=example.input), timeout_s=timeout_s)
+    async def ask(numbered: tuple[int, Example]) -> CloudReply:
+        at, example = numbered
+        try:
+            reply = await cloud.predict(Request(inputs=example.input), timeout_s=timeout_s)
+        except CloudRefusedError as error:
+            raise CloudRefusedError(f"{place(at)}: the cloud refuses it: {error.problem}", error.remedy) from error
         check_constant(reference, reply.reference)
         return reply
 
-    replies = await ask_all(examples, ask, concurrency=concurrency, progress=progress)
+    replies = await ask_all(list(enumerate(examples)), ask, concurrency=concurrency, progress=progress)
     return [reply.output for reply in replies]
 
 

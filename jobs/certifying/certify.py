@@ -127,7 +127,13 @@ async def _certify_with_cloud(job: CertifyJob, cloud: CloudClient, progress: Pro
             return work
         progress.stage("Asking the cloud", len(work.asked))
         outputs = await answers_of(
-            cloud, work.asked, reference, timeout_s=job.timeout_s, concurrency=job.concurrency, progress=progress
+            cloud,
+            work.asked,
+            reference,
+            timeout_s=job.timeout_s,
+            concurrency=job.concurrency,
+            progress=progress,
+            place=work.place_asked,
         )
     finally:
         await cloud.aclose()
@@ -319,11 +325,11 @@ def _local_answers(job: CertifyJob, answered: Answered, proof: Proof) -> LocalAn
 
 def _answered(work: Work, part: Part, cloud: Sequence[Output], progress: Progress) -> Answered:
     predictions: list[Prediction] = []
-    for number, example in enumerate(part.examples, start=1):
+    for at, example in enumerate(part.examples):
         try:
             predictions.append(work.model.predict_one(example.input))
         except InputError as e:
-            raise DataError(f"{part.path}, item {number}: {e.problem}", e.remedy) from e
+            raise DataError(f"{work.place(part, at)}: {e.problem}", e.remedy) from e
         progress.advance()
     return Answered(part, predictions, list(cloud), work.agree)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgewise.bundle import Bundle, ImagePreprocessing
 from edgewise.contracts import Example, Reference
+from edgewise.dataset import place_of
 from edgewise.edge import EdgeModel
 from edgewise.edge.reading import EMBEDDING
 from edgewise.errors import CertificateError, ConfigError, DataError, TooFewItemsError
@@ -80,6 +81,17 @@ class Work:
     def asked(self) -> list[Example]:
         """Every item that edge and cloud are asked about: the tuning part, then the certifying one."""
         return [*(self.tuning.examples if self.tuning else ()), *self.certifying.examples]
+
+    def place(self, part: Part, at: int) -> str:
+        """Where an item of a part stands in its file, for messages."""
+        return place_of(part.path, self.tuning_places[at] if part is self.tuning else at)
+
+    def place_asked(self, at: int) -> str:
+        """The same of one of `asked`."""
+        first = len(self.tuning.examples) if self.tuning else 0
+        if self.tuning is not None and at < first:
+            return self.place(self.tuning, at)
+        return self.place(self.certifying, at - first)
 
 
 def open_work(job: CertifyJob, reference: Reference) -> Work:

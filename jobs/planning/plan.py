@@ -21,6 +21,7 @@ from pathlib import Path
 from edgewise.bundle import Bundle, attach
 from edgewise.config import CostSection
 from edgewise.contracts import Certificate, CloudClient, Output, Progress, Reference
+from edgewise.dataset import place_of
 from edgewise.edge import EdgeModel, probe
 from edgewise.errors import CertificateError, ConfigError, DataError, InputError
 from edgewise.files import copy_tree, staged_directory, write_atomically
@@ -139,6 +140,14 @@ def plan_with_predictions(
     return _finish(job, work, [*before, *outputs], reference, costs, progress)
 
 
+def _place(job: PlanJob, work: Work, at: int) -> str:
+    """Where one of the items that are asked about stands in its file."""
+    if job.tuning is None:
+        return place_of(job.data, at)
+    first = len(work.asked) - len(work.certifying.places)
+    return place_of(job.tuning, at) if at < first else place_of(job.data, at - first)
+
+
 async def _asked(job: PlanJob, cloud: CloudClient, progress: Progress) -> tuple[Reference, Work, list[Output], float]:
     """The cloud's answers, and how many milliseconds one took."""
     try:
@@ -147,7 +156,13 @@ async def _asked(job: PlanJob, cloud: CloudClient, progress: Progress) -> tuple[
         progress.stage("Asking the cloud", len(work.asked))
         started = time.perf_counter()
         outputs = await answers_of(
-            cloud, work.asked, reference, timeout_s=job.timeout_s, concurrency=job.concurrency, progress=progress
+            cloud,
+            work.asked,
+            reference,
+            timeout_s=job.timeout_s,
+            concurrency=job.concurrency,
+            progress=progress,
+            place=lambda at: _place(job, work, at),
         )
         elapsed_ms = 1e3 * (time.perf_counter() - started)
     finally:

@@ -12,7 +12,7 @@ from edgewise.bundle import Bundle, attach
 from edgewise.contracts import Certificate, CloudReply, Reference
 from edgewise.dataset import digest_examples, digest_items, load_examples
 from edgewise.dialogue import Finish, Message, Piece, Prompt, Role, Sampling, Written
-from edgewise.errors import CertificateError, ConfigError, DataError, InputError
+from edgewise.errors import CertificateError, CloudRefusedError, ConfigError, DataError, InputError
 from edgewise.jobs import answerers
 from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions
 from edgewise.jobs.prompts import load_prompts
@@ -301,8 +301,31 @@ def test_the_texts_that_a_bundle_was_chosen_on_do_not_certify_it(job, tiny_gener
 
 def test_a_prompt_that_cannot_be_answered_is_named(job, tmp_path):
     lines = [*rows(count=N - 1), {"text": "forbidden 3"}]
-    with pytest.raises(DataError, match=f"item {N}: The prompt is too long"):
+    with pytest.raises(DataError, match=f"long.jsonl, line {N}: The prompt is too long"):
         certify_with_cloud(replace(job, data=write(tmp_path / "long.jsonl", lines)), Cloud(), NullProgress())
+    assert not job.out.exists()
+
+
+class Picky(Cloud):
+    """A cloud that refuses a question."""
+
+    async def predict(self, request, *, timeout_s):
+        if request.inputs.messages[-1].content == "What is 17":
+            raise CloudRefusedError("Status 422: too rude.", "Change it.")
+        return await super().predict(request, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("part", ["data", "tuning"])
+def test_a_prompt_that_the_cloud_refuses_is_named_by_its_line(job, tmp_path, part):
+    path = tmp_path / "refused.jsonl"
+    path.write_text("\n\n" + "".join(json.dumps(row) + "\n" for row in rows()))
+    others = write(tmp_path / "others.jsonl", rows(1000, N))
+    changed = {"data": path} if part == "data" else {"data": others, "tuning": path}
+    with pytest.raises(
+        CloudRefusedError, match=r"refused\.jsonl, line 20: the cloud refuses it: Status 422"
+    ) as refused:
+        certify_with_cloud(replace(job, **changed), Picky(), NullProgress())
+    assert refused.value.remedy == "Change it."
     assert not job.out.exists()
 
 
