@@ -416,7 +416,7 @@ class Deliveries:
         except StoreError as trouble:
             _log.warning("Request %s is still owed its last word: %s", request.id, trouble)
             return None
-        _log.error("Request %s keeps its provisional answer: %s", request.id, error)
+        _log.warning("Request %s keeps its provisional answer: %s", request.id, error)
         self._instruments.provisional.inc("abandoned")
         return settled
 

@@ -187,7 +187,7 @@ class HttpBackend:
         if response.status == 409 and of_content:
             return ConflictError(problem, remedy, body=response.body)
         if of_content and 400 <= response.status < 500 and response.status not in _NOT_THE_ITEMS_FAULT:
-            return CloudRefusedError(problem, remedy)
+            return CloudRefusedError(problem, remedy if response.status == 413 else _REFUSED)
         return CloudResponseError(problem, remedy)
 
 
@@ -267,6 +267,9 @@ def checked_url(url: str, *, whose: str, key: str) -> str:
 
 
 _URL_REMEDY = "Give http://host:port or https://host, without a query or a fragment."
+
+
+_REFUSED = "Change what is sent: as it is, it would be refused again."
 
 
 def _remedy(status: int) -> str:

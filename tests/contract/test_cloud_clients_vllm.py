@@ -239,6 +239,15 @@ async def test_a_stream_without_an_ending_is_no_answer(client, server):
         await streamed(client, asking())
 
 
+@pytest.mark.parametrize("status", [400, 422])
+async def test_what_is_refused_is_no_fault_of_the_address(client, server, status):
+    await client.describe(timeout_s=LONG_S)
+    server.always = vllm.VLLM.says(status, "too rude")
+    with pytest.raises(CloudRefusedError, match=f"status {status}: .*too rude") as refused:
+        await client.predict(asking(), timeout_s=LONG_S)
+    assert refused.value.remedy == "Change what is sent: as it is, it would be refused again."
+
+
 @pytest.mark.parametrize("shape", ["error", "flat_error"])
 async def test_a_prompt_that_is_too_long_is_refused_in_either_shape(client, server, shape):
     await client.describe(timeout_s=LONG_S)

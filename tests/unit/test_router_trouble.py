@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import logging
 import sys
 import threading
 from pathlib import Path
@@ -77,13 +78,15 @@ async def test_a_certificate_voided_while_the_edge_computes_covers_nothing_any_m
     assert again.output == "b", "no edge answer was left in the cache"
 
 
-async def test_a_refused_item_keeps_its_provisional_answer_and_does_not_count_against_the_cloud():
+async def test_a_refused_item_keeps_its_provisional_answer_and_does_not_count_against_the_cloud(caplog):
     cloud, store = MoodyCloud({DOUBTFUL: CloudRefusedError("too large")}), fakes.DictStore()
     flow = router(cloud, outbox=store, answers=store, settings=RouterSettings(failures_to_open=1))
     events = [event async for event in flow.events(Request(inputs=DOUBTFUL, id="r"))]
     assert [type(event) for event in events] == [Answered, Done]
     assert events[0].answer.status is Status.PROVISIONAL
     assert events[0].answer.decision.reason is Reason.CLOUD_REFUSED
+    levels = [record.levelno for record in caplog.records if "too large" in record.getMessage()]
+    assert levels == [logging.WARNING], "what a client sends is no trouble of the operator's"
     assert events[1] == Done("r", pending=False)
     assert store.get("public", "r") == events[0].answer, "a poll finds it"
     assert await flow.answer(Request(inputs=DOUBTFUL, id="r")) == events[0].answer
