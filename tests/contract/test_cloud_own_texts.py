@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import msgspec
 import pytest
 
 from edgewise.cloud.clients import CLIENTS
@@ -119,7 +120,11 @@ async def test_our_own_service_hears_the_prompt_as_it_is(client, writer):
     await streamed(client, Request(inputs=prompt))
     text = Prompt(text="Once upon", sampling=Sampling(max_tokens=50, stop=("\n",)))
     await streamed(client, Request(inputs=text))
-    assert writer.asked == [prompt, text]
+    # A stream's tokens are asked for with their log-probabilities, whoever wants them.
+    assert writer.asked == [
+        msgspec.structs.replace(asked, sampling=msgspec.structs.replace(asked.sampling, logprobs=True))
+        for asked in (prompt, text)
+    ]
 
 
 async def test_tools_that_our_own_service_calls(client, writer):
