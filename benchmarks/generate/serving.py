@@ -44,7 +44,7 @@ from edgewise.files import write_atomically
 HERE = Path(__file__).parent
 BARE, OURS, GATED, LLAMA = "bare genai", "edgewise", "edgewise, gated", "llama.cpp"
 LLAMA_WANTED = "xllamacpp==2026.10.11549"
-SIGNAL = "mean_logprob:first=16"
+MODEL, SIGNAL = "checkpoint", "mean_logprob:first=16"
 ITEMS = 60
 """What certifies at alpha 5 % where nothing disagrees; the promise is not what is measured here."""
 
@@ -68,7 +68,7 @@ def bodies(prompts: Sequence[Mapping[str, Any]], tokens: int) -> list[dict[str, 
     """One request a prompt, in OpenAI's protocol."""
     counted = {"stream": True, "stream_options": {"include_usage": True}}
     return [
-        {"model": "int4", "prompt": one["text"], "max_tokens": tokens, "temperature": 0, **counted} for one in prompts
+        {"model": MODEL, "prompt": one["text"], "max_tokens": tokens, "temperature": 0, **counted} for one in prompts
     ]
 
 
@@ -133,7 +133,8 @@ def configured(bundle: Path, folder: Path, threads: int, certificate: Path | Non
     lines = ["[cache]", "max_bytes = 0"]
     if certificate is not None:
         edge |= {"mode": "guarded", "certificate": str(certificate)}
-        lines += ["[cloud]", 'url = "http://127.0.0.1:9"', "cool_down_s = 600", "[audit]", "share = 0.0"]
+        lines += ["[cloud]", 'use = "away"', "cool_down_s = 600", "[audit]", "share = 0.0"]
+        lines += ["[cloud.backends.away]", 'kind = "openai"', 'model = "m"', 'url = "http://127.0.0.1:9"']
     lines += ["[edge]", *(f"{name} = {json.dumps(value)}" for name, value in edge.items())]
     path = folder / f"{'gated' if certificate else 'plain'}.toml"
     write_atomically(path, ("\n".join(lines) + "\n").encode())
@@ -151,9 +152,10 @@ def certified(bundle: Path, folder: Path, texts: Sequence[str]) -> Path:
     items, answers = folder / "items.jsonl", folder / "answers.jsonl"
     with EdgeGenerator.load(bundle, threads=2, slots=0) as model:
         lines = []
-        for text in texts[:ITEMS]:
+        for text in texts:
             asked = Prompt(messages=(Message(role=Role.USER, content=text),), sampling=Sampling(max_tokens=16))
-            lines.append({"text": text, "output": "".join(piece.text for piece in model.write(asked))})
+            output = "".join(piece.text for piece in model.write(asked))
+            lines.append({"text": text, "output": output, "model": "itself", "model_version": model.digest})
     write_atomically(items, b"".join(json.dumps({"text": line["text"]}).encode() + b"\n" for line in lines))
     write_atomically(answers, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     command = [sys.executable, "-m", "edgewise.cli", "certify", str(bundle), "--data", str(items)]
@@ -188,7 +190,7 @@ def turns(url: str, tokens: int) -> dict[str, list[float]]:
     with httpx.Client(base_url=url, timeout=120) as client:
         for number in range(TURNS):
             messages = [{"role": "system", "content": f"{SYSTEM}Your name is Ada {number}."}]
-            body = {"model": "int4", "max_tokens": tokens, "stream": True, "session": f"turns-{number}"}
+            body = {"model": MODEL, "max_tokens": tokens, "stream": True, "session": f"turns-{number}"}
             body["stream_options"] = {"include_usage": True}
             messages.append({"role": "user", "content": ASKED})
             text = ""
@@ -274,7 +276,8 @@ def main() -> int:
         raise BenchmarkError("There is no int4 bundle yet.", "Run benchmarks/quantize/smollm2.py first.")
     prompts = smollm2._prompts(checkpoint, data)
     asked = bodies(prompts, given.tokens)
-    texts = [one["text"] for one in map(json.loads, data.read_text().splitlines())]
+    unseen = data.with_name("test.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"][:400] for line in unseen[:ITEMS]]
     commands: dict[str, tuple[Callable[[int], Sequence[str]], str]] = {
         OURS: (gateway(configured(bundle, folder, given.threads, None)), "/readyz"),
         GATED: (gateway(configured(bundle, folder, given.threads, certified(bundle, folder, texts))), "/readyz"),
