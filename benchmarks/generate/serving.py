@@ -97,7 +97,9 @@ def streamed(client: httpx.Client, path: str, body: Mapping[str, Any]) -> dict[s
 
 def over_http(url: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Each prompt once, after one that warms up, as measure_genai.py measures the bare loop."""
-    with httpx.Client(base_url=url, timeout=120) as client:
+    # A connection a request: llama.cpp's server ends some that it was to keep.
+    alone = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=url, timeout=120, limits=alone) as client:
         streamed(client, "/v1/completions", {**asked[0], "max_tokens": 4})
         found = [streamed(client, "/v1/completions", body) for body in asked]
     later = sum(one["last_s"] - one["first_s"] for one in found)
