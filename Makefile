@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: $(KSERVE) setup demo demo-chat check lint types unit test torture bench-quantize bench-router bench-serve clean
+.PHONY: $(KSERVE) setup demo demo-chat check lint types unit test torture bench-quantize bench-router bench-serve bench-generate clean
 
 setup: $(INSTALLED)
 
@@ -68,6 +68,10 @@ bench-router: setup
 # About half an hour, with a soak of a million requests; the rivals get environments of their own the first time.
 bench-serve: setup
 	@for name in inprocess gateway cloud blackhole soak; do $(VENV)/bin/python benchmarks/serve/$$name.py || missed=1; done; exit $${missed:-0}
+
+# About 55 minutes. Needs what bench-quantize leaves of SmolLM2, and RouteLLM's evaluation.
+bench-generate: setup
+	@for name in serving certified speculative; do $(VENV)/bin/python benchmarks/generate/$$name.py || missed=1; done; exit $${missed:-0}
 
 clean:
 	rm -rf $(VENV) $(KSERVE) .types build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
