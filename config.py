@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -433,21 +433,30 @@ def backends_in_use(cloud: CloudSection) -> dict[str, BackendSection]:
 
 
 def _explained(message: str) -> tuple[str, str]:
-    """Problem and remedy from the validator's message, the nearest known key named."""
+    """Problem and remedy from the validator's message: the section that has such a key, or its own nearest one."""
     unknown = re.match(r"Object contains unknown field `(?P<key>[^`]*)`", message)
     if unknown is None:
         return message.replace("`$.", "`") + ".", "Correct that value."
-    key = unknown["key"]
-    near = difflib.get_close_matches(key, _known_keys(), n=1)
-    where = message[unknown.end() :].replace(" - at `$.", " in `")
-    return (
-        f"Unknown key `{key}`{where}.",
-        f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(_known_keys())}.",
-    )
+    key, sections = unknown["key"], _sections(Config)
+    path = message[unknown.end() :].removeprefix(" - at `$").strip(".`")
+    problem = f"Unknown key `{key}`{f' in `{path}`' if path else ''}."
+    homes = [home.replace("[...]", ".NAME") for home, keys in sections.items() if key in keys]
+    if homes:
+        return problem, f"It is a key of [{'], ['.join(homes)}]."
+    here = sections.get(path, ())
+    near = difflib.get_close_matches(key, here, n=1)
+    return problem, f"Did you mean `{near[0]}`?" if near else f"Known there: {', '.join(sorted(here))}."
 
 
-def _known_keys() -> list[str]:
-    return sorted({name for section in _Section.__subclasses__() for name in section.__struct_fields__})
+def _sections(kind: type[msgspec.Struct], path: str = "") -> dict[str, tuple[str, ...]]:
+    """The keys of every section by the path that the validator gives it."""
+    found = {path: kind.__struct_fields__}
+    for field in msgspec.structs.fields(kind):
+        here = f"{path}.{field.name}" if path else field.name
+        for section in (field.type, *get_args(field.type)):
+            if isinstance(section, type) and issubclass(section, msgspec.Struct):
+                found |= _sections(section, here if section is field.type else f"{here}[...]")
+    return found
 
 
 def _check_ranges(config: Config) -> None:

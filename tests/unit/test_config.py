@@ -53,6 +53,9 @@ def test_every_section_is_read(tmp_path):
     [
         ("[edge]\nbudget_m = 3", "Did you mean `budget_ms`"),
         ("[edeg]\n", "Did you mean `edge`"),
+        ("[cloud]\nurl = 'http://x'", "in `cloud`. It is a key of [cloud.backends.NAME], [webhooks.NAME]."),
+        ("[cloud.backends.a]\nurll = 'http://x'", "Did you mean `url`"),
+        ("[text]\nfoo = 1", "Known there: gate_ms, judge"),
         ("[edge]\nbudget_ms = 'x'", "edge.budget_ms"),
         ("[edge]\nbudget_ms = -1", "edge.budget_ms is -1"),
         ("[audit]\nshare = 1.5", "audit.share is 1.5"),
