@@ -103,10 +103,6 @@ class Flow:
         self._calls = SingleFlight[CloudReply]()
         self._finishing = Recent(0.0)
 
-    def is_quick_for(self, item: Input) -> bool:
-        """Whether a prediction of items like this one was measured to take less than a hop to another thread."""
-        return self._inference.is_quick_for(item)
-
     def is_coverable(self, item: Input) -> bool:
         """Always: a certificate may speak of any item."""
         return True
@@ -119,12 +115,13 @@ class Flow:
         """Start no prediction any more."""
         self._inference.close()
 
-    def at_once(self, turn: Turn, *, here: bool) -> Answer | Decided | None:
+    def at_once(self, turn: Turn, *, blocking: bool) -> Answer | Decided | None:
         """The answer where it is known without waiting; else what was decided by now, if anything was.
 
         Args:
             turn: The request; an audited one is never answered at once.
-            here: Whether the edge model may run in this thread.
+            blocking: Whether this is the thread of a caller who waits; else it is the event loop's, where the edge
+                model runs only if it takes less than a hop to another thread.
 
         Raises:
             RequestError: The model cannot read the item.
@@ -134,7 +131,8 @@ class Flow:
         found = self._recall.find(turn)
         if found is not None:
             return self._answering.told(turn, found)
-        if not here:
+        request = turn.request
+        if self._recall.asks_shared(request) if blocking else not self._inference.is_quick_for(request.inputs):
             return None
         before = self._deciding.before(turn)
         if before is not None and before.action is Action.ESCALATE:

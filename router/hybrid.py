@@ -131,7 +131,6 @@ class Router:
             self._flow = self._text_flow(edge, promised, deciding, answering, instruments)
         else:
             self._flow = self._one_flow(edge, deciding, answering)
-        self._is_quick_for = self._flow.is_quick_for
         self._is_coverable = self._flow.is_coverable
         self._home: asyncio.AbstractEventLoop | None = None
         self._loop_thread = LoopThread()
@@ -171,7 +170,7 @@ class Router:
         if tracing.on():
             return self._traced(request)
         turn = self._begin(request)
-        found = self._flow.at_once(turn, here=self._is_quick_for(request.inputs))
+        found = self._flow.at_once(turn, blocking=False)
         return found if isinstance(found, Answer) else self._later(turn, found)
 
     async def answer(self, request: Request) -> Answer:
@@ -286,14 +285,14 @@ class Router:
         self._stay_home()
         with tracing.span("route") as span:
             turn = self._begin(request)
-            found = self._flow.at_once(turn, here=self._is_quick_for(request.inputs))
+            found = self._flow.at_once(turn, blocking=False)
             given = Given(found) if isinstance(found, Answer) else await self._flow.work(turn, found)
             _describe(span, given.answer)
             return given
 
     def _block(self, request: Request) -> Answer:
         turn = self._begin(request)
-        found = self._flow.at_once(turn, here=not self._recall.asks_shared(request))
+        found = self._flow.at_once(turn, blocking=True)
         return found if isinstance(found, Answer) else self._loop_thread.run(self._later(turn, found))
 
     async def _traced(self, request: Request) -> Answer:

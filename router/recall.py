@@ -11,7 +11,6 @@ import msgspec
 from edgewise.contracts import (
     Answer,
     DataPolicy,
-    Input,
     Mode,
     Reason,
     Reference,
@@ -140,12 +139,9 @@ def _as_found(final: Answer) -> Answer:
 
 
 def _may_be_kept(request: Request) -> bool:
-    item = request.inputs
-    if request.data_policy is DataPolicy.LOCAL_ONLY or not is_repeatable(item):
+    if request.data_policy is DataPolicy.LOCAL_ONLY:
         return False
-    return not isinstance(item, Prompt) or not (item.sampling.logprobs or item.sampling.top_logprobs)
-
-
-def is_repeatable(item: Input) -> bool:
-    """Whether the same item always gets the same answer; a text whose tokens are drawn at random does not."""
-    return not isinstance(item, Prompt) or item.sampling.is_greedy
+    item = request.inputs
+    if not isinstance(item, Prompt):
+        return True
+    return item.sampling.is_greedy and not (item.sampling.logprobs or item.sampling.top_logprobs)

@@ -108,10 +108,6 @@ class TextFlow:
         self._background = background
         self._instruments = instruments
 
-    def is_quick_for(self, item: Input) -> bool:
-        """Never: a text is not written on the event loop."""
-        return False
-
     def is_coverable(self, item: Input) -> bool:
         """Whether a certificate may speak of such a request, by how it is asked alone."""
         return isinstance(item, Prompt) and uncovered(item, self._gate) is None
@@ -119,12 +115,12 @@ class TextFlow:
     def measuring(self) -> None:
         """Nothing is to be measured."""
 
-    def at_once(self, turn: Turn, *, here: bool) -> Answer | None:
+    def at_once(self, turn: Turn, *, blocking: bool) -> Answer | None:
         """The answer of an earlier, equal request.
 
         Args:
             turn: The request; an audited one is never answered at once.
-            here: Whether the edge model may run in this thread, which a text would keep for too long in any case.
+            blocking: Of no interest: a text is never written in the thread that asks.
         """
         found = None if turn.audited else self._recall.find(turn)
         return None if found is None else self._answering.told(turn, found)

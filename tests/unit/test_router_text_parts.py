@@ -17,7 +17,7 @@ from edgewise.router.cachekey import cache_key
 from edgewise.router.growing import Growing
 from edgewise.router.instruments import Instruments
 from edgewise.router.listening import Listener
-from edgewise.router.recall import is_repeatable
+from edgewise.router.recall import _may_be_kept
 from edgewise.router.settings import TextSettings
 from edgewise.router.writing import Writers
 from edgewise.telemetry import Metrics
@@ -262,9 +262,9 @@ def test_only_what_is_repeatable_is_kept_and_every_setting_is_part_of_its_key():
     keys = set()
     for sampling in (Sampling(), Sampling(max_tokens=3), Sampling(stop=("a",)), Sampling(schema="{}")):
         prompt = fakes.prompt_of("a:-1", sampling=sampling)
-        assert is_repeatable(prompt)
+        assert _may_be_kept(Request(inputs=prompt))
         keys.add(cache_key(fakes.ask("", prompt=prompt), scope=None, model_digest="m", reference=None))
     assert len(keys) == 4
-    assert is_repeatable("a text")
-    assert not is_repeatable(fakes.prompt_of("a:-1", sampling=Sampling(temperature=0.5)))
+    assert _may_be_kept(Request(inputs="a text"))
+    assert not _may_be_kept(Request(inputs=fakes.prompt_of("a:-1", sampling=Sampling(temperature=0.5))))
     assert Reason.SAMPLED == "sampled"
