@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.contracts import CloudReply, Reason, Token
+from edgewise.contracts import CloudReply, Reason, Request, Token
 from edgewise.dialogue import Sampling
 from edgewise.errors import CloudResponseError
 from edgewise.router import RouterSettings
