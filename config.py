@@ -20,6 +20,8 @@ from edgewise.errors import ConfigError
 
 DEFAULT_NAME = "edgewise.toml"
 _OF_AWS = ("sagemaker", "bedrock")
+_MOST_SLOTS = 256
+"""Sessions of texts that may be kept: each takes memory, and every turn looks through them."""
 """Kinds of cloud backends whose address is known by their region."""
 
 
@@ -231,7 +233,7 @@ class TextSection(_Section, frozen=True):
 
     Attributes:
         threads: Texts that are written at the same time; None takes one for each `edge.model_threads` of the cores.
-        slots: Sessions whose computed tokens are kept for their next turn; 0 keeps none.
+        slots: Sessions whose computed tokens are kept for their next turn, up to 256; 0 keeps none.
         slot_tokens: Tokens of each that are kept; None: 2,048, or what the model reads where that is less.
         prefill: System prompts that are computed at the start and kept ready.
         gate_ms: Milliseconds from a request's arrival by which the tokens that its score needs must be there; None
@@ -509,6 +511,11 @@ def _check_ranges(config: Config) -> None:
     for name, value in not_negative.items():
         if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value!r}.", "Give 0 or more.")
+    if config.text.slots > _MOST_SLOTS:
+        raise ConfigError(
+            f"text.slots is {config.text.slots!r}.",
+            f"Give at most {_MOST_SLOTS}: each keeps in memory what was computed of a session.",
+        )
     floor = config.text.watch_floor
     if floor is not None and not -math.inf < floor < 0:
         raise ConfigError(f"text.watch_floor is {floor!r}.", "Give a number below 0: the logarithm of a probability.")

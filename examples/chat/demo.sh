@@ -40,10 +40,10 @@ step "3/6 The cloud service: the float32 model, in its own process"
 serve edgewise cloud serve $out/smollm2 --name smollm2 --port $cloud_port
 
 step "4/6 The certificate: from which confidence in the first tokens on may the edge answer alone?"
-run edgewise certify $out/run/bundle --cloud $cloud --cloud-kind openai --cloud-model smollm2 --data $out/data/certify.jsonl --judge exact --max-tokens 8 --signal mean_logprob:first=8 --alpha 0.15 --delta 0.1 --wait 120 --cached
+run edgewise certify $out/run/bundle --cloud $cloud --data $out/data/certify.jsonl --judge exact --max-tokens 8 --alpha 0.15 --delta 0.1 --wait 120 --cached
 
 step "5/6 The gateway, in its own process"
-serve edgewise edge serve $out/run/bundle --cloud $cloud --cloud-kind openai --cloud-model smollm2 --port $gateway_port
+serve edgewise edge serve $out/run/bundle --cloud $cloud --port $gateway_port
 
 step "6/6 A conversation through the gateway"
 run python examples/chat/talk.py --gateway $gateway --questions $out/data/certify.jsonl --out $out/talk.json --wait 60

@@ -34,7 +34,7 @@ from edgewise.router.agreement import JUDGES, certified_name, judge_named
 from edgewise.router.certificate import group_items_needed
 from edgewise.router.judgement import SIGNAL_OF_TEXTS
 from edgewise.router.policies.threshold import BY_LABEL
-from edgewise.router.signals import GENERATOR_SIGNALS, SIGNALS
+from edgewise.router.signals import GENERATOR_SIGNALS, SIGNALS, tokens_read
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Work:
         judge: Name of what says whether two texts agree, as the certificate has it; empty where outputs agree that are
             the same.
         agree: The same as a function, of the edge's answer and the cloud's.
+        max_tokens: Tokens of a language model's answer at most.
     """
 
     model: Answerer
@@ -63,12 +64,21 @@ class Work:
     groups: tuple[str, ...]
     judge: str = ""
     agree: Callable[[Any, Any], bool] = operator.eq
+    max_tokens: int = CertifyJob.max_tokens
 
     @property
     def default_signal(self) -> str:
-        """The signal where none is asked for and none is clearly better."""
+        """The signal where none is asked for and none is clearly better.
+
+        Of a language model it reads no more tokens than the answers may have: requests with fewer than a signal reads
+        are none that its certificate speaks of.
+        """
         core = self.model.bundle.core
-        return SIGNAL_OF_TEXTS if core.kind == "generator" else core.signal
+        if core.kind != "generator":
+            return core.signal
+        if (tokens_read(SIGNAL_OF_TEXTS) or 0) <= self.max_tokens:
+            return SIGNAL_OF_TEXTS
+        return f"{SIGNAL_OF_TEXTS.partition(':')[0]}:first={self.max_tokens}"
 
     @property
     def labelled(self) -> bool:
@@ -128,6 +138,7 @@ def open_work(job: CertifyJob, reference: Reference) -> Work:
         names,
         judge,
         agree,
+        job.max_tokens,
     )
 
 
@@ -242,6 +253,13 @@ def _refuse_what_text_lacks(job: CertifyJob, name: str, signal: str) -> None:
         raise ConfigError(
             f"The signal {job.signal!r} reads the logits of classes, and the bundle {name} writes text.",
             f"Choose one of: {', '.join(GENERATOR_SIGNALS)}.",
+        )
+    read = None if signal == AUTO else tokens_read(job.signal or AUTO)
+    if read is not None and read > job.max_tokens:
+        raise ConfigError(
+            f"The signal {job.signal!r} reads {read} tokens, and with --max-tokens {job.max_tokens} no answer has so "
+            "many: no request could use the certificate.",
+            f"Name a signal that reads at most {job.max_tokens}, leave --signal out, or raise --max-tokens.",
         )
     if job.veto:
         raise ConfigError(f"--veto needs embeddings, and the bundle {name} writes text.", "Leave it out.")

@@ -30,7 +30,7 @@ from edgewise.router.fitted import Fitted
 from edgewise.router.neighbours import Neighbours, Outcomes, embeddings_of, fit_neighbours, kept_rows
 from edgewise.router.saying import asked_by
 from edgewise.router.selection import SignalFigures, choose, compare_signals
-from edgewise.router.signals import COMBINED
+from edgewise.router.signals import COMBINED, tokens_read
 
 _ENOUGH_TO_COMBINE = 100
 """Tuning items below which a fit of several signals is not worth comparing."""
@@ -129,7 +129,7 @@ def tune(
     lost = losses(job.target, answered)
     text = model.bundle.core.kind == "generator"
     everything = _fit(job, answered, lost > 0, model.labels, text=text)
-    figures = _compared(job, answered, lost > 0, everything, default, GATES if text else None)
+    figures = _compared(job, answered, lost > 0, everything, default, _gates(job, default) if text else None)
     signal = choose(figures, default).signal if asked.signal == AUTO else asked.signal
     data = _encoded(everything, signal)
     # Read back, so that what is certified with is what the file will give.
@@ -142,6 +142,12 @@ def tune(
         fitted_digest=None if data is None else fits.digest(data),
     )
     return Tuned(record, fitted, data, scores, lost, _items(answered, scores, fitted))
+
+
+def _gates(job: CertifyJob, default: str) -> list[str]:
+    """Those of `GATES` that read no more tokens than an answer may have, and the default one."""
+    fitting = [name for name in GATES if (tokens_read(name) or 0) <= job.max_tokens]
+    return fitting if default in fitting else [*fitting, default]
 
 
 def _fit(job: CertifyJob, answered: Answered, wrong: NDArray[np.bool_], labels: Sequence[str], *, text: bool) -> Fitted:

@@ -55,6 +55,8 @@ def test_every_section_is_read(tmp_path):
         ("[edeg]\n", "Did you mean `edge`"),
         ("[cloud]\nurl = 'http://x'", "in `cloud`. It is a key of [cloud.backends.NAME], [webhooks.NAME]."),
         ("[cloud.backends.a]\nurll = 'http://x'", "Did you mean `url`"),
+        ("[text]\nslots = -1", "text.slots is -1"),
+        ("[text]\nslots = 257", "text.slots is 257. Give at most 256"),
         ("[text]\nfoo = 1", "Known there: gate_ms, judge"),
         ("[edge]\nbudget_ms = 'x'", "edge.budget_ms"),
         ("[edge]\nbudget_ms = -1", "edge.budget_ms is -1"),
@@ -83,6 +85,12 @@ def test_a_bad_file_is_refused_with_its_name_the_value_and_the_remedy(tmp_path, 
     assert says in str(error.value)
     assert str(path) in str(error.value)
     assert error.value.remedy
+
+
+def test_as_many_sessions_of_texts_as_there_may_be(tmp_path):
+    path = tmp_path / "edgewise.toml"
+    path.write_text("[text]\nslots = 256")
+    assert load_config(path).text.slots == 256
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):

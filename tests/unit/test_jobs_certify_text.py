@@ -17,7 +17,7 @@ from edgewise.jobs import answerers
 from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions
 from edgewise.jobs.prompts import load_prompts
 from edgewise.quantize import NullProgress
-from edgewise.router.gate import prediction_of
+from edgewise.router.gate import gate_of, prediction_of, uncovered
 from edgewise.router.signals import score_of
 
 REFERENCE = Reference("big", "sha256:cloud")
@@ -154,6 +154,27 @@ def test_the_score_is_the_one_that_the_gate_gives_to_the_first_tokens(job):
     assert local.mean() == found.certificate.bound.local_share
 
 
+@pytest.mark.parametrize(("max_tokens", "first"), [(1, 1), (8, 8), (16, 16), (64, 16)])
+def test_the_default_signal_reads_no_more_tokens_than_an_answer_may_have(job, max_tokens, first):
+    certificate = certify_with_cloud(replace(job, max_tokens=max_tokens), Cloud(), NullProgress()).certificate
+    assert certificate.signal == f"mean_logprob:first={first}"
+    asked = Prompt(text="Why?", sampling=Sampling(max_tokens=max_tokens))
+    assert uncovered(asked, gate_of(certificate)) is None, "a request like the items is one that it speaks of"
+    assert certify_with_cloud(replace(job, max_tokens=max_tokens, cached=True), Cloud(), NullProgress()).reused
+
+
+def test_a_signal_that_reads_as_many_tokens_as_an_answer_has_is_taken(job):
+    found = certify_with_cloud(replace(job, max_tokens=8, signal="low_logprob:first=8"), Cloud(), NullProgress())
+    assert found.certificate.signal == "low_logprob:first=8"
+
+
+def test_a_tuning_part_compares_no_signal_that_short_answers_cannot_give(job, tmp_path):
+    tuning = write(tmp_path / "tuning.jsonl", rows(first=N, count=60))
+    found = certify_with_cloud(replace(job, tuning=tuning, max_tokens=12), Cloud(), NullProgress())
+    names = {row.signal for row in found.tuning.signals}
+    assert names == {"mean_logprob:first=8", "low_logprob:first=8", "first_margin", "mean_logprob:first=12"}
+
+
 def test_by_another_judge_every_text_differs(job):
     found = certify_with_cloud(replace(job, judge="exact"), Cloud(), NullProgress())
     assert found.disagreements == N
@@ -266,6 +287,7 @@ def test_a_line_that_asks_nothing_is_refused_with_its_number(tmp_path, line, hin
         ({"judge": "similarity"}, ConfigError, "--judge-bundle"),
         ({"signal": "margin"}, ConfigError, "mean_logprob"),
         ({"signal": "mean_logprob:first=0"}, ConfigError, "whole number"),
+        ({"max_tokens": 8, "signal": "low_logprob:first=9"}, ConfigError, "reads 9 tokens, and with --max-tokens 8"),
         ({"max_tokens": 0}, ConfigError, "max_tokens is 0"),
         ({"group_by": "label"}, ConfigError, "no label"),
         ({"group_by": "topic", "groups": ("a",)}, DataError, "no field 'topic'"),
