@@ -103,17 +103,35 @@ TOKENS = Metric("edgewise_tokens_total", "Tokens of texts that were written, tol
 
 TARGET_PASSES = Metric(
     "edgewise_target_passes_total",
-    "Forward passes of a language model with a draft beside it, counted once for each answer in them.",
+    "Forward passes of a language model with a draft beside it, counted once for each answer in them; round trips at a "
+    "gateway that drafts.",
     ("model",),
 )
 DRAFTED_TOKENS = Metric(
     "edgewise_drafted_tokens_total", "Tokens that a draft guessed, by fate: accepted or refused.", ("model", "fate")
 )
+DRAFT_ANSWERS = Metric(
+    "edgewise_draft_answers_total", "Answers of a cloud that is drafted for: drafted or plain.", ("model", "decoding")
+)
 DRAFTING = Metric("edgewise_drafting", "1 while a draft is used, 0 while plain decoding is faster.", ("model",))
+DRAFT_ACCEPTANCE = Metric("edgewise_draft_acceptance", "Share of the guessed tokens that stood, so far.", ("model",))
+DRAFT_TOKENS_PER_ROUND = Metric(
+    "edgewise_draft_tokens_per_round",
+    "Tokens of answers that a forward pass over guesses brought, so far; at a gateway, a round trip.",
+    ("model",),
+)
 DECODE_RATE = Metric(
     "edgewise_decode_tokens_per_second",
-    "Tokens a second of the last steps, of batches like the last one: plain or drafted.",
+    "Tokens a second of late: plain or drafted; in the cloud service of batches like the last one.",
     ("model", "decoding"),
+)
+DRAFT_ROUND_TRIP = Metric(
+    "edgewise_draft_round_trip_seconds", "A round trip to the target without what it computes, of late.", ("model",)
+)
+DRAFT_BREAK_EVEN = Metric(
+    "edgewise_draft_break_even_seconds",
+    "The round trip at which drafting is as fast as plain decoding, of late; below 0 it loses without any.",
+    ("model",),
 )
 
 BUDGET_MISSED = Metric("edgewise_budget_missed_total", "Answers that came later than their budget.", ("profile",))

@@ -304,6 +304,7 @@ class TextEngine:
             worth.observe(self.stats.tokens - before, self._seconds() - began)
             self.stats.drafts = worth.drafts
             self.stats.plain_rate, self.stats.drafted_rate = worth.rate(drafted=False), worth.rate(drafted=True)
+            self.stats.break_even_s = worth.break_even_s
 
     def _guesses(self, rows: Sequence[_Row]) -> list[list[int]] | None:
         drafter = self._drafter
@@ -324,6 +325,7 @@ class TextEngine:
         """Take tokens as long as the guesses are what the target chooses itself; then its own choice."""
         length = len(row.texts)
         accepted = 0
+        before = self.stats.tokens
         self.stats.passes += 1
         for place in range(len(guessed) + 1):
             row.computed += 1
@@ -336,6 +338,8 @@ class TextEngine:
         self.stats.guessed += len(guessed)
         self.stats.accepted += accepted
         if guessed and self._drafter is not None:
+            self.stats.drafted_passes += 1
+            self.stats.drafted_tokens += self.stats.tokens - before
             self._drafter.stood(at, length, accepted, len(guessed))
 
     def _take(self, row: _Row, logits: NDArray[np.float32], *, first: bool = False) -> int | None:

@@ -21,6 +21,9 @@ class Stats:
         drafts: Whether the next step of a batch like the last one is drafted.
         plain_rate: Tokens a second without the draft, of batches like the last one; None before it was measured.
         drafted_rate: The same with it.
+        drafted_passes: Those passes that checked guesses.
+        drafted_tokens: Tokens that they wrote.
+        break_even_s: See `worth.Worth.break_even_s`, of batches like the last one.
     """
 
     passes: int = 0
@@ -30,6 +33,19 @@ class Stats:
     drafts: bool = False
     plain_rate: float | None = None
     drafted_rate: float | None = None
+    drafted_passes: int = 0
+    drafted_tokens: int = 0
+    break_even_s: float | None = None
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the guessed tokens that stood."""
+        return self.accepted / self.guessed if self.guessed else None
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Tokens that a pass over guesses brought to an answer."""
+        return self.drafted_tokens / self.drafted_passes if self.drafted_passes else None
 
 
 class TextMetrics:
@@ -66,6 +82,9 @@ class _Drafting:
         self._guesses = metrics.counter(*telemetry.DRAFTED_TOKENS)
         self._rates = metrics.gauge(*telemetry.DECODE_RATE)
         self._drafts = metrics.gauge(*telemetry.DRAFTING)
+        self._acceptance = metrics.gauge(*telemetry.DRAFT_ACCEPTANCE)
+        self._tokens_per_round = metrics.gauge(*telemetry.DRAFT_TOKENS_PER_ROUND)
+        self._break_even = metrics.gauge(*telemetry.DRAFT_BREAK_EVEN)
 
     def observe(self, name: str, seen: Stats, now: Stats) -> None:
         accepted = now.accepted - seen.accepted
@@ -73,6 +92,13 @@ class _Drafting:
         self._guesses.inc(name, "accepted", by=accepted)
         self._guesses.inc(name, "refused", by=now.guessed - seen.guessed - accepted)
         self._drafts.set(float(now.drafts), name)
-        for decoding, rate in (("plain", now.plain_rate), ("drafted", now.drafted_rate)):
-            if rate is not None:
-                self._rates.set(rate, name, decoding)
+        shown = (
+            (self._rates, now.plain_rate, (name, "plain")),
+            (self._rates, now.drafted_rate, (name, "drafted")),
+            (self._acceptance, now.acceptance, (name,)),
+            (self._tokens_per_round, now.tokens_per_round, (name,)),
+            (self._break_even, now.break_even_s, (name,)),
+        )
+        for gauge, value, labels in shown:
+            if value is not None:
+                gauge.set(value, *labels)

@@ -38,6 +38,19 @@ class Worth:
         seconds = sum(taken for _, taken in seen)
         return sum(tokens for tokens, _ in seen) / seconds if seconds > 0 else None
 
+    @property
+    def break_even_s(self) -> float | None:
+        """Seconds that a drafted step could take more and be as fast as plain decoding; None before both were tried.
+
+        E t - c of Leviathan et al. 2023, theorem 3.8, as measured: what the tokens of a drafted step take plainly, less
+        what the step takes. Below 0 drafting loses.
+        """
+        plain, drafted = self.rate(drafted=False), self._seen[True]
+        seconds = sum(taken for _, taken in drafted)
+        if not plain or seconds <= 0:
+            return None
+        return (sum(tokens for tokens, _ in drafted) / plain - seconds) / len(drafted)
+
     def observe(self, tokens: int, seconds: float) -> None:
         """Note a step of the way that `drafts` told.
 

@@ -19,6 +19,7 @@ from edgewise.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgewise.edge import EdgeGenerator
+    from edgewise.telemetry import Metrics
 
 _KIND = BackendSection().kind
 _KIND_OF_TEXTS = "openai"
@@ -26,12 +27,15 @@ _NETWORK = ("connect_timeout_s", "keep_alive_s", "http2", "ca_file")
 _TENSORS = ("input", "input_shape", "output", "labels")
 
 
-def connect(backend: BackendSection, *, generator: EdgeGenerator | None = None) -> CloudClient:
+def connect(
+    backend: BackendSection, *, generator: EdgeGenerator | None = None, metrics: Metrics | None = None
+) -> CloudClient:
     """A client for a cloud backend; its key is read from the environment here and kept nowhere else.
 
     Args:
         backend: Its settings.
         generator: A language model that is loaded already; it drafts where it is the one that the settings name.
+        metrics: Where drafting shows its figures.
 
     Raises:
         ConfigError: The kind is unknown, a setting is not its own or cannot be used, or the key's variable is not set.
@@ -41,7 +45,7 @@ def connect(backend: BackendSection, *, generator: EdgeGenerator | None = None) 
     from edgewise.cloud.clients import CLIENTS
 
     if backend.draft is not None or backend.draft_tokens is not None:
-        return _drafted(backend, generator)
+        return _drafted(backend, generator, metrics)
     if backend.kind not in CLIENTS:
         raise ConfigError(
             f"There is no cloud client {backend.kind!r}.", f"Choose one of: {', '.join(sorted(CLIENTS))}."
@@ -60,7 +64,7 @@ def connect(backend: BackendSection, *, generator: EdgeGenerator | None = None) 
     return make(backend.url or None, model=backend.model, api_key=secret(backend.api_key_env), **options)
 
 
-def _drafted(backend: BackendSection, generator: EdgeGenerator | None) -> CloudClient:
+def _drafted(backend: BackendSection, generator: EdgeGenerator | None, metrics: Metrics | None) -> CloudClient:
     """A client whose text a language model here drafts."""
     from edgewise.bundle import Bundle
     from edgewise.cloud.clients import Network
@@ -86,6 +90,7 @@ def _drafted(backend: BackendSection, generator: EdgeGenerator | None) -> CloudC
         api_key=secret(backend.api_key_env),
         k=backend.draft_tokens,
         network=Network(**{name: getattr(backend, name) for name in _NETWORK}),
+        metrics=metrics,
     )
 
 
@@ -137,12 +142,15 @@ def _check_carries_prompts(backend: BackendSection) -> None:
         )
 
 
-def cloud_of(config: Config, *, generator: EdgeGenerator | None = None) -> CloudClient | None:
+def cloud_of(
+    config: Config, *, generator: EdgeGenerator | None = None, metrics: Metrics | None = None
+) -> CloudClient | None:
     """The cloud that the configuration names, or None where requests need none.
 
     Args:
         config: The configuration.
         generator: As in `connect`.
+        metrics: As in `connect`.
 
     Raises:
         ConfigError: The mode needs a cloud and none is given, a backend cannot be connected to, or one carries no
@@ -156,7 +164,7 @@ def cloud_of(config: Config, *, generator: EdgeGenerator | None = None) -> Cloud
         )
     for backend in backends.values() if generator is not None else ():
         _check_carries_prompts(backend)
-    clients = {name: connect(backend, generator=generator) for name, backend in backends.items()}
+    clients = {name: connect(backend, generator=generator, metrics=metrics) for name, backend in backends.items()}
     if len(clients) > 1:
         from edgewise.cloud.clients import FailOverClient
 

@@ -75,7 +75,7 @@ def build_gateway(config: Config, resources: ExitStack) -> Gateway:
     webhooks = webhooks_of(config, store.hooks, metrics)
     router = Router(
         model,
-        cloud_of(config, generator=None if isinstance(model, EdgeModel) else model),
+        cloud_of(config, generator=None if isinstance(model, EdgeModel) else model, metrics=metrics),
         promise.certificate,
         fitted=promise.fitted,
         settings=replace(_settings(config), text=extra.settings),

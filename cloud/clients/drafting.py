@@ -21,12 +21,13 @@ import httpx
 
 from edgewise.cloud.clients.connections import Network, paced
 from edgewise.cloud.clients.http import ConflictError, HttpBackend, NotServedError, authorization
-from edgewise.cloud.clients.metering import DraftFigures, Meter
+from edgewise.cloud.clients.metering import DraftFigures, DraftMetrics, Meter
 from edgewise.cloud.clients.rounds import DraftedAnswer, Session, Target
 from edgewise.contracts import CloudReply, Reference, Request, StreamingCloudClient, Token
 from edgewise.dialogue import NO_TOOL, Prompt
 from edgewise.edge.drafting import Drafter, DraftModel
 from edgewise.errors import CloudResponseError, ConfigError, InputError
+from edgewise.telemetry import Metrics
 from edgewise.wire import verify
 from edgewise.wire.verify import VerifyReference
 
@@ -47,6 +48,7 @@ class DraftedCloud:
         network: How to connect.
         transport: Replaces the network, for tests.
         seconds: A clock.
+        metrics: Where its figures are shown.
 
     Raises:
         ConfigError: The URL, the key, or `k` cannot be used.
@@ -65,6 +67,7 @@ class DraftedCloud:
         network: Network | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         seconds: Callable[[], float] = time.perf_counter,
+        metrics: Metrics | None = None,
     ) -> None:
         if k is not None and not 0 <= k <= verify.MAX_DRAFT:
             raise ConfigError(f"A round drafts {k} tokens.", f"Give 0 to {verify.MAX_DRAFT}.")
@@ -77,6 +80,8 @@ class DraftedCloud:
         self._kept = sessions
         self._seconds = seconds
         self._meter = Meter()
+        self._metrics = None if metrics is None else DraftMetrics(metrics)
+        self._name = model
         tokenizer = verify.tokenizer_digest(drafts.tokenizer.to_str())
         self._target = Target(self._http, tokenizer=tokenizer, model=model, meter=self._meter)
         self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()
@@ -173,21 +178,28 @@ class DraftedCloud:
             return
         finally:
             self._give_back(request, session)
-        self._meter.after_drafted(answer.count, self._seconds() - began)
+            if answer.count:  # also of one that was interrupted: its rounds are counted
+                self._meter.after_drafted(answer.count, self._seconds() - began)
+                self._show(answer.reference.name)
         yield CloudReply(answer.text, await self._reference(answer.reference, timeout_s), written=answer.written)
 
     async def _streamed(self, request: Request, timeout_s: float) -> AsyncGenerator[Token | CloudReply]:
         """The plain way, measured."""
-        first = last = None
+        first = last = name = None
         count = 0
-        async for piece in self._plain.stream(request, timeout_s=timeout_s):
-            if isinstance(piece, Token):
-                last = self._seconds()
-                first = last if first is None else first
-                count += 1
-            yield piece
-        took = 0.0 if first is None or last is None else last - first
-        self._meter.after_plain(count - 1, took)
+        try:
+            async for piece in self._plain.stream(request, timeout_s=timeout_s):
+                if isinstance(piece, Token):
+                    last = self._seconds()
+                    first = last if first is None else first
+                    count += 1
+                else:
+                    name = piece.reference.name
+                yield piece
+        finally:
+            if name is not None or count:
+                self._meter.after_plain(count - 1, 0.0 if first is None or last is None else last - first)
+                self._show(name)
 
     async def _fitting(self, request: Request) -> Sequence[int] | None:
         """The ids of a prompt whose answer is to be drafted, else None."""
@@ -204,6 +216,12 @@ class DraftedCloud:
         except InputError:
             return None  # the target may know better
         return ids if 0 < len(ids) < self._drafts.max_length else None
+
+    def _show(self, name: str | None) -> None:
+        """Show the figures under the target's name; the next time, where nobody has said it yet."""
+        self._name = self._name or name
+        if self._metrics is not None and self._name is not None:
+            self._metrics.observe(self._name, self.figures)
 
     def _next_k(self) -> int:
         return self._meter.pace.k() if self._k is None else self._k

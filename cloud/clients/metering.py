@@ -1,11 +1,13 @@
-"""What drafting brought to a client so far, counted and timed."""
+"""What drafting brought to a client so far, counted, timed and shown among the metrics of its process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edgewise import telemetry
 from edgewise.cloud.acceptance import break_even_rtt_ms
 from edgewise.cloud.clients.pacing import Pace, Round
+from edgewise.telemetry import Metrics
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class DraftFigures:
         drafts: Whether the next answer is drafted.
         drafted_token_ms: A token of an answer by drafting, of late.
         plain_token_ms: A token of an answer by plain streaming; what the target computes for one before one was tried.
+        plain_tokens_per_s: Tokens a second of plain streams behind the first one of each, of late; None before one was.
         rtt_ms: A round trip without computing, of late.
         break_even_rtt_ms: The round trip at which both ways are as fast, where both were measured.
     """
@@ -39,6 +42,7 @@ class DraftFigures:
     drafts: bool = True
     drafted_token_ms: float | None = None
     plain_token_ms: float | None = None
+    plain_tokens_per_s: float | None = None
     rtt_ms: float | None = None
     break_even_rtt_ms: float | None = None
 
@@ -56,6 +60,17 @@ class DraftFigures:
     def tokens_per_s(self) -> float | None:
         """Tokens a second of the answers that were drafted, waiting for the first included."""
         return self.tokens / self.seconds if self.seconds else None
+
+    @property
+    def drafted_tokens_per_s(self) -> float | None:
+        """Tokens a second by drafting behind the first of each answer, of late."""
+        return 1000 / self.drafted_token_ms if self.drafted_token_ms else None
+
+    @property
+    def speed_up(self) -> float | None:
+        """Throughput against plain decoding, of late; None before both ways were measured."""
+        drafted, plain = self.drafted_tokens_per_s, self.plain_tokens_per_s
+        return drafted / plain if drafted and plain else None
 
 
 @dataclass
@@ -104,6 +119,53 @@ class Meter:
             drafts=drafts,
             drafted_token_ms=pace.drafted_token_ms,
             plain_token_ms=pace.plain_token_ms,
+            plain_tokens_per_s=1000 * pace.plain_tokens / pace.plain_ms if pace.plain_ms else None,
             rtt_ms=costs.rtt_ms if costs else None,
             break_even_rtt_ms=even,
         )
+
+
+class DraftMetrics:
+    """Shows what drafting brought, once an answer; nothing is registered where nothing is drafted.
+
+    Args:
+        metrics: Where it is shown.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._seen = DraftFigures()
+        self._rounds = metrics.counter(*telemetry.TARGET_PASSES)
+        self._guesses = metrics.counter(*telemetry.DRAFTED_TOKENS)
+        self._answers = metrics.counter(*telemetry.DRAFT_ANSWERS)
+        self._drafts = metrics.gauge(*telemetry.DRAFTING)
+        self._rates = metrics.gauge(*telemetry.DECODE_RATE)
+        self._acceptance = metrics.gauge(*telemetry.DRAFT_ACCEPTANCE)
+        self._tokens_per_round = metrics.gauge(*telemetry.DRAFT_TOKENS_PER_ROUND)
+        self._round_trip = metrics.gauge(*telemetry.DRAFT_ROUND_TRIP)
+        self._break_even = metrics.gauge(*telemetry.DRAFT_BREAK_EVEN)
+
+    def observe(self, name: str, now: DraftFigures) -> None:
+        """Show the figures of a target."""
+        seen, self._seen = self._seen, now
+        accepted = now.accepted - seen.accepted
+        self._rounds.inc(name, by=now.rounds - seen.rounds)
+        self._guesses.inc(name, "accepted", by=accepted)
+        self._guesses.inc(name, "refused", by=now.drafted - seen.drafted - accepted)
+        self._answers.inc(name, "drafted", by=now.answers - seen.answers)
+        self._answers.inc(name, "plain", by=now.plain_answers - seen.plain_answers)
+        self._drafts.set(float(now.drafts), name)
+        shown = (
+            (self._rates, now.plain_tokens_per_s, (name, "plain")),
+            (self._rates, now.drafted_tokens_per_s, (name, "drafted")),
+            (self._acceptance, now.acceptance, (name,)),
+            (self._tokens_per_round, now.tokens_per_round, (name,)),
+            (self._round_trip, _seconds(now.rtt_ms), (name,)),
+            (self._break_even, _seconds(now.break_even_rtt_ms), (name,)),
+        )
+        for gauge, value, labels in shown:
+            if value is not None:
+                gauge.set(value, *labels)
+
+
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000

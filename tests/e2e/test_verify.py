@@ -401,6 +401,58 @@ async def test_where_drafting_is_slower_answers_stream_and_back(drafting, llama,
     assert client.figures.break_even_rtt_ms < client.figures.rtt_ms
 
 
+def shown(metrics):
+    """Values of the metrics of drafting by their names, without the model's."""
+    lines = (line.rpartition(" ") for line in metrics.render().decode().splitlines() if not line.startswith("#"))
+    return {name.replace('model="tiny",', "").replace('{model="tiny"}', ""): float(value) for name, _, value in lines}
+
+
+async def test_figures_stand_among_the_metrics(drafting, llama, tokenizer):
+    """By a clock of its own, in which every look takes half a second."""
+    now, metrics = [0.0], Metrics()
+    client = drafting(SOMETIMES, metrics=metrics, seconds=lambda: now.__setitem__(0, now[0] + 0.5) or now[0])
+    assert shown(metrics) == {}
+    await asked(client, asking("ab", max_tokens=12))
+    first = shown(metrics)
+    assert 'edgewise_decode_tokens_per_second{decoding="plain"}' not in first
+    assert "edgewise_draft_break_even_seconds" not in first
+    for _ in range(3):
+        await asked(client, asking("ab", max_tokens=12))
+    found, figures = shown(metrics), client.figures
+    assert 0 < figures.acceptance < 1
+    assert figures.speed_up == pytest.approx(figures.drafted_tokens_per_s / figures.plain_tokens_per_s)
+    assert figures.plain_tokens_per_s == pytest.approx(2)  # a look at the clock a token
+    expected = {
+        "edgewise_target_passes_total": figures.rounds,
+        'edgewise_drafted_tokens_total{fate="accepted"}': figures.accepted,
+        'edgewise_drafted_tokens_total{fate="refused"}': figures.drafted - figures.accepted,
+        'edgewise_draft_answers_total{decoding="drafted"}': 2,
+        'edgewise_draft_answers_total{decoding="plain"}': 2,
+        "edgewise_drafting": float(figures.drafts),
+        "edgewise_draft_acceptance": figures.acceptance,
+        "edgewise_draft_tokens_per_round": 24 / figures.rounds,
+        'edgewise_decode_tokens_per_second{decoding="drafted"}': figures.drafted_tokens_per_s,
+        'edgewise_decode_tokens_per_second{decoding="plain"}': 2,
+        "edgewise_draft_round_trip_seconds": figures.rtt_ms / 1000,
+        "edgewise_draft_break_even_seconds": figures.break_even_rtt_ms / 1000,
+    }
+    assert found == pytest.approx(expected)
+
+
+async def test_interrupted_answers_count_as_far_as_they_went(drafting):
+    metrics = Metrics()
+    client = drafting(RIGHT, metrics=metrics)
+    for ways in ((1, 0), (1, 1)):
+        stream = client.stream(asking("ab", max_tokens=12), timeout_s=LONG_S)
+        async for _ in stream:
+            break
+        await stream.aclose()
+        figures = client.figures
+        assert (figures.answers, figures.plain_answers) == ways  # what was begun one way is followed by the other
+    assert figures.tokens_per_round == figures.tokens == 1  # a round, before anybody listened to its second token
+    assert shown(metrics)['edgewise_draft_answers_total{decoding="plain"}'] == 1
+
+
 async def test_refusals_are_told_as_they_are(url):
     async with httpx.AsyncClient(base_url=url, headers={"x-api-key": "key-1"}) as http:
         reply = await http.post("/v1/verify", json={"session": "s", "tokenizer": "sha256:x", "tokens": [1]})

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 import time
 
@@ -364,3 +365,19 @@ async def test_drafting_is_counted(loaded, tmp_path, tiny_checkpoints):
     assert fates.value(name, "refused") == stats.guessed - stats.accepted
     assert metrics.counter(*telemetry.TARGET_PASSES).value(name) == stats.passes
     assert metrics.gauge(*telemetry.DECODE_RATE).value(name, "plain") > 0
+    assert 0 < stats.drafted_passes < stats.passes
+    assert stats.drafted_passes <= stats.drafted_tokens <= stats.accepted + stats.drafted_passes
+    for metric, value in (
+        (telemetry.DRAFT_ACCEPTANCE, stats.accepted / stats.guessed),
+        (telemetry.DRAFT_TOKENS_PER_ROUND, stats.drafted_tokens / stats.drafted_passes),
+        (telemetry.DRAFT_BREAK_EVEN, stats.break_even_s),
+    ):
+        assert metrics.gauge(*metric).value(name) == pytest.approx(value)
+
+
+async def test_without_a_draft_there_are_no_metrics_of_one(engine):
+    metrics = Metrics()
+    service = TextService(engine, clock=time, metrics=metrics)
+    async with service.lifespan():
+        await service.respond(ask())
+    assert not re.search(r"draft|decode|target_passes", metrics.render().decode())

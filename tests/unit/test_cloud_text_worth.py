@@ -54,3 +54,13 @@ def test_the_first_step_of_a_trial_is_not_counted():
     assert worth.rate(drafted=False) is None
     worth.observe(1, 0.5)
     assert worth.rate(drafted=False) == 2.0
+
+
+@pytest.mark.parametrize(("drafted_rate", "spare_s"), [(20, 0.2), (10, 0.0), (5, -0.4)])
+def test_the_time_that_a_drafted_step_has_to_spare_is_what_its_tokens_take_plainly_less_its_own(drafted_rate, spare_s):
+    worth = Worth()
+    assert worth.break_even_s is None
+    ways(worth, TRIAL_STEPS, 10, drafted_rate)
+    assert worth.break_even_s is None
+    ways(worth, TRIAL_STEPS, 10, drafted_rate)
+    assert worth.break_even_s == pytest.approx(spare_s)  # four tokens a step

@@ -20,6 +20,7 @@ import typer.main
 
 from edgewise import cli, config, telemetry
 from edgewise.cloud.clients import CLIENTS
+from edgewise.cloud.clients.metering import DraftMetrics
 from edgewise.cloud.service import EngineService
 from edgewise.cloud.text_metrics import TextMetrics
 from edgewise.cloud.workers import ThreadWorkers
@@ -176,6 +177,7 @@ def test_every_metric_is_documented_with_its_kind_and_labels():
     for metric in (telemetry.WEBHOOKS, telemetry.WORKER_DEATHS):
         registry.counter(*metric)
     TextMetrics(registry, "writer", has_draft=True)
+    DraftMetrics(registry)
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", registry.render().decode(), re.MULTILINE))
     assert set(kinds) == set(catalogue)
     rows = table(read("docs/metrics.md"), "## Metrics")

@@ -8,6 +8,7 @@ from edgewise.cloud.clients.openai import OpenAIClient
 from edgewise.config import BackendSection
 from edgewise.edge import EdgeGenerator
 from edgewise.errors import BundleError, ConfigError
+from edgewise.telemetry import Metrics
 from edgewise.wiring.backends import connect
 
 URL = "http://127.0.0.1:9"
@@ -31,6 +32,14 @@ async def test_a_model_that_is_loaded_already_drafts_itself(tiny_generator_bundl
         client = connect(backend(draft=str(tiny_generator_bundle)), generator=generator)
         assert isinstance(client, DraftedCloud)
         await client.aclose()
+
+
+async def test_metrics_of_drafting_are_there_where_something_drafts(tiny_generator_bundle):
+    plain, drafted = Metrics(), Metrics()
+    for metrics, fields in ((plain, {}), (drafted, {"draft": str(tiny_generator_bundle)})):
+        await connect(backend(**fields), metrics=metrics).aclose()
+    assert not plain.render()
+    assert b"edgewise_draft_acceptance" in drafted.render()
 
 
 @pytest.mark.parametrize(
