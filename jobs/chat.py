@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -248,8 +248,8 @@ class Chat:
         self._thread.join()
         self._loop.close()
 
-    def ask(self, prompt: Prompt, session: str) -> Iterator[Event]:
-        """The events of one answer. Closing the iterator, or an exception in the reader's thread, ends the answer.
+    def ask(self, prompt: Prompt, session: str) -> Generator[Event, None, None]:
+        """The events of one answer. Closing the generator, or an exception in the reader's thread, ends the answer.
 
         Raises:
             EdgewiseError: As the router says.

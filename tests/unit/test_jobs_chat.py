@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgewise import cli, rendering
+from edgewise.commands import conversing
 from edgewise.contracts import (
     Action,
     Answer,
@@ -189,7 +190,7 @@ def converse(service, typed, monkeypatch, capsys, *, as_json=False):
     """What a conversation prints, typed through a pipe."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     with Chat(service) as chat:
-        failed = cli._converse(chat, Talk("", Sampling()), as_json)
+        failed = conversing.converse(chat, Talk("", Sampling()), as_json=as_json)
     return capsys.readouterr().out, failed
 
 
