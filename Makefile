@@ -69,9 +69,9 @@ bench-router: setup
 bench-serve: setup
 	@for name in inprocess gateway cloud blackhole soak; do $(VENV)/bin/python benchmarks/serve/$$name.py || missed=1; done; exit $${missed:-0}
 
-# About 55 minutes. Needs what bench-quantize leaves of SmolLM2, and RouteLLM's evaluation.
+# A little over an hour. Needs what bench-quantize leaves of SmolLM2, and RouteLLM's evaluation.
 bench-generate: setup
-	@for name in serving certified speculative; do $(VENV)/bin/python benchmarks/generate/$$name.py || missed=1; done; exit $${missed:-0}
+	@for name in serving cloud certified speculative; do $(VENV)/bin/python benchmarks/generate/$$name.py || missed=1; done; exit $${missed:-0}
 
 clean:
 	rm -rf $(VENV) $(KSERVE) .types build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
