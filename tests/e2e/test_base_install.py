@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE_DATA = ("py.typed", "bundle/manifest.schema.json", "quantize/page/page.css", "quantize/page/page.js")
-ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "store", "wire", "wiring")
+ROOMS = (
+    "bundle", "cloud", "commands", "edge", "jobs", "quantize", "rendering", "router", "store", "wire", "wiring",
+)  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

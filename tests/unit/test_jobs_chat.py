@@ -29,6 +29,7 @@ from edgewise.contracts import (
 from edgewise.dialogue import Finish, Message, Role, Sampling, Written
 from edgewise.errors import BundleError, CloudUnreachableError, ConfigError
 from edgewise.jobs.chat import Chat, Reply, Talk, check_chat
+from edgewise.rendering.chat import COMMANDS
 
 
 def answered(text, *, source=Source.EDGE, status=Status.FINAL, reason=Reason.CONFIDENT, kind=Answered):
@@ -200,7 +201,7 @@ def test_a_script_of_lines_is_a_conversation(monkeypatch, capsys):
     out, failed = converse(service, typed, monkeypatch, capsys)
     assert not failed
     assert "> Hi\nHello\nedge · confident · score -0.25, threshold -0.5 · 3 tokens" in out
-    assert all(name in out for name in rendering.chat.COMMANDS)
+    assert all(name in out for name in COMMANDS)
     assert "There is no /what" in out
     prompts = [request.inputs for request in service.requests]
     assert [prompt.begun for prompt in prompts] == ["", "Yes,", ""]

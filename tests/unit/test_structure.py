@@ -1,6 +1,7 @@
 """The house: imports run one way, always by the full name, and only the program prints."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,14 @@ def test_only_the_command_line_prints_prompts_or_exits(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert (node.value.id, node.attr) != ("sys", "stdout"), f"line {node.lineno}"
     assert not any(name.partition(".")[0] == "typer" for name in imported_names(parsed(path)))
+
+
+@pytest.mark.parametrize("room", ["rendering", "wiring"])
+def test_what_a_room_imports_when_it_is_asked_for_is_there(room):
+    room = import_module(f"edgewise.{room}")
+    assert all(getattr(room, name).__module__.startswith(room.__name__) for name in room.__all__ if not name.isupper())
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = room.nothing
 
 
 def test_every_room_is_packaged():
