@@ -16,12 +16,14 @@ class Growing(Generic[T]):
     Attributes:
         items: What is there by now.
         is_over: Whether nothing more will come.
+        soonest: How many items the first of those who wait waits for; `inf` where nobody does.
     """
 
     def __init__(self) -> None:
         self.items: list[T] = []
         self.is_over = False
         self._waiting: list[tuple[float, asyncio.Future[None]]] = []
+        self.soonest = math.inf
         self._listener: Callable[[Sequence[T]], None] | None = None
 
     def add(self, *items: T) -> None:
@@ -34,7 +36,7 @@ class Growing(Generic[T]):
         self.items.extend(items)
         if self._listener is not None:
             self._listener(self.items[passed:])
-        if self._waiting:
+        if len(self.items) >= self.soonest:
             self._tell()
 
     def end(self) -> None:
@@ -61,6 +63,7 @@ class Growing(Generic[T]):
             found.set_result(None)
         else:
             self._waiting.append((count, found))
+            self.soonest = min(count, self.soonest)
         return found
 
     async def reach(self, count: float = math.inf) -> None:
@@ -81,3 +84,4 @@ class Growing(Generic[T]):
             else:
                 still.append((count, sign))
         self._waiting = still
+        self.soonest = min((count for count, _ in still), default=math.inf)

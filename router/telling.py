@@ -17,7 +17,7 @@ class Telling:
     Args:
         turn: Its request.
         prompt: What is asked.
-        say: Tells the caller a piece; None where it wants the whole answer only.
+        say: Tells the caller the next pieces; None where it wants the whole answer only.
         is_held: Whether nothing of the edge's text may be told before it is over.
         instruments: Where the first token is timed.
 
@@ -33,7 +33,7 @@ class Telling:
         self,
         turn: Turn,
         prompt: Prompt,
-        say: Callable[[Token], None] | None,
+        say: Callable[[Sequence[Token]], None] | None,
         *,
         is_held: bool,
         instruments: Instruments,
@@ -111,9 +111,8 @@ class Telling:
             turn = self.turn
             turn.spoke = turn.clock.monotonic()
             self._instruments.first_token.observe(turn.spoke - turn.started, str(tokens[0].source))
-        for token in tokens:
-            self._texts.append(token.text)
-            self._say(token)
+        self._texts += [token.text for token in tokens]
+        self._say(tokens)
 
     def _of_cloud(self, token: Token) -> Token:
         source = token.source or Source.CLOUD

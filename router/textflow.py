@@ -147,7 +147,7 @@ class TextFlow:
             CloudError: The cloud broke off in the middle of a text, and again when it was asked to go on.
         """
         told: Growing[Token] = Growing()
-        answering = asyncio.ensure_future(self._answer(turn, told.add))
+        answering = asyncio.ensure_future(self._answer(turn, told.extend))
         answering.add_done_callback(lambda _: told.end())
         try:
             passed = 0
@@ -170,7 +170,7 @@ class TextFlow:
         """Stop whatever is being written."""
         self._writers.close()
 
-    async def _answer(self, turn: Turn, say: Callable[[Token], None] | None) -> Given:
+    async def _answer(self, turn: Turn, say: Callable[[Sequence[Token]], None] | None) -> Given:
         """The first whole answer; pieces of it are told before, where anybody listens."""
         try:
             return await self._answered(turn, say)
@@ -184,7 +184,7 @@ class TextFlow:
             turn.failed()
             raise
 
-    async def _answered(self, turn: Turn, say: Callable[[Token], None] | None) -> Given:
+    async def _answered(self, turn: Turn, say: Callable[[Sequence[Token]], None] | None) -> Given:
         prompt = turn.request.inputs
         if not isinstance(prompt, Prompt):
             raise RequestError("inputs", "This model writes texts.", "Ask it by messages or a prompt.")

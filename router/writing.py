@@ -1,8 +1,9 @@
 """Where the edge model writes: in a few threads of their own, each of which hands over its tokens as they come.
 
-A generation computes for seconds and lets the interpreter go meanwhile; what costs is to wake the event loop for a
-token. So tokens that come while it is busy are handed over together. Whoever waits for a text holds a `Draft` of it; a
-draft that is stopped ends before its next token, and gives back what it holds in its own thread.
+A generation computes for seconds and lets the interpreter go meanwhile; what costs is to wake the event loop, and
+whoever reads from it, for a token. So tokens that come fast are handed over together, and so are those that come while
+the loop is busy; the first one, and one that somebody waits for, is handed over at once. Whoever waits for a text holds
+a `Draft` of it; a draft that is stopped ends before its next token, and gives back what it holds in its own thread.
 
 Owns the threads and the handing over. What a text is worth, and who hears of it, is the flow's.
 """
@@ -23,6 +24,9 @@ from edgewise.router.growing import Growing
 from edgewise.router.instruments import Instruments
 from edgewise.router.pace import Recent
 
+_TOGETHER_S = 0.01
+"""How soon after others tokens wait for the next one. A hundred times a second is more often than a screen is drawn; a
+slower model's tokens never wait."""
 _LAST_TOKEN_S = 1.0
 """For how long a turn waits for an interrupted one of its session, which computes its last token still."""
 
@@ -33,14 +37,18 @@ class Draft(Growing[Piece]):
     Args:
         loop: The event loop.
         request: What is asked; its input is a prompt.
+        clock: Time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, request: Request) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, request: Request, clock: Clock) -> None:
         super().__init__()
         self._loop = loop
         self._request = request
+        self._clock = clock
         self._incoming: deque[Piece] = deque()
+        self._count = 0
         self._is_called = False
+        self._called_s = -math.inf
         self._writing: Writing | None = None
         self._is_stopped = False
         self._outcome: Written | Exception | None = None
@@ -138,16 +146,24 @@ class Draft(Growing[Piece]):
                 writing.stop()
             for piece in writing:
                 self._incoming.append(piece)
-                self._call()
+                self._count += 1
+                if self._is_due():
+                    self._call()
             return writing.written
         finally:
             writing.close()
+
+    def _is_due(self) -> bool:
+        """Whether tokens are to be handed over before the next one is there."""
+        is_waited_for = self._count >= self.soonest
+        return is_waited_for or self._clock.monotonic() - self._called_s >= _TOGETHER_S
 
     def _call(self) -> None:
         """Have the loop collect what is there, unless it was called and did not come yet."""
         if self._is_called and self._outcome is None and not self._loop.is_closed():
             return
         self._is_called = True
+        self._called_s = self._clock.monotonic()
         self._on_loop(self._collect)
 
     def _on_loop(self, what: Callable[[], None]) -> None:
@@ -157,6 +173,12 @@ class Draft(Growing[Piece]):
             self.stop()
 
     # On the loop
+
+    def sign(self, count: float = math.inf) -> asyncio.Future[None]:
+        """As `Growing` has it; what is not handed over yet counts."""
+        found = super().sign(count)
+        self._collect()  # in this order: the thread hands over at once what comes after it is known who waits
+        return found
 
     def _collect(self) -> None:
         # In this order: what comes from here on calls again.
@@ -209,7 +231,7 @@ class Writers:
         Raises:
             RuntimeError: It is closed.
         """
-        draft = Draft(asyncio.get_running_loop(), request)
+        draft = Draft(asyncio.get_running_loop(), request, self._clock)
         began = self._clock.monotonic()
         draft.begin(self._pool, self._generator, [other for other in self._drafts if other.leaves(request)])
         self._drafts.add(draft)

@@ -15,11 +15,11 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -157,13 +157,13 @@ async def told(
     Raises:
         Exception: Whatever `events` raises.
     """
-    feed = _Feed(events)
+    feed = _Feed(events, pause_s)
     provisional: Answer | None = None
     try:
         while True:
             if provisional is None:
-                await feed.wait(pause_s)
-            elif await drain.race(feed.wait(pause_s)) is None:
+                await feed.wait()
+            elif await drain.race(feed.wait()) is None:
                 yield Done(provisional.id, pending=not provisional.is_settled)
                 return
             event = feed.take()
@@ -177,12 +177,19 @@ async def told(
 
 
 class _Feed:
-    """Events on their way from the task that iterates over them to the one that tells them."""
+    """Events on their way from the task that iterates over them to the one that tells them.
 
-    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+    One timer looks for pauses: a timer for each event would cost as much as the event.
+    """
+
+    def __init__(self, events: AsyncGenerator[Event, None], pause_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
         self._arrived: deque[Event | Exception] = deque()
         self._news = asyncio.Event()
-        self._task = asyncio.create_task(self._pump(events))
+        self._pause_s = pause_s
+        self._last_s = self._loop.time()
+        self._timer = None if math.isinf(pause_s) else self._loop.call_later(pause_s, self._look)
+        self._task = self._loop.create_task(self._pump(events))
 
     async def _pump(self, events: AsyncGenerator[Event, None]) -> None:
         try:
@@ -195,16 +202,21 @@ class _Feed:
 
     def _put(self, event: Event | Exception) -> None:
         self._arrived.append(event)
+        self._last_s = self._loop.time()
         self._news.set()
 
-    async def wait(self, pause_s: float) -> bool:
-        """Wait until there is something to take, or for `pause_s`."""
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        if now_s >= self._last_s + self._pause_s:
+            self._last_s = now_s
+            self._news.set()
+        self._timer = self._loop.call_at(self._last_s + self._pause_s, self._look)
+
+    async def wait(self) -> bool:
+        """Wait until there is something to take, or nothing has come for a pause."""
         if not self._arrived:
             self._news.clear()
-            # No `wait_for`: until Python 3.12 it loses a cancellation that comes together with what it waits for.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if math.isinf(pause_s) else pause_s):
-                    await self._news.wait()
+            await self._news.wait()
         return True
 
     def take(self) -> Event | None:
@@ -222,6 +234,8 @@ class _Feed:
 
     async def aclose(self) -> None:
         """Close the events, and wait until they are."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._task.cancel()
         await asyncio.wait({self._task})
 
@@ -275,7 +289,7 @@ class EventResponse:
         on_fault: Callable[[Fault], None] = lambda _: None,
     ) -> None:
         self._send = send
-        self._timeout_s = timeout_s
+        self._sending = _Sending(timeout_s)
         self._encode_fault = encode_fault
         self._on_fault = on_fault
 
@@ -290,19 +304,16 @@ class EventResponse:
         await self._send({"type": "http.response.start", "status": 200, "headers": lines})
 
     async def put(self, data: bytes, *, more: bool = True) -> None:
-        """Send a piece.
+        """Send a piece, inside the block.
 
         Raises:
             ClientGoneError: The client does not read.
         """
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            raise ClientGoneError from None
+        await self._sending.do(self._send({"type": "http.response.body", "body": data, "more_body": more}))
 
     async def __aenter__(self) -> EventResponse:
         """Itself."""
+        self._sending.begin()
         return self
 
     async def __aexit__(
@@ -312,6 +323,12 @@ class EventResponse:
 
         Cancelled is who tells it by the server's end, or by a client who left and hears nothing of this.
         """
+        try:
+            return await self._end(error)
+        finally:
+            self._sending.end()
+
+    async def _end(self, error: BaseException | None) -> bool:
         if error is None:
             await self.put(b"", more=False)
             return False
@@ -324,6 +341,60 @@ class EventResponse:
         self._on_fault(fault)
         await self.put(self._encode_fault(fault), more=False)
         return True
+
+
+class _Sending:
+    """Sends one piece after the other, and gives up on a client who takes too long to read one.
+
+    One timer looks now and then, so that such a client is found within twice the time: one for each piece would cost
+    more than to send it.
+
+    Args:
+        timeout_s: Seconds that a piece may take.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._since_s: float | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_stuck = False
+
+    def begin(self) -> None:
+        """The running task is about to send."""
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._timer = self._loop.call_later(self._timeout_s, self._look)
+
+    def end(self) -> None:
+        """Nothing more will be sent."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def do(self, sending: Awaitable[Any]) -> None:
+        """Wait until a piece is sent.
+
+        Raises:
+            ClientGoneError: It takes too long, and was cancelled.
+        """
+        self._since_s = self._loop.time()
+        try:
+            await sending
+        except asyncio.CancelledError:
+            if self._is_stuck and self._task is not None and self._task.uncancel() == 0:
+                raise ClientGoneError from None
+            raise
+        finally:
+            self._since_s = None
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        since_s = now_s if self._since_s is None else self._since_s
+        if self._task is not None and now_s >= since_s + self._timeout_s:
+            self._is_stuck = True
+            self._task.cancel()
+            return
+        self._timer = self._loop.call_at(since_s + self._timeout_s, self._look)
 
 
 class EventStreams:

@@ -17,13 +17,13 @@ after an interrupt on the WebSocket the answer ends. Needs what `python benchmar
 
 from __future__ import annotations
 
-import itertools
 import json
+import socket
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +72,27 @@ def bodies(prompts: Sequence[Mapping[str, Any]], tokens: int) -> list[dict[str, 
     ]
 
 
-def streamed(client: httpx.Client, path: str, body: Mapping[str, Any]) -> dict[str, float]:
+def streamed(url: str, path: str, body: Mapping[str, Any]) -> dict[str, float]:
     """Seconds to the first text and to the end of one streamed answer, and its tokens.
+
+    What comes is read once all of it is there: who reads meanwhile takes the cores away that the model computes on.
 
     Raises:
         BenchmarkError: It was refused, or ended without counting its tokens.
     """
-    started, first, last, tokens = time.perf_counter(), 0.0, 0.0, 0
-    with client.stream("POST", path, json=body) as response:
-        if response.status_code != 200:
-            raise BenchmarkError(f"{path} answered {response.status_code}: {response.read()[:200]!r}")
-        for line in response.iter_lines():
-            if not line.startswith("data: {"):
+    started, pieces = time.perf_counter(), list(_received(url, path, json.dumps(body).encode()))
+    head = pieces[0][1] if pieces else b""
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise BenchmarkError(f"{path} answered {head[:300]!r}")
+    first, last, tokens, rest = 0.0, 0.0, 0, b""
+    for at, data in pieces:
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data: {"):
                 continue
             chunk = json.loads(line[6:])
             if any(choice.get("text") or choice.get("delta", {}).get("content") for choice in chunk["choices"]):
-                last = time.perf_counter()
+                last = at
                 first = first or last
             tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
     if not tokens:
@@ -95,13 +100,21 @@ def streamed(client: httpx.Client, path: str, body: Mapping[str, Any]) -> dict[s
     return {"first_s": first - started, "last_s": last - started, "tokens": tokens}
 
 
+def _received(url: str, path: str, body: bytes) -> Iterator[tuple[float, bytes]]:
+    """What a server sends, with the time at which it came."""
+    server = httpx.URL(url)
+    # A connection a request: llama.cpp's server ends some that it was to keep.
+    head = f"POST {path} HTTP/1.1\r\nhost: {server.host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    with socket.create_connection((server.host, server.port or 80), timeout=120) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        while data := connection.recv(1 << 16):
+            yield time.perf_counter(), data
+
+
 def over_http(url: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Each prompt once, after one that warms up, as measure_genai.py measures the bare loop."""
-    # A connection a request: llama.cpp's server ends some that it was to keep.
-    alone = httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(base_url=url, timeout=120, limits=alone) as client:
-        streamed(client, "/v1/completions", {**asked[0], "max_tokens": 4})
-        found = [streamed(client, "/v1/completions", body) for body in asked]
+    streamed(url, "/v1/completions", {**asked[0], "max_tokens": 4})
+    found = [streamed(url, "/v1/completions", body) for body in asked]
     later = sum(one["last_s"] - one["first_s"] for one in found)
     return {
         "tokens_per_s": sum(one["tokens"] - 1 for one in found) / later,
@@ -200,7 +213,7 @@ def turns(url: str, tokens: int) -> dict[str, list[float]]:
                 if question is not None:
                     messages += [{"role": "assistant", "content": text}, {"role": "user", "content": question}]
                 asked = {**body, "messages": messages}
-                found.append(1e3 * streamed(client, "/v1/chat/completions", asked)["first_s"])
+                found.append(1e3 * streamed(url, "/v1/chat/completions", asked)["first_s"])
                 if question is None:  # what was said is asked for whole: the session has it, and so has the next turn
                     whole = {**asked, "stream": False, "stream_options": None}
                     reply = client.post("/v1/chat/completions", json=whole).json()
@@ -209,14 +222,14 @@ def turns(url: str, tokens: int) -> dict[str, list[float]]:
 
 
 def interrupts(url: str) -> dict[str, list[float]]:
-    """Milliseconds from an interrupt to its `interrupted`, and between two tokens before it."""
+    """Milliseconds from an interrupt to its `interrupted`, and for each token before it."""
     silent, gaps = [], []
     with connect(f"{url.replace('http', 'ws', 1)}/v1/stream") as client:
         for number in range(INTERRUPTS):
             ask = {"type": "generate", "id": f"i{number}", "messages": [{"role": "user", "content": ASKED}]}
             client.send(json.dumps({**ask, "max_tokens": 256}))
             times = [_token(client) for _ in range(8 + number % 8)]
-            gaps += [1e3 * (b - a) for a, b in itertools.pairwise(times[1:])]
+            gaps.append(1e3 * (times[-1] - times[0]) / (len(times) - 1))  # fast tokens come together
             asked = time.perf_counter()
             client.send(json.dumps({"type": "interrupt", "id": f"i{number}"}))
             while (kind := json.loads(client.recv(timeout=60))["type"]) != "interrupted":

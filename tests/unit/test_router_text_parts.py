@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import queue
 import random
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgewise.contracts import CloudReply, Reason, Request, Token
-from edgewise.dialogue import Sampling
+from edgewise.dialogue import Finish, Piece, Sampling, Written
 from edgewise.errors import CloudResponseError
 from edgewise.router import RouterSettings
 from edgewise.router.cachekey import cache_key
@@ -73,8 +74,81 @@ async def test_a_listener_hears_each_item_once():
     assert heard == ["b", "c", "d"]
 
 
-def writers(edge, threads=2):
-    return Writers(edge, threads, Clock(), Instruments(Metrics()))
+class Ticking(Clock):
+    """Goes on with each look at it."""
+
+    def __init__(self, step_s):
+        self.step_s = step_s
+
+    def monotonic(self):
+        self.now += self.step_s
+        return self.now
+
+
+def writers(edge, threads=2, clock=None):
+    return Writers(edge, threads, clock or Clock(), Instruments(Metrics()))
+
+
+class Dictated:
+    """A generator, and what it writes: a token each time that it is told to, until it is told None."""
+
+    def __init__(self):
+        self.words = queue.Queue()
+        self.written = Written(finish=Finish.STOP, prompt_tokens=1, completion_tokens=0)
+
+    def write(self, prompt, **session):
+        return self
+
+    def __iter__(self):
+        for number, word in enumerate(iter(self.words.get, None)):
+            yield Piece(word, number, -0.1)
+            self.words.task_done()
+
+    def stop(self):
+        self.words.put(None)
+
+    def close(self):
+        pass
+
+
+async def test_tokens_that_come_fast_are_handed_over_together_unless_somebody_waits_for_them():
+    edge, heard = Dictated(), []
+    pool = writers(edge)
+    draft = pool.begin(fakes.ask("anything"))
+    draft.follow(heard.extend)
+    try:
+        edge.words.put("a")
+        await until(lambda: heard)
+        for word in "bcd":
+            edge.words.put(word)
+        await asyncio.to_thread(edge.words.join)
+        assert len(draft.items) == 1
+        async with asyncio.timeout(10):
+            await draft.reach(3)
+        assert "".join(piece.text for piece in heard) == "abcd"
+        sign = draft.sign(6)
+        for word in "ef":
+            edge.words.put(word)
+        async with asyncio.timeout(10):
+            await sign
+        edge.words.put("g")
+    finally:
+        edge.words.put(None)
+    async with asyncio.timeout(10):
+        await draft.reach()
+    assert "".join(piece.text for piece in heard) == "abcdefg"
+    pool.close()
+
+
+async def test_tokens_that_come_slowly_are_handed_over_one_by_one():
+    edge = fakes.FakeGenerator()
+    edge.hold_at = 5
+    pool = writers(edge, clock=Ticking(0.02))
+    draft = pool.begin(fakes.ask(fakes.sure(9)))
+    await until(lambda: len(draft.items) == 5)
+    edge.release.set()
+    await draft.reach()
+    pool.close()
 
 
 async def test_pieces_come_in_order_from_many_threads_at_once():
@@ -182,7 +256,7 @@ def test_a_loop_that_is_gone_stops_the_writing():
     loop = asyncio.new_event_loop()
 
     async def begin():
-        pool = writers(edge)
+        pool = writers(edge, clock=Ticking(0.002))
         return pool, pool.begin(fakes.ask(fakes.sure(1000)))
 
     pool, _ = loop.run_until_complete(begin())
