@@ -125,6 +125,10 @@ DECODE_RATE = Metric(
     "Tokens a second of late: plain or drafted; in the cloud service of batches like the last one.",
     ("model", "decoding"),
 )
+VERIFIED_TOKENS = Metric(
+    "edgewise_verified_tokens_total", "Tokens that clients drafted, by fate: accepted or refused.", ("model", "fate")
+)
+VERIFY_SECONDS = Metric("edgewise_verify_seconds", "Seconds that the target took over a client's draft.", ("model",))
 DRAFT_ROUND_TRIP = Metric(
     "edgewise_draft_round_trip_seconds", "A round trip to the target without what it computes, of late.", ("model",)
 )

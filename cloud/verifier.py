@@ -16,14 +16,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise import telemetry
 from edgewise.cloud.acceptance import Drawn, Probabilities, Verdict, accept_greedy, accept_sampled, target_distribution
 from edgewise.contracts import Clock
 from edgewise.errors import RequestError
+from edgewise.telemetry import Metrics
 from edgewise.wire import verify
 from edgewise.wire.faults import Fault
 from edgewise.wire.verify import VerifyReference, VerifyReply, VerifyRequest
@@ -133,6 +136,26 @@ class _Session:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+class VerifyMetrics:
+    """Counts what became of drafts.
+
+    Args:
+        metrics: Where it is counted.
+        name: The target.
+    """
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._name = name
+        self._tokens = metrics.counter(*telemetry.VERIFIED_TOKENS)
+        self._seconds = metrics.histogram(*telemetry.VERIFY_SECONDS)
+
+    def observe(self, asked: VerifyRequest, found: VerifyReply) -> None:
+        """Count a ruling."""
+        self._tokens.inc(self._name, "accepted", by=found.accepted)
+        self._tokens.inc(self._name, "refused", by=len(asked.draft) - found.accepted)
+        self._seconds.observe(found.compute_ms / 1000, self._name)
+
+
 class _NobodyWaitsError(Exception):
     """The caller left before its turn came: nothing was computed."""
 
@@ -154,6 +177,7 @@ class Verifier:
         clock: Time.
         limits: What sessions may take.
         entropy: Gives fresh seeds for draws that name none.
+        metrics: Where rulings are counted, from the first one on.
     """
 
     def __init__(
@@ -165,6 +189,7 @@ class Verifier:
         clock: Clock,
         limits: VerifierLimits | None = None,
         entropy: Callable[[], int] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._target = target
         self._reference = reference
@@ -175,6 +200,7 @@ class Verifier:
         self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
         # One thread: the target spreads each pass over the cores already.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgewise-verify")
+        self._metrics = metrics or Metrics()
         self._waiting = 0
         self._freeing: asyncio.TimerHandle | None = None
 
@@ -258,7 +284,12 @@ class Verifier:
                 self._sessions.pop(key, None)  # nobody knows what its cache holds
                 raise
             self._free()
+        self._rulings.observe(asked, found)
         return found
+
+    @cached_property
+    def _rulings(self) -> VerifyMetrics:
+        return VerifyMetrics(self._metrics, self._reference.name)
 
     def _session(self, key: tuple[str, str], asked: VerifyRequest) -> _Session:
         session = self._sessions.get(key)

@@ -150,7 +150,7 @@ def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
     keys = api_keys(config.server.api_keys_env)
     admins = _admins(settings, config, frozenset(keys.values()))
     metrics = Metrics()
-    verifiers = Verifiers(lambda: repository.models())
+    verifiers = Verifiers(lambda: repository.models(), metrics)
     repository = ModelRepository(_openers(settings, metrics, verifiers))
     app = front_door(
         repository.models,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgewise.contracts import Served, ServiceInfo
+from edgewise.telemetry import Metrics
 from edgewise.wire import verify
 from edgewise.wire.faults import Fault
 
@@ -19,10 +20,12 @@ class Verifiers:
 
     Args:
         models: Gives what is served now; the first is the default.
+        metrics: Where rulings are counted.
     """
 
-    def __init__(self, models: Callable[[], Mapping[str, Served]]) -> None:
+    def __init__(self, models: Callable[[], Mapping[str, Served]], metrics: Metrics) -> None:
         self._models = models
+        self._metrics = metrics
         self._made: dict[tuple[str, str], Verifier] = {}
 
     def routes(self, *, writes: bool) -> Mapping[str, verify.Route]:
@@ -47,6 +50,7 @@ class Verifiers:
             reference=verify.VerifyReference(info.name, info.version),
             tokenizer=verify.tokenizer_digest(tokenizer.backend_tokenizer.to_str()),
             clock=time,
+            metrics=self._metrics,
         )
         served = self._models().get(info.name)
         current = None if served is None else served.info.version

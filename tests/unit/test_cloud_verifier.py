@@ -7,8 +7,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgewise import telemetry
 from edgewise.cloud.verifier import TorchTarget, Verifier, VerifierLimits
 from edgewise.errors import RequestError
+from edgewise.telemetry import Metrics
 from edgewise.wire.faults import Fault
 from edgewise.wire.verify import DraftProbabilities, VerifyReference, VerifyRequest
 
@@ -70,10 +72,11 @@ def clock():
 async def make(target, clock):
     made = []
 
-    def maker(**limits):
+    def maker(metrics=None, **limits):
         made.append(
             Verifier(
                 target,
+                metrics=metrics,
                 reference=VerifyReference("tiny", "v1"),
                 tokenizer="sha256:t",
                 clock=clock,
@@ -113,6 +116,19 @@ async def test_a_round_keeps_what_the_target_would_have_said(make, target):
     third = await verifier.verify("a", asking(position=6, draft=(said[3],)))
     assert third.accepted == 1
     assert target.passes[-1] == (5, [said[2], said[3]])
+
+
+async def test_what_becomes_of_drafts_is_counted(make):
+    metrics, said = Metrics(), plain(3, 4)
+    verifier = make(metrics)
+    assert not metrics.render()
+    await verifier.verify("a", asking(tokens=(1, 2, 3)))
+    await verifier.verify("b", asking(tokens=(1, 2, 3), draft=(said[0], said[1], (said[2] + 1) % END, 5)))
+    with pytest.raises(RequestError):
+        await verifier.verify("a", asking(position=40, draft=(1,)))
+    fates = metrics.counter(*telemetry.VERIFIED_TOKENS)
+    assert (fates.value("tiny", "accepted"), fates.value("tiny", "refused")) == (2, 2)
+    assert b'edgewise_verify_seconds_count{model="tiny"} 2' in metrics.render()
 
 
 async def test_a_whole_answer_is_the_targets_whatever_is_drafted(make):

@@ -23,6 +23,7 @@ from edgewise.cloud.clients import CLIENTS
 from edgewise.cloud.clients.metering import DraftMetrics
 from edgewise.cloud.service import EngineService
 from edgewise.cloud.text_metrics import TextMetrics
+from edgewise.cloud.verifier import VerifyMetrics
 from edgewise.cloud.workers import ThreadWorkers
 from edgewise.contracts import CloudClient, Mode, Prediction, Reason, Reference, Request
 from edgewise.errors import CloudError, CloudResponseError, InputError
@@ -178,6 +179,7 @@ def test_every_metric_is_documented_with_its_kind_and_labels():
         registry.counter(*metric)
     TextMetrics(registry, "writer", has_draft=True)
     DraftMetrics(registry)
+    VerifyMetrics(registry, "target")
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", registry.render().decode(), re.MULTILINE))
     assert set(kinds) == set(catalogue)
     rows = table(read("docs/metrics.md"), "## Metrics")
