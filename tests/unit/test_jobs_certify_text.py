@@ -17,6 +17,7 @@ from edgewise.jobs import answerers
 from edgewise.jobs.certifying import CertifyJob, certify_with_cloud, certify_with_predictions
 from edgewise.jobs.prompts import load_prompts
 from edgewise.quantize import NullProgress
+from edgewise.router import fitted
 from edgewise.router.gate import gate_of, prediction_of, uncovered
 from edgewise.router.signals import score_of
 
@@ -203,6 +204,27 @@ def test_a_tuning_part_chooses_among_signals_that_a_gate_can_read(job, tmp_path)
     assert not names & {"mean_logprob", "combined"}, "what reads the whole answer would hold it back"
     assert found.tuning.asked.judge == "number"
     assert found.certificate.bound.local_share * N == N / 2 + found.certificate.bound.k, "the sure ones, and the slack"
+
+
+def test_prompts_that_look_too_hard_are_learned_from_the_tuning_part(job, tmp_path):
+    """Their words alone tell: the edge's scores say nothing of it here."""
+    hard = [{"text": f"Prove this lemma of {number} and derive What is {2 * number}"} for number in range(1000, 1150)]
+    easy = [{"text": f"Say please What is {2 * number}"} for number in range(1000, 1150)]
+
+    class Errs(Cloud):
+        async def predict(self, request, *, timeout_s):
+            reply = await super().predict(request, timeout_s=timeout_s)
+            return CloudReply("none" if "Prove" in request.inputs.messages[-1].content else reply.output, REFERENCE)
+
+    tuning = write(tmp_path / "tuning.jsonl", hard + easy)
+    asked = replace(job, tuning=tuning, complexity=True, data=write(tmp_path / "d.jsonl", rows(2000)))
+    found = certify_with_cloud(asked, Errs(), NullProgress())
+    complexity = fitted.decode(found.path.with_suffix(".fitted.npz").read_bytes()).complexity
+    assert found.certificate.fitted_digest is not None
+    messages = [
+        (Message(role=Role.USER, content=f"{text} What is 6"),) for text in ("Prove this lemma and derive", "Say")
+    ]
+    assert [complexity.is_too_complex(Prompt(messages=said)) for said in messages] == [True, False]
 
 
 def test_labels_are_held_against_by_the_same_judge(job, tmp_path):
