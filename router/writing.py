@@ -25,8 +25,7 @@ from edgewise.router.instruments import Instruments
 from edgewise.router.pace import Recent
 
 _TOGETHER_S = 0.01
-"""How soon after others tokens wait for the next one. A hundred times a second is more often than a screen is drawn; a
-slower model's tokens never wait."""
+"""For how long after others tokens are kept back. A hundred times a second is more often than a screen is drawn."""
 _LAST_TOKEN_S = 1.0
 """For how long a turn waits for an interrupted one of its session, which computes its last token still."""
 
@@ -37,18 +36,16 @@ class Draft(Growing[Piece]):
     Args:
         loop: The event loop.
         request: What is asked; its input is a prompt.
-        clock: Time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, request: Request, clock: Clock) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, request: Request) -> None:
         super().__init__()
         self._loop = loop
         self._request = request
-        self._clock = clock
         self._incoming: deque[Piece] = deque()
         self._count = 0
         self._is_called = False
-        self._called_s = -math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._writing: Writing | None = None
         self._is_stopped = False
         self._outcome: Written | Exception | None = None
@@ -147,23 +144,17 @@ class Draft(Growing[Piece]):
             for piece in writing:
                 self._incoming.append(piece)
                 self._count += 1
-                if self._is_due():
-                    self._call()
+                self._call()
             return writing.written
         finally:
             writing.close()
 
-    def _is_due(self) -> bool:
-        """Whether tokens are to be handed over before the next one is there."""
-        is_waited_for = self._count >= self.soonest
-        return is_waited_for or self._clock.monotonic() - self._called_s >= _TOGETHER_S
-
     def _call(self) -> None:
-        """Have the loop collect what is there, unless it was called and did not come yet."""
-        if self._is_called and self._outcome is None and not self._loop.is_closed():
+        """Have the loop collect what is there, unless it comes soon enough by itself."""
+        comes_anyway = self._is_called or (self._timer is not None and self._count < self.soonest)
+        if comes_anyway and self._outcome is None and not self._loop.is_closed():
             return
         self._is_called = True
-        self._called_s = self._clock.monotonic()
         self._on_loop(self._collect)
 
     def _on_loop(self, what: Callable[[], None]) -> None:
@@ -183,14 +174,20 @@ class Draft(Growing[Piece]):
     def _collect(self) -> None:
         # In this order: what comes from here on calls again.
         self._is_called = False
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         is_over = self._outcome is not None
         pieces = []
         while self._incoming:
             pieces.append(self._incoming.popleft())
         if pieces:
             self.extend(pieces)
-        if is_over and not self.is_over:
-            self.end()
+        if is_over:
+            if not self.is_over:
+                self.end()
+        elif pieces and self._timer is None:
+            self._timer = self._loop.call_later(_TOGETHER_S, self._collect)
 
 
 class Writers:
@@ -231,7 +228,7 @@ class Writers:
         Raises:
             RuntimeError: It is closed.
         """
-        draft = Draft(asyncio.get_running_loop(), request, self._clock)
+        draft = Draft(asyncio.get_running_loop(), request)
         began = self._clock.monotonic()
         draft.begin(self._pool, self._generator, [other for other in self._drafts if other.leaves(request)])
         self._drafts.add(draft)

@@ -74,19 +74,8 @@ async def test_a_listener_hears_each_item_once():
     assert heard == ["b", "c", "d"]
 
 
-class Ticking(Clock):
-    """Goes on with each look at it."""
-
-    def __init__(self, step_s):
-        self.step_s = step_s
-
-    def monotonic(self):
-        self.now += self.step_s
-        return self.now
-
-
-def writers(edge, threads=2, clock=None):
-    return Writers(edge, threads, clock or Clock(), Instruments(Metrics()))
+def writers(edge, threads=2):
+    return Writers(edge, threads, Clock(), Instruments(Metrics()))
 
 
 class Dictated:
@@ -111,7 +100,8 @@ class Dictated:
         pass
 
 
-async def test_tokens_that_come_fast_are_handed_over_together_unless_somebody_waits_for_them():
+async def test_tokens_that_come_fast_are_handed_over_together_unless_somebody_waits_for_them(monkeypatch):
+    monkeypatch.setattr("edgewise.router.writing._TOGETHER_S", 60)
     edge, heard = Dictated(), []
     pool = writers(edge)
     draft = pool.begin(fakes.ask("anything"))
@@ -140,14 +130,21 @@ async def test_tokens_that_come_fast_are_handed_over_together_unless_somebody_wa
     pool.close()
 
 
-async def test_tokens_that_come_slowly_are_handed_over_one_by_one():
-    edge = fakes.FakeGenerator()
-    edge.hold_at = 5
-    pool = writers(edge, clock=Ticking(0.02))
-    draft = pool.begin(fakes.ask(fakes.sure(9)))
-    await until(lambda: len(draft.items) == 5)
-    edge.release.set()
-    await draft.reach()
+async def test_no_token_is_kept_back_for_the_next_one():
+    edge, heard = Dictated(), []
+    pool = writers(edge)
+    draft = pool.begin(fakes.ask("anything"))
+    draft.follow(heard.extend)
+    try:
+        for count in range(1, 30):
+            edge.words.put("a")
+            if count % 3 == 0:
+                await until(lambda count=count: len(heard) == count)
+    finally:
+        edge.words.put(None)
+    async with asyncio.timeout(10):
+        await draft.reach()
+    assert draft._timer is None
     pool.close()
 
 
@@ -256,7 +253,7 @@ def test_a_loop_that_is_gone_stops_the_writing():
     loop = asyncio.new_event_loop()
 
     async def begin():
-        pool = writers(edge, clock=Ticking(0.002))
+        pool = writers(edge)
         return pool, pool.begin(fakes.ask(fakes.sure(1000)))
 
     pool, _ = loop.run_until_complete(begin())
