@@ -34,6 +34,7 @@ Raising is the job of every room; printing and exiting is the command line's alo
 from __future__ import annotations
 
 import errno
+import traceback
 
 
 class EdgewiseError(Exception):
@@ -161,7 +162,13 @@ class RequestError(InputError):
 
 
 class CloudError(EdgewiseError):
-    """The cloud service did not do its part."""
+    """The cloud service did not do its part. What it said of a request may quote it: a log takes `outline` alone.
+
+    Attributes:
+        status: The HTTP status that it answered with, where it did.
+    """
+
+    status: int | None = None
 
 
 class CloudUnreachableError(CloudError):
@@ -214,3 +221,17 @@ class GoalMissedError(EdgewiseError):
     """The work is done and saved, its goal is not reached."""
 
     exit_code = 1
+
+
+def outline(error: BaseException) -> str:
+    """The kind of an error, and the status of a cloud that answered: what a log may say of a request that failed.
+
+    The message may quote what a client sent: a server that refuses says what it refuses.
+    """
+    status = error.status if isinstance(error, CloudError) else None
+    return type(error).__name__ if status is None else f"{type(error).__name__}, status {status}"
+
+
+def frames(error: BaseException) -> str:
+    """Type and place of an error; its message may quote what a client sent, and stays out of the log."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -23,6 +22,7 @@ from edgewise.errors import (
     InputError,
     RequestError,
 )
+from edgewise.errors import frames as frames  # those that use workers have it from here
 
 _log = logging.getLogger(__name__)
 
@@ -160,8 +160,3 @@ def predict_each(engine: Engine, inputs: Sequence[Input]) -> list[Prediction | E
 def worker_gone() -> CloudError:
     """What the callers of a batch hear whose worker ended before it answered."""
     return CloudError("The engine's worker ended.", "Send the request again; the service's log says why.")
-
-
-def frames(error: BaseException) -> str:
-    """Type and place of an error; its message may quote what a client sent, and stays out of the log."""
-    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"

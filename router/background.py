@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from edgewise.errors import CloudError
+from edgewise.errors import CloudError, frames
 
 _log = logging.getLogger("edgewise.router")
 _T = TypeVar("_T")
@@ -55,7 +55,7 @@ class Background:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, CloudError):
-            _log.error("A background task failed.", exc_info=error)
+            _log.error("A background task failed: %s", frames(error))
 
 
 class LoopThread:

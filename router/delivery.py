@@ -41,6 +41,8 @@ from edgewise.errors import (
     OutboxFullError,
     RequestError,
     StoreError,
+    frames,
+    outline,
 )
 from edgewise.router.agreeing import Agreement
 from edgewise.router.background import Background
@@ -379,7 +381,8 @@ class Deliveries:
         except (CloudError, StoreError) as error:
             if isinstance(error, CloudThrottledError) and error.retry_after_s is not None:
                 self._backlog.hold(error.retry_after_s, self._clock.monotonic())
-            _log.warning("Request %s is still owed its final answer: %s", request.id, error)
+            told = outline(error) if isinstance(error, CloudError) else error
+            _log.warning("Request %s is still owed its final answer: %s", request.id, told)
             return None
 
     def _deliver(self, request: Request, reply: CloudReply, provisional: Answer, found: Answer) -> Answer:
@@ -401,8 +404,8 @@ class Deliveries:
     async def _confirms(self, provisional: Answer, reply: CloudReply) -> bool:
         try:
             return await self._agree.beside(provisional.output, provisional.written, reply)
-        except Exception:  # a judge may be a user's own function
-            _log.exception("The judge of a certificate failed; the cloud's answer counts.")
+        except Exception as error:  # a judge may be a user's own function
+            _log.error("The judge of a certificate failed; the cloud's answer counts: %s", frames(error))
             return False
 
     def _abandon(self, request: Request, error: CloudRefusedError, provisional: Answer) -> Answer | None:
@@ -416,7 +419,7 @@ class Deliveries:
         except StoreError as trouble:
             _log.warning("Request %s is still owed its last word: %s", request.id, trouble)
             return None
-        _log.warning("Request %s keeps its provisional answer: %s", request.id, error)
+        _log.warning("Request %s keeps its provisional answer: %s", request.id, outline(error))
         self._instruments.provisional.inc("abandoned")
         return settled
 

@@ -42,6 +42,7 @@ from edgewise.errors import (
     CloudResponseError,
     CloudTimeoutError,
     InputError,
+    outline,
 )
 from edgewise.router.breaker import Breaker
 from edgewise.router.hedging import Hedging
@@ -328,6 +329,8 @@ class Escalation:
         except (CloudRefusedError, InputError) as error:
             self._instruments.cloud_calls.inc("refused")
             outcome.succeeded()
+            if isinstance(error, CloudRefusedError):
+                raise
             raise CloudRefusedError(error.problem, error.remedy) from error
         except CloudError:
             self._instruments.cloud_calls.inc("failed")
@@ -357,7 +360,7 @@ class Escalation:
                 pause_s = None if self.is_open else self._retry.pause(error, made, left_s)
                 if pause_s is None:
                     raise
-                _log.info("Request %s is asked again in %.3f s: %s", request.id, pause_s, error)
+                _log.info("Request %s is asked again in %.3f s: %s", request.id, pause_s, outline(error))
                 await asyncio.sleep(pause_s)
                 if self.is_open:
                     raise

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from edgewise.contracts import CloudReply, Output, Request
 from edgewise.dialogue import Written
-from edgewise.errors import CloudError, CloudRefusedError, CloudUnreachableError
+from edgewise.errors import CloudError, CloudRefusedError, CloudUnreachableError, outline
 from edgewise.router.audit import Draw
 from edgewise.router.background import Background
 from edgewise.router.escalation import Escalation
@@ -67,7 +67,7 @@ class Judging:
         try:
             await draw.compared(output, score, await self._reply(request, due), written=written)
         except CloudError as error:
-            _log.warning("The audit of request %s has no verdict: %s", request.id, error)
+            _log.warning("The audit of request %s has no verdict: %s", request.id, outline(error))
         finally:
             draw.missed(score)
 

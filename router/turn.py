@@ -25,7 +25,7 @@ from edgewise.contracts import (
     Source,
     Status,
 )
-from edgewise.errors import CloudError, CloudRefusedError
+from edgewise.errors import CloudError, CloudRefusedError, outline
 from edgewise.router.audit import Draw
 
 _log = logging.getLogger("edgewise.router")
@@ -155,10 +155,10 @@ class Turn(msgspec.Struct):
             return call.result()
         except CloudRefusedError as error:
             # What a client sent is no trouble of the operator's.
-            _log.warning("Request %s: %s", self.request.id, error)
+            _log.warning("Request %s: %s", self.request.id, outline(error))
             return Reason.CLOUD_REFUSED
         except CloudError as error:
-            _log.warning("Request %s: %s", self.request.id, error)
+            _log.warning("Request %s: %s", self.request.id, outline(error))
             return Reason.CLOUD_FAILED
 
     def not_answered_here(self, decision: Decision, differs: bool | None = None) -> None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable
 
 from edgewise.contracts import Action, Answer, CloudReply, Decision, Prediction, Request
-from edgewise.errors import CloudError, RequestError, StoreError
+from edgewise.errors import CloudError, RequestError, StoreError, frames, outline
 from edgewise.router.agreeing import Agreement
 from edgewise.router.audit import Auditor, Draw
 from edgewise.router.background import Background
@@ -194,7 +194,7 @@ class Verdicts:
         try:
             differs = await self._judged(prediction, await asyncio.shield(call))
         except CloudError as error:
-            _log.warning("The audit of request %s learns nothing: %s", turn.request.id, error)
+            _log.warning("The audit of request %s learns nothing: %s", turn.request.id, outline(error))
         finally:
             turn.not_answered_here(decision, differs)
 
@@ -210,8 +210,8 @@ class Verdicts:
             return None
         try:
             return not self._agree(prediction.output, prediction.written, reply)
-        except Exception:  # a judge may be a user's own function
-            _log.exception("The judge of a certificate failed; what it was asked stays unknown.")
+        except Exception as error:  # a judge may be a user's own function
+            _log.error("The judge of a certificate failed; what it was asked stays unknown: %s", frames(error))
             return None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import traceback
 from collections.abc import Mapping
 
 from edgewise.errors import (
@@ -20,6 +19,7 @@ from edgewise.errors import (
     PromptTooLongError,
     RequestError,
     StoreError,
+    frames,
 )
 from edgewise.wire import native, oip, openai
 
@@ -99,9 +99,7 @@ _KINDS: tuple[tuple[type[EdgewiseError], int, str], ...] = (
 
 def _unexpected(error: Exception) -> Fault:
     incident = secrets.token_hex(8)
-    # Frames only: the error's own message may quote what the client sent.
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    _log.error("Request failed, incident %s: %s\n%s", incident, type(error).__name__, frames)
+    _log.error("Request failed, incident %s: %s", incident, frames(error))
     return Fault(
         500,
         "internal",

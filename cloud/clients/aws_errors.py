@@ -79,7 +79,9 @@ def translated(error: Exception, whom: str, secrets: tuple[str, ...]) -> CloudEr
     """
     response = getattr(error, "response", None)
     if isinstance(response, Mapping) and "Error" in response:
-        return _of_service(response, whom, secrets)
+        found = _of_service(response, whom, secrets)
+        found.status = _status_of(response)
+        return found
     kinds = {kind.__name__ for kind in type(error).__mro__}
     said = excerpt(str(error), *secrets)
     if "ValueError" in kinds and said.startswith("Invalid endpoint"):
@@ -99,8 +101,8 @@ def _of_service(response: Mapping[str, Any], whom: str, secrets: tuple[str, ...]
     code = code[:1].upper() + code[1:]
     message = str(told.get("Message") or response.get("OriginalMessage") or "nothing more")
     about = response.get("ResponseMetadata") or {}
-    status = int(about.get("HTTPStatusCode") or 0)
-    where = f"with status {status}" if status >= 300 else "in mid-stream"
+    status = _status_of(response)
+    where = "in mid-stream" if status is None else f"with status {status}"
     problem = f"{whom} answered {where}: {excerpt(f'{code}: {message}', *secrets)}"
     if code in _EXPIRED:
         return CloudCredentialsError(problem, _RENEW)
@@ -117,9 +119,15 @@ def _of_service(response: Mapping[str, Any], whom: str, secrets: tuple[str, ...]
         return CloudTimeoutError(problem, "Ask for less, or of a faster model.")
     if code == "ResourceNotFoundException" or status == 404 or _is_about_the_model(code, message):
         return NotServedError(problem, "Check the model's name and the region.")
-    if _is_about_the_item(code, status, response):
+    if _is_about_the_item(code, status or 0, response):
         return CloudRefusedError(problem, "Change the item.")
     return CloudResponseError(problem, "See the service's log.")
+
+
+def _status_of(response: Mapping[str, Any]) -> int | None:
+    """The status of an answer that is an error; None of one that began well."""
+    status = int((response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0)
+    return status if status >= 300 else None
 
 
 def _is_about_the_model(code: str, message: str) -> bool:

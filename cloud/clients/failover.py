@@ -32,6 +32,7 @@ from edgewise.errors import (
     CloudUnreachableError,
     ConfigError,
     InputError,
+    outline,
 )
 
 T = TypeVar("T")
@@ -259,7 +260,7 @@ class _Backend:
             _log.warning("The cloud backend %s answers again.", self.name)
         self._failures = 0
 
-    def failed(self, why: object) -> None:
+    def failed(self, why: str) -> None:
         self._failures += 1
         if self.is_away and (self._probing is None or self._probing.done()):
             _log.warning("The cloud backend %s is skipped until it answers again: %s", self.name, why)
@@ -303,7 +304,7 @@ class _Call:
     def failed(self, error: BaseException) -> None:
         cut_short = isinstance(error, CloudTimeoutError) and self._given_s < self._after_s
         if not self._is_told and not cut_short:
-            self.backend.failed(error)
+            self.backend.failed(outline(error))
 
     def answered(self) -> None:
         if not self._is_told:

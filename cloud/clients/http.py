@@ -172,6 +172,11 @@ class HttpBackend:
         return response
 
     def _refusal(self, response: Response, *, of_content: bool) -> CloudError:
+        error = self._kind_of(response, of_content=of_content)
+        error.status = response.status
+        return error
+
+    def _kind_of(self, response: Response, *, of_content: bool) -> CloudError:
         said = self.excerpt(response.body.decode("utf-8", "replace")) or "nothing more"
         problem = f"{response.url} answered with status {response.status}: {said}"
         remedy = _remedy(response.status)

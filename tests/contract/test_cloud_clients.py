@@ -22,6 +22,7 @@ from edgewise.errors import (
     CloudThrottledError,
     CloudTimeoutError,
     CloudUnreachableError,
+    outline,
 )
 
 
@@ -416,8 +417,10 @@ async def test_expired_credentials_are_told_with_the_remedy_and_never_shown(dial
 async def test_a_server_that_is_well_and_refuses_this_item_is_told_from_one_that_is_not(dialect, client, server, how):
     await asked(client, "describe", LONG_S)
     server.always = dialect.refused
-    with pytest.raises(CloudRefusedError):
+    with pytest.raises(CloudRefusedError) as caught:
         await asked(client, how, LONG_S)
+    assert outline(caught.value) == f"CloudRefusedError, status {caught.value.status}", "all that a log has of it"
+    assert 400 <= caught.value.status < 500
 
 
 @ways("predict", "stream")

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from edgewise.contracts import Answered, CloudReply, Done, Mode, Reason, Reference, Request, Source, Status
-from edgewise.errors import CloudRefusedError, InputError, OutboxFullError, RequestError
+from edgewise.errors import (
+    CloudRefusedError,
+    CloudResponseError,
+    CloudThrottledError,
+    CloudTimeoutError,
+    InputError,
+    OutboxFullError,
+    RequestError,
+    outline,
+)
 from edgewise.router import RouterSettings
 
 _SPEC = importlib.util.spec_from_file_location("hybrid_fakes", Path(__file__).parent / "test_router_hybrid.py")
@@ -78,6 +87,25 @@ async def test_a_certificate_voided_while_the_edge_computes_covers_nothing_any_m
     assert again.output == "b", "no edge answer was left in the cache"
 
 
+@pytest.mark.parametrize("kind", [CloudRefusedError, CloudResponseError, CloudTimeoutError, CloudThrottledError])
+@pytest.mark.parametrize("audited", [False, True])
+async def test_what_a_cloud_says_of_an_item_stays_out_of_the_log(caplog, kind, audited):
+    """It may quote the item."""
+    said = kind("answered with status 400: 'John Doe has the flu' is no answer")
+    said.status = 400
+    item = CONFIDENT if audited else DOUBTFUL
+    cloud, store = MoodyCloud({item: said}), fakes.DictStore()
+    more = {"audits": store, "uniform": lambda: 0.0} if audited else {}
+    settings = RouterSettings(cool_down_s=0.01, audit_verdict_deadline_s=0.0, attempts=2)
+    flow = router(cloud, outbox=store, answers=store, settings=settings, **more)
+    with caplog.at_level(logging.DEBUG, "edgewise"):
+        await flow.answer(Request(inputs=item, id="r"))
+        await until(lambda: outline(said) in caplog.text)
+        await flow.aclose()
+    assert f"{kind.__name__}, status 400" in caplog.text
+    assert "John Doe" not in caplog.text
+
+
 async def test_a_refused_item_keeps_its_provisional_answer_and_does_not_count_against_the_cloud(caplog):
     cloud, store = MoodyCloud({DOUBTFUL: CloudRefusedError("too large")}), fakes.DictStore()
     flow = router(cloud, outbox=store, answers=store, settings=RouterSettings(failures_to_open=1))
@@ -85,7 +113,7 @@ async def test_a_refused_item_keeps_its_provisional_answer_and_does_not_count_ag
     assert [type(event) for event in events] == [Answered, Done]
     assert events[0].answer.status is Status.PROVISIONAL
     assert events[0].answer.decision.reason is Reason.CLOUD_REFUSED
-    levels = [record.levelno for record in caplog.records if "too large" in record.getMessage()]
+    levels = [record.levelno for record in caplog.records if "CloudRefusedError" in record.getMessage()]
     assert levels == [logging.WARNING], "what a client sends is no trouble of the operator's"
     assert events[1] == Done("r", pending=False)
     assert store.get("public", "r") == events[0].answer, "a poll finds it"
