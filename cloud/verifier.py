@@ -19,17 +19,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import telemetry
 from edgewise.cloud.acceptance import Drawn, Probabilities, Verdict, accept_greedy, accept_sampled, target_distribution
 from edgewise.contracts import Clock
-from edgewise.errors import RequestError
+from edgewise.errors import InputError, RequestError
 from edgewise.telemetry import Metrics
 from edgewise.wire import verify
 from edgewise.wire.faults import Fault
-from edgewise.wire.verify import VerifyReference, VerifyReply, VerifyRequest
+from edgewise.wire.verify import VerifyPrompt, VerifyReference, VerifyReply, VerifyRequest
 
 Logits: TypeAlias = NDArray[np.float32]
 
@@ -174,6 +175,8 @@ class Verifier:
         target: The model.
         reference: Who it is.
         tokenizer: `wire.verify.tokenizer_digest` of its tokenizer.
+        read: Gives the ids of a prompt as the target itself reads it, one at a time; raises an InputError for one that
+            it does not read.
         clock: Time.
         limits: What sessions may take.
         entropy: Gives fresh seeds for draws that name none.
@@ -186,6 +189,7 @@ class Verifier:
         *,
         reference: VerifyReference,
         tokenizer: str,
+        read: Callable[[VerifyPrompt], Sequence[int]],
         clock: Clock,
         limits: VerifierLimits | None = None,
         entropy: Callable[[], int] | None = None,
@@ -194,6 +198,7 @@ class Verifier:
         self._target = target
         self._reference = reference
         self._tokenizer = tokenizer
+        self._read = read
         self._clock = clock
         self._limits = limits or VerifierLimits()
         self._entropy = entropy or (lambda: int(np.random.SeedSequence().generate_state(1, np.uint64)[0]))
@@ -213,7 +218,7 @@ class Verifier:
         """Rule on a draft; a session answers one request at a time. Cancelling leaves the session whole.
 
         Raises:
-            RequestError: An id, a position or a length that cannot be; the field is named.
+            InputError: A prompt that the target does not read, an id, a position or a length that cannot be.
             Fault: The session is not here any more, the tokenizers differ, or too many wait.
         """
         self._check(asked)
@@ -245,15 +250,16 @@ class Verifier:
     def _check(self, asked: VerifyRequest) -> None:
         if asked.tokenizer != self._tokenizer:
             raise verify.other_tokenizer(asked.tokenizer, self._tokenizer)
-        _check_ids("tokens", asked.tokens, self._target.vocabulary)
         _check_ids("draft", asked.draft, self._target.vocabulary)
         for at, drawn in enumerate(asked.draft_probs or ()):
             _check_ids(f"draft_probs[{at}].ids", drawn.ids, self._target.vocabulary)
-        if not asked.position + len(asked.tokens):
-            raise RequestError("tokens", "tokens: the session holds no token.", "Send the prompt's ids at position 0.")
-        self._check_length(asked)
+        if asked.prompt is None:
+            self._check_tokens(asked)
 
-    def _check_length(self, asked: VerifyRequest) -> None:
+    def _check_tokens(self, asked: VerifyRequest) -> None:
+        _check_ids("tokens", asked.tokens, self._target.vocabulary)
+        if not asked.position + len(asked.tokens):
+            raise RequestError("tokens", "tokens: the session holds no token.", "Send a prompt, or ids at position 0.")
         standing, context = asked.position + len(asked.tokens), self._target.context
         wanted = standing + len(asked.draft) + 1
         if wanted <= context:
@@ -278,12 +284,13 @@ class Verifier:
             try:
                 compute = asyncio.get_running_loop().run_in_executor(self._thread, self._rule, session, asked, caller)
                 found = await compute
-            except _NobodyWaitsError:
-                raise
+            except (_NobodyWaitsError, InputError):
+                raise  # nothing was computed
             except BaseException:
                 self._sessions.pop(key, None)  # nobody knows what its cache holds
                 raise
-            self._free()
+            finally:
+                self._free()
         self._rulings.observe(asked, found)
         return found
 
@@ -323,6 +330,10 @@ class Verifier:
         if caller.gone:
             raise _NobodyWaitsError
         started = self._clock.monotonic()
+        prompt = None if asked.prompt is None else tuple(self._read(asked.prompt))
+        if prompt is not None:
+            asked = msgspec.structs.replace(asked, prompt=None, tokens=prompt)
+            self._check_tokens(asked)
         tokens = [*session.tokens[: asked.position], *asked.tokens]
         # The last token is computed again where all of them are: its logits are what the draft is held against.
         standing = min(_common(session.tokens[: session.computed], tokens), len(tokens) - 1)
@@ -343,6 +354,7 @@ class Verifier:
             position=len(session.tokens),
             reference=self._reference,
             compute_ms=1000 * (self._clock.monotonic() - started),
+            prompt=prompt,
         )
 
     def _verdict(self, asked: VerifyRequest, logits: Logits, position: int) -> Verdict:

@@ -3,18 +3,19 @@
 Owns the bytes and the route; who rules on a draft is passed in. A drafter sends the tokens that its session gained, and
 a draft behind them::
 
-    {"session", "tokenizer", "position", "tokens", "draft", "draft_probs",
+    {"session", "tokenizer", "position", "prompt" or "tokens", "draft", "draft_probs",
      "temperature", "top_p", "top_k", "seed", "model"}
 
 and hears how much of the draft stands, and the target's own token behind it::
 
-    {"accepted", "token", "logprobs", "ended", "position", "reference": {"name", "version"}, "compute_ms"}
+    {"accepted", "token", "logprobs", "ended", "position", "reference": {"name", "version"}, "compute_ms", "prompt"}
 
-`position` counts the tokens of the session that stand: those behind it are taken back, `tokens` are put in their place,
-and the reply's `position` is the session's new length. So a request whose reply was lost can be sent again. The first
-one sends the whole prompt at position 0. Errors are those of the native protocol; 409 means that the two sides are not
-of one mind, and `code` says how: `session_lost` (send the session again from position 0), `other_tokenizer`, or
-`context_full` (draft less; where nothing is drafted, the answer is over).
+An answer begins with its `prompt`: messages, or a text. The target reads it, by its own chat template, and tells the
+ids; so what is drafted is the answer to what the target would have read. `position` counts the tokens of the session
+that stand: those behind it are taken back, `tokens` are put in their place, and the reply's `position` is the session's
+new length. So a request whose reply was lost can be sent again. Errors are those of the native protocol; 409 means that
+the two sides are not of one mind, and `code` says how: `session_lost` (send the session again from position 0),
+`other_tokenizer`, or `context_full` (draft less; where nothing is drafted, the answer is over).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Annotated, Any, Protocol, TypeAlias
 
 import msgspec
 
+from edgewise.dialogue import Message
 from edgewise.errors import CloudResponseError, RequestError
 from edgewise.wire.faults import Fault
 from edgewise.wire.http import Headers, Receive, Send, reply, unless_client_leaves
@@ -60,6 +62,20 @@ class DraftProbabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     probs: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MAX_DRAWN)]
 
 
+class VerifyPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What is answered; see `dialogue.Prompt`.
+
+    Attributes:
+        messages: A conversation, oldest first.
+        text: A text to continue as it is, without a chat template; messages or this.
+        begun: What the answer begins with already.
+    """
+
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    begun: str = ""
+
+
 class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The body of a request.
 
@@ -67,7 +83,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         session: Made by the client; its tokens and what was computed of them are kept between requests.
         tokenizer: `tokenizer_digest` of the client's tokenizer: ids must mean the same on both sides.
         position: Tokens of the session that stand.
-        tokens: The ids behind them that are not drafted: a prompt at first, later what a user adds.
+        prompt: Begins the session anew with what the target reads there; at position 0, without `tokens`.
+        tokens: The ids behind them that are not drafted: of a lost session, or what a user adds.
         draft: Ids that may stand behind those.
         draft_probs: What each of them was drawn from; None where they were not drawn, but are the likeliest.
         model: The model; None takes the default.
@@ -79,6 +96,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     session: str
     tokenizer: str
+    prompt: VerifyPrompt | None = None
     tokens: tuple[TokenId, ...] = ()
     position: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
     draft: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MAX_DRAFT)] = ()
@@ -102,7 +120,7 @@ class VerifyReference(msgspec.Struct, frozen=True):
     version: str
 
 
-class VerifyReply(msgspec.Struct, frozen=True, kw_only=True):
+class VerifyReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The body of a reply.
 
     Attributes:
@@ -113,6 +131,7 @@ class VerifyReply(msgspec.Struct, frozen=True, kw_only=True):
         position: The session's length with all of them.
         reference: The target.
         compute_ms: Milliseconds of the forward pass, and of ruling on the draft.
+        prompt: The ids of the prompt, where one was sent.
     """
 
     accepted: int
@@ -122,6 +141,7 @@ class VerifyReply(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     reference: VerifyReference
     compute_ms: float
+    prompt: tuple[TokenId, ...] | None = None
 
 
 class Verifying(Protocol):
@@ -147,6 +167,9 @@ def decode_request(body: bytes) -> VerifyRequest:
     """
     asked = decode_json(body, _decoder, _KNOWN)
     checked_id(asked.session, "session")
+    if asked.prompt is not None and (asked.position or asked.tokens):
+        name = "tokens" if asked.tokens else "position"
+        raise RequestError(name, f"{name}: a prompt begins the session anew.", "Send it at position 0, without tokens.")
     if asked.draft_probs is not None:
         _check_drawn(asked.draft, asked.draft_probs)
     return asked
@@ -216,23 +239,25 @@ def error_code(body: bytes) -> str:
 
 
 def tokenizer_digest(tokenizer: str | bytes) -> str:
-    """Names how a tokenizer turns texts into ids, whoever saved it.
+    """Names what the ids of a tokenizer mean, and which ids a text becomes, whoever saved it.
 
     Args:
         tokenizer: `tokenizer.json`, or what the tokenizers library writes of one that is loaded.
 
     Returns:
-        "sha256:" and a digest of the vocabulary, the merges, the added tokens, the normalizer and the pre-tokenizer.
-        What padding and truncation it was saved with, and how ids become text again, are not in it.
+        "sha256:" and a digest of the vocabulary, the merges, the added tokens, the normalizer, the pre-tokenizer and
+        the decoder. What padding and truncation it was saved with is not in it, nor what is put around a whole text:
+        the target reads prompts itself.
     """
     told = msgspec.json.decode(tokenizer)
-    model = told["model"]
+    model, added = told["model"], told.get("added_tokens") or ()
     meaning = {
         "vocabulary": sorted(model["vocab"].items()) if isinstance(model["vocab"], dict) else model["vocab"],
         "merges": [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or ()],
-        "added": sorted((one["id"], one["content"]) for one in told.get("added_tokens") or ()),
+        "added": sorted((one["id"], one["content"], one.get("special", False)) for one in added),
         "normalizer": told.get("normalizer"),
         "pre_tokenizer": told.get("pre_tokenizer"),
+        "decoder": told.get("decoder"),
     }
     return f"sha256:{hashlib.sha256(msgspec.json.encode(meaning, order='sorted')).hexdigest()}"
 

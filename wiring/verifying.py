@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgewise.contracts import Served, ServiceInfo
+from edgewise.dialogue import Prompt
 from edgewise.telemetry import Metrics
 from edgewise.wire import verify
 from edgewise.wire.faults import Fault
@@ -42,13 +43,16 @@ class Verifiers:
             facts: `cloud.causal.CausalFacts`.
             context: Tokens of prompt and answer together.
         """
+        from edgewise.cloud.prompts import PromptReader
         from edgewise.cloud.verifier import TorchTarget, Verifier
 
+        reader = PromptReader(tokenizer, facts, context=context, name=info.name)
         target = TorchTarget(model, context=context, vocabulary=len(tokenizer), ends=facts.ends)
         fresh = Verifier(
             target,
             reference=verify.VerifyReference(info.name, info.version),
             tokenizer=verify.tokenizer_digest(tokenizer.backend_tokenizer.to_str()),
+            read=lambda prompt: reader.read(Prompt(messages=prompt.messages, text=prompt.text, begun=prompt.begun)).ids,
             clock=time,
             metrics=self._metrics,
         )

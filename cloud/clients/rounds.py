@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.cloud.clients.growing import GrowingText
@@ -22,7 +23,7 @@ from edgewise.dialogue import Finish, Piece, Prompt, Sampling, Written
 from edgewise.edge.drafting import Drafted, Drafter, DraftModel
 from edgewise.errors import BundleError, CloudResponseError
 from edgewise.wire import verify
-from edgewise.wire.verify import DraftProbabilities, VerifyReference, VerifyReply, VerifyRequest
+from edgewise.wire.verify import DraftProbabilities, VerifyPrompt, VerifyReference, VerifyReply, VerifyRequest
 
 _LOST_AT_MOST = 3
 _SEEDS = (1 << 63) - 1
@@ -62,6 +63,19 @@ class Target:
         self._model = model
         self._meter = meter
 
+    async def begun(self, session: Session, prompt: Prompt) -> VerifyReply:
+        """The tokens of a prompt, as the large model reads it, and what that says first.
+
+        Raises:
+            CloudError: There is no such reply.
+        """
+        read = VerifyPrompt(messages=prompt.messages, text=prompt.text, begun=prompt.begun)
+        reply = await self._ruled(msgspec.structs.replace(self._asking(session, prompt.sampling), prompt=read))
+        if not reply.prompt:
+            raise CloudResponseError(f"{self._http.base} did not say how it reads the prompt.", "Update the service.")
+        self._went_on(session, reply.prompt, (), reply)
+        return reply
+
     async def verified(
         self, session: Session, tokens: Sequence[int], draft: Sequence[Drafted], how: Sampling
     ) -> VerifyReply:
@@ -83,28 +97,39 @@ class Target:
         self, session: Session, tokens: Sequence[int], draft: Sequence[Drafted], how: Sampling
     ) -> VerifyReply:
         position = common(session.held, tokens)
-        asked = VerifyRequest(
-            session=session.name,
-            tokenizer=self._tokenizer,
+        asked = msgspec.structs.replace(
+            self._asking(session, how),
             position=position,
             tokens=tuple(tokens[position:]),
             draft=tuple(guess.token for guess in draft),
             draft_probs=_drawn(draft),
+        )
+        reply = await self._ruled(asked)
+        self._went_on(session, tokens, draft, reply)
+        return reply
+
+    def _asking(self, session: Session, how: Sampling) -> VerifyRequest:
+        return VerifyRequest(
+            session=session.name,
+            tokenizer=self._tokenizer,
             model=self._model,
             temperature=how.temperature,
             top_p=how.top_p,
             top_k=how.top_k,
             seed=None if how.seed is None else how.seed & _SEEDS,
         )
+
+    async def _ruled(self, asked: VerifyRequest) -> VerifyReply:
         response = await self._http.exchange("POST", self._path, verify.encode_request(asked))
-        reply = self._http.decoded(response, lambda body: verify.decode_reply(body, drafted=len(draft)))
+        return self._http.decoded(response, lambda body: verify.decode_reply(body, drafted=len(asked.draft)))
+
+    def _went_on(self, session: Session, tokens: Sequence[int], draft: Sequence[Drafted], reply: VerifyReply) -> None:
         if reply.position != len(tokens) + reply.accepted + 1:
-            raise CloudResponseError(f"{response.url} went on with another session.", _ONE_INSTANCE)
+            raise CloudResponseError(f"{self._http.base} went on with another session.", _ONE_INSTANCE)
         session.held = [*tokens, *(guess.token for guess in draft[: reply.accepted]), reply.token]
         self._meter.rounds += 1
         self._meter.drafted += len(draft)
         self._meter.accepted += reply.accepted
-        return reply
 
 
 _ONE_INSTANCE = "Check that one instance answers all requests of a client."
@@ -116,7 +141,7 @@ class DraftedAnswer:
     Args:
         request_id: Stands in its tokens.
         prompt: What is answered.
-        ids: Its tokens.
+        guess: Its tokens as the small model reads it; as the large one does, they are known after the first round.
         session: Where it is spoken.
         drafts: The small model.
         target: The large one.
@@ -133,7 +158,7 @@ class DraftedAnswer:
         self,
         request_id: str,
         prompt: Prompt,
-        ids: Sequence[int],
+        guess: Sequence[int],
         *,
         session: Session,
         drafts: DraftModel,
@@ -143,18 +168,21 @@ class DraftedAnswer:
         seconds: Callable[[], float],
     ) -> None:
         self._id = request_id
+        self._prompt = prompt
         self._how = prompt.sampling
-        self._ids = ids
+        self._guess = guess
+        self._ids: Sequence[int] = ()
         self._session = session
         self._target = target
         self._k = k
         self._meter = meter
         self._seconds = seconds
-        self._text = GrowingText(drafts.tokenizer, prompt, ids)
+        self._tokenizer = drafts.tokenizer
+        self._text = GrowingText(drafts.tokenizer, prompt, ())
         # Another stream of the seed than the target's: a draw that knew the target's would not be independent of it.
         self._random = np.random.default_rng(None if self._how.seed is None else [0, self._how.seed & _SEEDS])
-        self._tokens = list(ids)
-        self._cached = common(session.held, ids)
+        self._tokens: list[int] = []
+        self._cached = 0
         self._finish: Finish | None = None
         self._reference: VerifyReference | None = None
         self.has_spoken = False
@@ -202,9 +230,18 @@ class DraftedAnswer:
                 yield Token(id=self._id, text=piece.text, logprob=piece.logprob, source=Source.CLOUD)
 
     async def _first_round(self) -> list[Piece]:
-        """Nothing to guess yet: while the large model reads the prompt, the small one does."""
-        reading = self._in_thread(lambda: self._session.drafter.follow(self._tokens))
-        reply, _ = await asyncio.gather(self._verified([]), reading)
+        """Nothing to guess but the prompt: while the large model reads it, the small one does, in its own way."""
+        session = self._session
+        held = session.held
+        reading = self._in_thread(lambda: session.drafter.follow(self._guess))
+        reply, _ = await asyncio.gather(self._target.begun(session, self._prompt), reading)
+        self._reference = reply.reference
+        self._ids = reply.prompt or ()
+        self._tokens = list(self._ids)
+        self._cached = common(held, self._ids)
+        self._text = GrowingText(self._tokenizer, self._prompt, self._ids)
+        session.drafter.rewind(0)
+        session.drafter.append(self._ids)
         return self._taken([], reply)
 
     async def _next_round(self) -> list[Piece]:

@@ -3,8 +3,10 @@
 import asyncio
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from edgewise.cloud.clients.openai import OpenAIClient
 from edgewise.cloud.verifier import TorchTarget, Verifier
 from edgewise.config import Config
 from edgewise.contracts import CloudReply, Reference, Request, Served, ServiceInfo, Source, Token
-from edgewise.dialogue import Finish, Prompt, Sampling, Tool, Written
+from edgewise.dialogue import Finish, Message, Prompt, Role, Sampling, Tool, Written
 from edgewise.edge import EdgeGenerator
 from edgewise.edge.drafting import DraftModel, draft_model
 from edgewise.errors import CloudError, CloudRefusedError
@@ -137,7 +139,11 @@ class Cloud:
     def __init__(self, llama, tokenizer, *, ends=frozenset(), digest=None):
         target = TorchTarget(llama, context=CONTEXT, vocabulary=tokenizer.get_vocab_size(), ends=ends)
         self.make = lambda reference: Verifier(
-            target, reference=reference, tokenizer=digest or tokenizer_digest(tokenizer.to_str()), clock=time
+            target,
+            reference=reference,
+            tokenizer=digest or tokenizer_digest(tokenizer.to_str()),
+            read=lambda prompt: tokenizer.encode(prompt.text).ids,
+            clock=time,
         )
         self.verifier = self.make(V1)
         self.bodies = []
@@ -218,7 +224,7 @@ async def test_greedy_text_is_the_targets_token_for_token(drafting, cloud, llama
         pieces, reply = await asked(client, asking(text, max_tokens=20))
         stream = tokenizer.decode([*ids, *said]).removeprefix(tokenizer.decode(ids))
         assert reply.output == stream[: len(reply.output)]
-        assert [body.tokens for body in cloud.bodies if body.position == 0][-1] == tuple(ids)
+        assert [body.prompt.text for body in cloud.bodies if body.prompt][-1] == text
         assert reply.written == Written(finish=Finish.LENGTH, prompt_tokens=len(ids), completion_tokens=20)
         assert reply.reference == Reference("tiny", "as the plain client calls it")
         rows = [logits_of(llama, [*ids, *said[:at]]) for at in range(20)]
@@ -244,6 +250,22 @@ async def test_a_real_edge_bundle_drafts(drafting, llama, tokenizer, tiny_genera
             assert tokenizer.decode(said)[: len(reply.output)] == reply.output
             assert reply.written.completion_tokens == 12
         assert client.figures.drafted > 20
+
+
+@pytest.mark.parametrize("longer", [0, 20])
+async def test_the_target_reads_the_prompt_whatever_the_draft_makes_of_it(drafting, llama, tokenizer, drafts, longer):
+    """As where a chat template differs; what the draft reads may even be short enough for it, and the target's not."""
+    model = replace(drafts(RIGHT, CONTEXT), read=lambda _: [1, 2])
+    text = "the cat sat" + longer * "a"
+    if longer:
+        model = replace(model, max_length=len(text) - longer // 2)
+    client = drafting(k=3, model=model)
+    ids = tokenizer.encode(text).ids
+    _, reply = await asked(client, asking(text, max_tokens=20))
+    said = plain(llama, ids, 20)
+    assert tokenizer.decode([*ids, *said]).removeprefix(text).startswith(reply.output)
+    assert (reply.written.prompt_tokens, reply.written.completion_tokens) == (len(ids), 20)
+    assert (client.figures.acceptance == 1) is not longer
 
 
 async def test_a_stop_text_and_an_end_end_it_where_plain_writing_would(llama, tokenizer, drafts):
@@ -317,7 +339,7 @@ async def test_a_session_goes_on_without_being_told_again(drafting, cloud, token
     _, second = await asked(client, asking(text, session="s", max_tokens=4))
     assert second.written.cached_tokens > len(tokenizer.encode("the cat").ids)
     assert len({body.session for body in cloud.bodies}) == 1
-    assert sum(body.position == 0 for body in cloud.bodies) == 1
+    assert [body.prompt.text for body in cloud.bodies if not body.position] == ["the cat", text]
     await asked(client, asking(text, session="other", max_tokens=4))
     assert len({body.session for body in cloud.bodies}) == 2
 
@@ -477,7 +499,10 @@ async def test_a_prompt_that_the_target_cannot_read_is_refused(url, llama, token
 
 @pytest.mark.slow
 async def test_the_cloud_service_itself_rules_on_drafts(tiny_checkpoints, tmp_path):
-    """A checkpoint as it is served: drafted text is its plain stream, under one reference, also after a reload."""
+    """A checkpoint as it is served: drafted text is its plain stream, under one reference, also after a reload.
+
+    That the model which drafts has no chat template of its own changes nothing.
+    """
     from edgewise.wiring import CloudModel, CloudSettings, build_cloud
 
     folder = tiny_checkpoints.causal_checkpoint(tmp_path / "writer")
@@ -486,7 +511,7 @@ async def test_the_cloud_service_itself_rules_on_drafts(tiny_checkpoints, tmp_pa
     service = build_cloud(CloudSettings((CloudModel("writer", folder),), allow_load=True), Config())
     drafts = DraftModel(
         start=lambda room: Guessing(model, SOMETIMES),
-        read=lambda prompt: tokenizer.encode(prompt.text).ids,
+        read=lambda prompt: tokenizer.encode(prompt.text or prompt.messages[-1].content).ids,
         tokenizer=tokenizer,
         ends=frozenset(),
         max_length=64,
@@ -494,13 +519,17 @@ async def test_the_cloud_service_itself_rules_on_drafts(tiny_checkpoints, tmp_pa
     with BackgroundServer(service.app) as running:
         plain_way = OpenAIClient(running.url, model="writer")
         client = DraftedCloud(running.url, plain=plain_way, drafts=drafts, model="writer", k=4)
-        for text in ("corn", "rose wheat"):
+        said = (Message(role=Role.SYSTEM, content="corn"), Message(role=Role.USER, content="rose"))
+        prompts = (Prompt(text="corn"), Prompt(messages=said), Prompt(messages=said, begun="w"))
+        for prompt in prompts:
             for stop in ((), ("t",)):
-                asked_for = asking(text, max_tokens=24, stop=stop)
+                how = Sampling(max_tokens=24, stop=stop)
+                asked_for = Request(id="r1", inputs=msgspec.structs.replace(prompt, sampling=how))
                 _, drafted = await asked(client, asked_for)
                 streamed = await plain_way.predict(asked_for, timeout_s=LONG_S)
                 assert drafted.output == streamed.output
                 assert drafted.written.finish is streamed.written.finish
+                assert drafted.written.prompt_tokens == streamed.written.prompt_tokens
                 assert drafted.reference == streamed.reference
             async with httpx.AsyncClient(base_url=running.url) as http:
                 assert (await http.post("/v2/repository/models/writer/load")).status_code == 200

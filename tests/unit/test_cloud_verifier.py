@@ -12,7 +12,7 @@ from edgewise.cloud.verifier import TorchTarget, Verifier, VerifierLimits
 from edgewise.errors import RequestError
 from edgewise.telemetry import Metrics
 from edgewise.wire.faults import Fault
-from edgewise.wire.verify import DraftProbabilities, VerifyReference, VerifyRequest
+from edgewise.wire.verify import DraftProbabilities, VerifyPrompt, VerifyReference, VerifyRequest
 
 VOCABULARY, CONTEXT, END = 12, 64, 11
 TABLE = np.random.default_rng(0).normal(0, 2, (VOCABULARY, VOCABULARY)).astype(np.float32)
@@ -47,6 +47,13 @@ class TableTarget:
         del cache[length:]
 
 
+def read(prompt):
+    """A token a letter, "a" being 0, behind a 10 that begins every text."""
+    if "?" in (prompt.text or ""):
+        raise RequestError("prompt", "prompt: it is a question.", "Send none.")
+    return [10, *(ord(letter) - ord("a") for letter in (prompt.text or "") + prompt.begun)]
+
+
 class SetClock:
     def __init__(self):
         self.now = 0.0
@@ -79,6 +86,7 @@ async def make(target, clock):
                 metrics=metrics,
                 reference=VerifyReference("tiny", "v1"),
                 tokenizer="sha256:t",
+                read=read,
                 clock=clock,
                 limits=VerifierLimits(**limits),
             )
@@ -163,6 +171,46 @@ async def test_a_request_can_be_sent_again(make, target):
     # A whole session, told anew, is not computed anew.
     await verifier.verify("a", asking(tokens=(1, 2, 3, 7)))
     assert target.passes[-1] == (3, [7])
+
+
+async def test_a_prompt_is_read_by_the_target_which_tells_its_ids(make, target):
+    verifier = make()
+    reply = await verifier.verify("a", asking(prompt=VerifyPrompt(text="bc", begun="d")))
+    assert (reply.prompt, reply.token, reply.position) == ((10, 1, 2, 3), plain(3, 1)[0], 5)
+    reply = await verifier.verify("a", asking(prompt=VerifyPrompt(text="bcd")))
+    assert reply.prompt == (10, 1, 2, 3)
+    assert target.passes == [(0, [10, 1, 2, 3]), (3, [3])]  # what was computed of a session is, also of its next prompt
+    reply = await verifier.verify("a", asking(position=reply.position, draft=(1,)))
+    assert reply.prompt is None
+
+
+@pytest.mark.parametrize(("text", "field"), [("bc?", "prompt"), ("b" * CONTEXT, "tokens"), ("bz", "tokens")])
+async def test_a_prompt_that_is_refused_leaves_the_session_whole(make, target, text, field):
+    verifier = make()
+    reply = await verifier.verify("a", asking(prompt=VerifyPrompt(text="bc")))
+    with pytest.raises(RequestError) as caught:
+        await verifier.verify("a", asking(prompt=VerifyPrompt(text=text)))
+    assert caught.value.field == field
+    assert (await verifier.verify("a", asking(position=reply.position))).position == reply.position + 1
+    assert len(target.passes) == 2
+
+
+async def test_who_is_refused_or_leaves_keeps_no_session_beyond_the_limit(make, target):
+    import threading
+
+    verifier = make(sessions=2)
+    target.go_on = threading.Event()
+    names = "abcdefgh"
+    waiting = [asyncio.create_task(verifier.verify("t", asking(session=name, tokens=(1,)))) for name in names]
+    await asyncio.sleep(0.01)
+    for task in waiting[1:]:
+        task.cancel()
+    target.go_on.set()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for name in names:
+        with pytest.raises(RequestError):
+            await verifier.verify("t", asking(session=name, prompt=VerifyPrompt(text="?")))
+    assert verifier.sessions == 2
 
 
 async def test_an_edited_turn_takes_the_rest_back(make, target):
@@ -256,6 +304,7 @@ async def test_idle_sessions_are_freed_also_where_nobody_asks(target):
         target,
         reference=VerifyReference("tiny", "v1"),
         tokenizer="sha256:t",
+        read=read,
         clock=time,
         limits=VerifierLimits(idle_s=0.02),
     )
@@ -377,7 +426,7 @@ async def test_a_torch_model_writes_through_drafts_what_it_writes_alone(llama, c
             tokens.append(int(llama(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
     said = tokens[len(prompt) :]
     target = TorchTarget(llama, context=CONTEXT, vocabulary=40, ends=frozenset())
-    verifier = Verifier(target, reference=VerifyReference("l", "v"), tokenizer="sha256:t", clock=clock)
+    verifier = Verifier(target, reference=VerifyReference("l", "v"), tokenizer="sha256:t", read=read, clock=clock)
     rng = np.random.default_rng(0)
     written, position, given = [], 0, tuple(prompt)
     while len(written) < 20:

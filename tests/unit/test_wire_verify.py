@@ -6,8 +6,9 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 from hypothesis import given
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from edgewise.dialogue import Message, Role
 from edgewise.errors import CloudResponseError, RequestError
 from edgewise.wire.verify import (
     CONTEXT_FULL,
@@ -16,6 +17,7 @@ from edgewise.wire.verify import (
     OTHER_TOKENIZER,
     SESSION_LOST,
     DraftProbabilities,
+    VerifyPrompt,
     VerifyReference,
     VerifyReply,
     VerifyRequest,
@@ -187,8 +189,27 @@ def test_a_tokenizer_is_named_by_what_it_does():
     told = json.loads(tokenizer().to_str())
     told["model"]["merges"] = ["a b"]  # as older versions wrote them
     assert tokenizer_digest(json.dumps(told)) == digest
+    spoken = tokenizer()
+    spoken.decoder = decoders.ByteLevel()
+    plain = json.loads(tokenizer().to_str())
+    plain["added_tokens"][0]["special"] = False  # so its text is told
     others = {
         tokenizer_digest(tokenizer(("b", "a", "ab")).to_str()),
         tokenizer_digest(tokenizer(added=("</s>",)).to_str()),
+        tokenizer_digest(spoken.to_str()),
+        tokenizer_digest(json.dumps(plain)),
     }
-    assert len(others | {digest}) == 3
+    assert len(others | {digest}) == 5
+
+
+@pytest.mark.parametrize("changes", [{"position": 3, "tokens": []}, {"tokens": [1]}])
+def test_a_prompt_begins_a_session(changes):
+    with pytest.raises(RequestError, match="begins the session anew") as refused:
+        request(prompt={"text": "a"}, **changes)
+    assert refused.value.field in changes
+
+
+def test_a_prompt_survives_its_bytes():
+    said = (Message(role=Role.USER, content="a"), Message(role=Role.ASSISTANT, content="b"))
+    asked = VerifyRequest(session="s", tokenizer="t", prompt=VerifyPrompt(messages=said, begun="c"))
+    assert decode_request(encode_request(asked)) == asked
