@@ -61,6 +61,10 @@ class Drafter:
         self._cache.remove(row, len(self._held))
         del self._held[row]
 
+    def fit(self, positions: int) -> None:
+        """Have memory for rows of so many tokens, and not much more."""
+        self._cache.fit(len(self._held), min(positions, self.context))
+
     def clear(self) -> None:
         """Forget every row."""
         self._held = []

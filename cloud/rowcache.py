@@ -3,6 +3,9 @@
 Owns the memory and one forward pass over it. A row is a sequence; its tokens lie from the left, what lies behind its
 length counts for nothing, so that a row is taken back by being told a smaller length. It is multiplied by 0 all the
 same, which infinite numbers survive: the memory of a row that is gone is cleared. Chooses no token.
+
+The memory is one block, every row as long as the longest: a model reads it without a copy. Who may have a row of it,
+so that one long sequence beside short ones does not take many times what they hold, is for others to say.
 """
 
 from __future__ import annotations
@@ -15,11 +18,21 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_FIRST_CAPACITY = 256
+_PIECE = 256
+"""Positions by which rows grow: a block is copied once in as many steps, each of which reads all of it."""
+
+
+def block_tokens(rows: int, positions: int) -> int:
+    """Tokens that a block takes whose longest row has so many positions."""
+    return rows * _rounded(positions)
+
+
+def _rounded(positions: int) -> int:
+    return -(-positions // _PIECE) * _PIECE
 
 
 class _Span:
-    """Which part of the memory the next forward pass writes and reads."""
+    """Which part of the memory the next forward pass writes and reads, and the memory's size."""
 
     first = 0
     rows = 0
@@ -27,6 +40,8 @@ class _Span:
     """Positions that are read."""
     where: torch.Tensor
     """Positions that are written, shape (rows, tokens)."""
+    block = (0, 0)
+    """Rows and positions that there is memory for, from the pass on."""
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
@@ -48,8 +63,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no ty
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write what was computed, and give back all that the rows' queries may read."""
         span = self._span
-        self.keys = _roomy(self.keys, key_states, span)
-        self.values = _roomy(self.values, value_states, span)
+        self.keys = _sized(self.keys, key_states, span)
+        self.values = _sized(self.values, value_states, span)
         rows = torch.arange(span.first, span.first + span.rows)[:, None]
         self.keys[rows, :, span.where] = key_states.transpose(1, 2)
         self.values[rows, :, span.where] = value_states.transpose(1, 2)
@@ -70,18 +85,16 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no ty
         return -1
 
 
-def _roomy(held: torch.Tensor | None, fresh: torch.Tensor, span: _Span) -> torch.Tensor:
-    """The memory, grown by doubling where the span does not fit."""
-    rows, positions = span.first + span.rows, span.length
-    if held is not None and held.shape[0] >= rows and held.shape[2] >= positions:
+def _sized(held: torch.Tensor | None, fresh: torch.Tensor, span: _Span) -> torch.Tensor:
+    """The memory in the size that the span names, with what was in it."""
+    rows, positions = span.block
+    if held is not None and held.shape[0] == rows and held.shape[2] == positions:
         return held
-    had_rows, had_positions = (0, _FIRST_CAPACITY) if held is None else (held.shape[0], held.shape[2])
-    while had_positions < positions:
-        had_positions *= 2
-    grown = torch.zeros(max(rows, had_rows), fresh.shape[1], had_positions, fresh.shape[3], dtype=fresh.dtype)
+    sized = torch.zeros(rows, fresh.shape[1], positions, fresh.shape[3], dtype=fresh.dtype)
     if held is not None:
-        grown[: held.shape[0], :, : held.shape[2]] = held
-    return grown
+        kept = held[:rows, :, :positions]
+        sized[: kept.shape[0], :, : kept.shape[2]] = kept
+    return sized
 
 
 class RowCache:
@@ -100,6 +113,14 @@ class RowCache:
         """Forget every row and give its memory back."""
         self._span = _Span()
         self._cache = Cache(layer_class_to_replicate=partial(_Layer, self._span))
+
+    def fit(self, rows: int, positions: int) -> None:
+        """Have memory for the first `rows` rows, none longer than `positions`, and not more than twice as much."""
+        span, wanted = self._span, (rows, _rounded(positions))
+        held = span.block
+        is_roomy = held[0] >= wanted[0] and held[1] >= wanted[1]
+        if not is_roomy or held[0] * held[1] > 2 * wanted[0] * wanted[1]:
+            span.block = wanted
 
     def remove(self, row: int, rows: int) -> None:
         """Take one of the first `rows` rows out; those behind it move up by one."""
@@ -130,6 +151,8 @@ class RowCache:
         span = self._span
         span.first, span.rows, span.where = first, len(tokens), where
         span.length = int(where.max()) + 1
+        if first + len(tokens) > span.block[0] or span.length > span.block[1]:
+            self.fit(max(first + len(tokens), span.block[0]), max(span.length, span.block[1]))
         given: dict[str, Any] = {"position_ids": where, "cache_position": where[0], "logits_to_keep": int(last_only)}
         with torch.inference_mode():
             found = self._model(
@@ -140,33 +163,6 @@ class RowCache:
                 **{name: value for name, value in given.items() if name in self._takes},
             ).logits
         return found[:, -1:] if last_only else found
-
-
-def difference(model: Any, cache: RowCache, texts: Sequence[Sequence[int]]) -> float:
-    """Compute texts whole, and again in pieces and together; forgets what the memory held.
-
-    Args:
-        model: The model of the memory.
-        cache: The memory.
-        texts: Tokens of each, five or more of the first, two or more of the others.
-
-    Returns:
-        Largest difference of a logit behind the last token, relative to the largest logit where that exceeds 1.
-    """
-    cache.clear()
-    try:
-        with torch.inference_mode():
-            alone = [model(input_ids=torch.tensor([list(text)])).logits[0, -1] for text in texts]
-        cache.forward(0, [texts[0][:3]], [0], last_only=True)
-        cache.forward(0, [texts[0][3:-1]], [3], last_only=True)
-        for row, text in enumerate(texts[1:], start=1):
-            cache.forward(row, [text[:-1]], [0], last_only=True)
-        together = cache.forward(0, [text[-1:] for text in texts], [len(text) - 1 for text in texts])[:, -1]
-    finally:
-        cache.clear()
-    pairs = zip(alone, together, strict=True)
-    # Over all at once, so that one NaN is what comes out.
-    return float(torch.stack([(a - b).abs().max() / a.abs().max().clamp(min=1) for a, b in pairs]).max())
 
 
 def _mask(where: torch.Tensor, length: int) -> torch.Tensor:

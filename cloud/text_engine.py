@@ -1,7 +1,13 @@
 """A language model of a checkpoint that writes several answers at once, a step at a time.
 
-Owns the batch: who is in it, who is being read, and one step of all. A step reads a piece of one prompt that waits, and
-writes a token of every answer, or more where a draft model guessed them. For one thread at a time; knows no event loop.
+Owns the batch: who is in it, who has memory, who is being read, and one step of all. A step reads a piece of one prompt
+that waits, and writes a token of every answer, or more where a draft model guessed them. For one thread at a time, and
+without an event loop.
+
+Everybody's memory is as long as the longest answer, so who has some is decided anew before each step: those that came
+first, as many as the limit takes together. Where answers outgrow it, the last one gives its memory back, and is read
+again when there is room. Whoever came first is never interrupted, so everybody's turn comes.
+
 An answer does not depend on who else is in the batch, except by float noise, which can tip a tie: a model is tested for
 it at start, and the context ends where positions would come to hang on the longest answer.
 """
@@ -10,26 +16,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgewise.cloud.batched import check_batched, window_of
 from edgewise.cloud.causal import CausalFacts, load_causal
 from edgewise.cloud.drafted import GUESSES, Drafter
 from edgewise.cloud.prompts import PromptReader, Reading
-from edgewise.cloud.rowcache import RowCache, difference
+from edgewise.cloud.rowcache import RowCache, block_tokens
+from edgewise.cloud.rows import Row, Told
 from edgewise.cloud.text_metrics import Stats
 from edgewise.cloud.tokens import Choice, Chooser
 from edgewise.cloud.transcript import Transcript
 from edgewise.cloud.workers import frames
 from edgewise.cloud.worth import Worth
 from edgewise.contracts import ServiceInfo, new_id
-from edgewise.dialogue import Finish, Piece, Prompt, Sampling, Written
+from edgewise.dialogue import Finish, Prompt, Sampling
 from edgewise.errors import CheckpointError, CloudResponseError, EdgewiseError
 
 _log = logging.getLogger(__name__)
@@ -37,60 +45,9 @@ _log = logging.getLogger(__name__)
 CHUNK, SHARED_CHUNK = 512, 64
 """Tokens of a prompt read in a step: alone, and while others wait for their next token."""
 
-TOLERANCE = 1e-3
-"""Largest difference of a logit between batched and plain computing, relative to the largest where that exceeds 1."""
-
 WARM_UP_TOKENS = 4
 
-_TESTED, _TESTED_LONG = 7, 256
-"""Tokens of the longest text of the test at start: at least, and at most; more would take seconds of large models."""
-
 _SELF_TEST = "The quick brown fox jumps over the lazy dog."
-
-
-class Told(NamedTuple):
-    """What a step brought to one answer.
-
-    Attributes:
-        key: Whose it is.
-        pieces: What was written.
-        written: How the answer came about, where it is over.
-        error: Why it cannot go on.
-    """
-
-    key: str
-    pieces: list[Piece]
-    written: Written | None = None
-    error: EdgewiseError | None = None
-
-
-@dataclass(eq=False)
-class _Row:
-    """An answer in the batch."""
-
-    key: str
-    reading: Reading
-    chooser: Chooser
-    transcript: Transcript
-    texts: list[int]
-    computed: int = 0
-    left: int = 0
-    told: list[Piece] = field(default_factory=list)
-    finish: Finish | None = None
-    error: EdgewiseError | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.finish is not None or self.error is not None
-
-    @property
-    def outcome(self) -> Told:
-        written = None if self.finish is None else self.transcript.written(self.finish)
-        return Told(self.key, self.told, written, self.error)
-
-    @property
-    def is_writing(self) -> bool:
-        return self.computed >= len(self.reading.ids)
 
 
 class TextEngine:
@@ -102,6 +59,8 @@ class TextEngine:
         facts: What is known of it.
         name: Model name; None takes the folder's.
         slots: Most answers at once.
+        max_tokens: Tokens that there is memory for: all answers at once take as many each as the longest. An answer
+            that is alone may have as many as the model reads, whatever this says.
         drafter: Guesses tokens; None writes one a step.
         seconds: A clock.
 
@@ -124,6 +83,7 @@ class TextEngine:
         *,
         name: str | None = None,
         slots: int = 16,
+        max_tokens: int = 32_768,
         drafter: Drafter | None = None,
         seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -136,7 +96,7 @@ class TextEngine:
             input="text",
             role="cloud",
         )
-        self.context = min(facts.context, _window(model) or facts.context)
+        self.context = min(facts.context, window_of(model) or facts.context)
         self.stats = Stats()
         self._worth: dict[int, Worth] = {}  # by the size of the batch, to a power of two
         self.loaded = model, tokenizer, facts
@@ -147,8 +107,10 @@ class TextEngine:
         self._cache = RowCache(model)
         self._drafter = drafter
         self._seconds = seconds
-        self._rows: list[_Row] = []
-        _check_batched(model, self._cache, self._tokenizer.encode(_SELF_TEST).ids, self.context, facts)
+        self._max_tokens = max_tokens
+        self._rows: list[Row] = []
+        self._waiting: deque[Row] = deque()  # for memory
+        check_batched(model, self._cache, self._tokenizer.encode(_SELF_TEST).ids, self.context, facts)
 
     @classmethod
     def load(
@@ -158,6 +120,7 @@ class TextEngine:
         threads: int | None = None,
         name: str | None = None,
         slots: int = 16,
+        max_tokens: int = 32_768,
         draft: Path | None = None,
     ) -> TextEngine:
         """Load a language model, and its draft where there is one, and test both.
@@ -167,6 +130,7 @@ class TextEngine:
             threads: Threads of torch, in the whole process; None leaves them as they are.
             name: Model name; None takes the folder's.
             slots: Most answers at once.
+            max_tokens: Tokens that there is memory for.
             draft: Folder of the draft's checkpoint.
 
         Raises:
@@ -177,7 +141,7 @@ class TextEngine:
             torch.set_num_threads(threads)
         model, tokenizer, facts = load_causal(path)
         drafter = None if draft is None else Drafter.load(draft, tokenizer, facts)
-        engine = cls(model, tokenizer, facts, name=name, slots=slots, drafter=drafter)
+        engine = cls(model, tokenizer, facts, name=name, slots=slots, max_tokens=max_tokens, drafter=drafter)
         engine.warm_up()
         return engine
 
@@ -188,8 +152,8 @@ class TextEngine:
 
     @property
     def running(self) -> int:
-        """Answers that are being written or whose prompt is being read."""
-        return len(self._rows)
+        """Answers that are being written, whose prompt is being read, or that wait for memory."""
+        return len(self._rows) + len(self._waiting)
 
     def warm_up(self) -> None:
         """Write a few tokens for nobody.
@@ -222,7 +186,7 @@ class TextEngine:
 
     def join(self, key: str, reading: Reading) -> None:
         """Let an answer into the batch, behind the others."""
-        row = _Row(
+        row = Row(
             key,
             reading,
             Chooser(reading.prompt.sampling, self._vocabulary, reading.constraint),
@@ -230,9 +194,7 @@ class TextEngine:
             list(reading.ids),
             left=reading.left,
         )
-        self._rows.append(row)
-        if self._drafter is not None:
-            self._drafter.join()
+        self._waiting.append(row)
 
     def leave(self, key: str) -> None:
         """Stop an answer; nothing happens where there is none."""
@@ -240,14 +202,14 @@ class TextEngine:
             if row.key == key:
                 self._remove(at)
                 return
+        self._waiting = deque(row for row in self._waiting if row.key != key)
 
     def clear(self) -> list[str]:
         """Forget everything that is being written; returns whose it was."""
-        keys = [row.key for row in self._rows]
+        keys = [row.key for row in (*self._rows, *self._waiting)]
         self._rows = []
-        self._cache.clear()
-        if self._drafter is not None:
-            self._drafter.clear()
+        self._waiting.clear()
+        self._free()
         return keys
 
     def step(self) -> list[Told]:
@@ -256,6 +218,7 @@ class TextEngine:
         Raises:
             RuntimeError: torch failed.
         """
+        self._seat()
         writing = [row for row in self._rows if row.is_writing]
         if writing:
             self._write(writing)
@@ -266,6 +229,30 @@ class TextEngine:
         told = [row.outcome for row in self._rows if row.told or row.is_over]
         self._part()
         return told
+
+    def _seat(self) -> None:
+        """Say who has memory in this step: the first that came, as many as there is memory for."""
+        while not self._fits(self._rows):
+            row = self._rows[-1]
+            self._remove(len(self._rows) - 1)
+            row.computed = 0
+            self._waiting.appendleft(row)
+        while self._waiting and self._fits([*self._rows, self._waiting[0]]):
+            self._rows.append(self._waiting.popleft())
+            if self._drafter is not None:
+                self._drafter.join()
+        if self._rows:
+            positions = self._positions(self._rows)
+            self._cache.fit(len(self._rows), positions)
+            if self._drafter is not None:
+                self._drafter.fit(positions)
+
+    def _fits(self, rows: Sequence[Row]) -> bool:
+        return len(rows) <= 1 or block_tokens(len(rows), self._positions(rows)) <= self._max_tokens
+
+    def _positions(self, rows: Sequence[Row]) -> int:
+        """Tokens of the longest answer once this step has written."""
+        return min(self.context, max(len(row.texts) for row in rows) + (GUESSES + 1 if self.has_draft else 1))
 
     def _part(self) -> None:
         """Let those go whose answers are over."""
@@ -281,18 +268,24 @@ class TextEngine:
             self._drafter.remove(at)
         del self._rows[at]
         if not self._rows:
-            self.clear()
+            self._free()
+
+    def _free(self) -> None:
+        self._cache.clear()
+        if self._drafter is not None:
+            self._drafter.clear()
 
     def _read_on(self, at: int, chunk: int) -> None:
         row = self._rows[at]
-        tokens = row.reading.ids[row.computed : row.computed + chunk]
+        count = min(chunk, row.unread)
+        tokens = row.texts[row.computed : row.computed + count]
         logits = self._cache.forward(at, [tokens], [row.computed], last_only=True)
-        row.computed += len(tokens)
-        if row.is_writing:
+        row.computed += count
+        if row.computed == len(row.texts):
             self.stats.passes += 1
             self._take(row, logits[0, -1].numpy(), first=True)
 
-    def _write(self, rows: Sequence[_Row]) -> None:
+    def _write(self, rows: Sequence[Row]) -> None:
         worth = self._worth.setdefault(len(rows).bit_length(), Worth()) if self.has_draft else None
         began = self._seconds()
         before = self.stats.tokens
@@ -306,7 +299,7 @@ class TextEngine:
             self.stats.plain_rate, self.stats.drafted_rate = worth.rate(drafted=False), worth.rate(drafted=True)
             self.stats.break_even_s = worth.break_even_s
 
-    def _guesses(self, rows: Sequence[_Row]) -> list[list[int]] | None:
+    def _guesses(self, rows: Sequence[Row]) -> list[list[int]] | None:
         drafter = self._drafter
         if drafter is None:
             return None
@@ -314,14 +307,14 @@ class TextEngine:
         count = min(GUESSES, min(self.context, drafter.context) - longest)
         return drafter.guess([row.texts for row in rows], count) if count > 0 else None
 
-    def _logits(self, rows: Sequence[_Row], guesses: list[list[int]] | None) -> NDArray[np.float32]:
+    def _logits(self, rows: Sequence[Row], guesses: list[list[int]] | None) -> NDArray[np.float32]:
         """Logits behind the last token of each row and behind each guess, shape (rows, 1 + guesses, vocabulary)."""
         behind: Sequence[list[int]] = guesses or [[] for _ in rows]
         tokens = [[row.texts[-1], *guessed] for row, guessed in zip(rows, behind, strict=True)]
         found = self._cache.forward(0, tokens, [row.computed for row in rows])
         return np.asarray(found.numpy())
 
-    def _follow(self, row: _Row, at: int, logits: NDArray[np.float32], guessed: Sequence[int]) -> None:
+    def _follow(self, row: Row, at: int, logits: NDArray[np.float32], guessed: Sequence[int]) -> None:
         """Take tokens as long as the guesses are what the target chooses itself; then its own choice."""
         length = len(row.texts)
         accepted = 0
@@ -342,7 +335,7 @@ class TextEngine:
             self.stats.drafted_tokens += self.stats.tokens - before
             self._drafter.stood(at, length, accepted, len(guessed))
 
-    def _take(self, row: _Row, logits: NDArray[np.float32], *, first: bool = False) -> int | None:
+    def _take(self, row: Row, logits: NDArray[np.float32], *, first: bool = False) -> int | None:
         """Choose a token, and tell of it; returns it, or None where there is none to go on with."""
         try:
             return self._told(row, row.chooser.choose(logits, first=first))
@@ -357,7 +350,7 @@ class TextEngine:
         row.finish = None
         return None
 
-    def _told(self, row: _Row, choice: Choice) -> int | None:
+    def _told(self, row: Row, choice: Choice) -> int | None:
         if choice.token in self._ends:
             self._finish(row, Finish.STOP)
             return None
@@ -373,40 +366,6 @@ class TextEngine:
             self._finish(row, Finish.LENGTH)
         return choice.token
 
-    def _finish(self, row: _Row, why: Finish) -> None:
+    def _finish(self, row: Row, why: Finish) -> None:
         row.told += row.transcript.close()
         row.finish = why
-
-
-def _window(model: Any) -> int | None:
-    """Tokens that a layer looks back, where some look back less than all: batches know no window."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    used = getattr(config, "use_sliding_window", True)
-    return window if isinstance(window, int) and window > 0 and used else None
-
-
-def _check_batched(model: Any, cache: RowCache, ids: Sequence[int], context: int, facts: CausalFacts) -> None:
-    """Compute a long and a short text alone and together.
-
-    The long one has as many tokens as the context, up to a bound: what a model makes of a short text may hang on the
-    longest one beside it.
-
-    Raises:
-        CheckpointError: The logits differ, or it cannot be done.
-    """
-    size = max(_TESTED, min(context, _TESTED_LONG))
-    texts = [(list(ids) * size)[:size], list(ids[:4])]
-    try:
-        worst = difference(model, cache, texts)
-    except Exception as error:  # whatever a model of another kind of memory raises
-        raise _not_batched(facts, f"{type(error).__name__}") from error
-    if not worst <= TOLERANCE:
-        raise _not_batched(facts, f"its logits differ by {worst:.3g}")
-
-
-def _not_batched(facts: CausalFacts, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"{facts.path} cannot write several answers at once: {why}.",
-        "Serve it with vLLM; this service keeps keys and values of every layer, and nothing else.",
-    )

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from edgewise.cloud.prompts import Reading
-from edgewise.cloud.text_engine import TextEngine, Told
+from edgewise.cloud.rows import Told
+from edgewise.cloud.text_engine import TextEngine
 from edgewise.cloud.text_metrics import Stats
 from edgewise.cloud.workers import frames
 

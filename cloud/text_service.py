@@ -20,8 +20,9 @@ from typing import TypeAlias, TypeVar
 
 from edgewise import telemetry, tracing
 from edgewise.cloud.prompts import Reading
+from edgewise.cloud.rows import Told
 from edgewise.cloud.service import DOUBT_S, FAILED_BATCHES
-from edgewise.cloud.text_engine import TextEngine, Told
+from edgewise.cloud.text_engine import TextEngine
 from edgewise.cloud.text_loop import Step, TextLoop
 from edgewise.cloud.text_metrics import TextMetrics
 from edgewise.cloud.workers import frames

@@ -95,6 +95,9 @@ def cloud_serve(
         Option("--threads", min=1, help="Threads a model, shared out among its workers; every core unless given."),
     ] = None,
     max_batch: Annotated[int, Option("--max-batch", min=1, help="Most requests computed together.")] = 16,
+    max_batch_tokens: Annotated[
+        int, Option("--max-batch-tokens", min=1, help="Tokens of language models' answers that there is memory for.")
+    ] = 32_768,
     host: HostOption = None,
     port: Annotated[int, Option("--port", help="Port to bind; 0 takes a free one.")] = 8700,
     api_keys_env: KeysEnv = None,
@@ -119,6 +122,7 @@ def cloud_serve(
         replicas=replicas,
         threads=threads,
         max_batch=max_batch,
+        max_batch_tokens=max_batch_tokens,
         admins=frozenset(names(admins)),
         allow_load=allow_load,
         draft=draft,

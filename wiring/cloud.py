@@ -68,6 +68,8 @@ class CloudSettings:
         admins: Tenants that may load and unload models.
         allow_load: Where there are no API keys, let everybody on this machine do so.
         draft: Checkpoint of a small language model that guesses for the first model; None lets none guess.
+        max_batch_tokens: Tokens of a language model's answers, prompts included, that there is memory for, all as long
+            as the longest.
     """
 
     models: tuple[CloudModel, ...]
@@ -78,6 +80,7 @@ class CloudSettings:
     admins: frozenset[str] = frozenset()
     allow_load: bool = False
     draft: Path | None = None
+    max_batch_tokens: int = 32_768
 
 
 def cloud_models(given: Sequence[str], name: str | None = None) -> tuple[CloudModel, ...]:
@@ -255,8 +258,9 @@ def _writer(
         raise ConfigError(
             f"{model.path} is a language model, which the engine {settings.engine} cannot run.", "Choose torch or auto."
         )
-    if settings.max_batch < 1:
-        raise ConfigError(f"max_batch is {settings.max_batch}.", "Give 1 or more.")
+    if min(settings.max_batch, settings.max_batch_tokens) < 1:
+        problem = f"max_batch is {settings.max_batch}, max_batch_tokens {settings.max_batch_tokens}."
+        raise ConfigError(problem, "Give 1 or more.")
 
     async def opened() -> ModelService:
         from edgewise.cloud.text_engine import TextEngine
@@ -264,7 +268,13 @@ def _writer(
 
         threads = settings.threads or probe().cores
         engine = await asyncio.to_thread(
-            TextEngine.load, model.path, threads=threads, name=model.name, slots=settings.max_batch, draft=draft
+            TextEngine.load,
+            model.path,
+            threads=threads,
+            name=model.name,
+            slots=settings.max_batch,
+            max_tokens=settings.max_batch_tokens,
+            draft=draft,
         )
         verifiers.put(engine.info, *engine.loaded, context=engine.context)
         return TextService(engine, clock=time, metrics=metrics)

@@ -301,7 +301,7 @@ def test_what_one_answer_fails_over_ends_no_other(engine, monkeypatch, caplog, f
     engine.join("bad", engine.read(prompt("a", max_tokens=3)))
     engine.join("good", engine.read(prompt("corn")))
     owner, method = part.split(".")
-    monkeypatch.setattr(getattr(engine._rows[0], owner), method, fail)
+    monkeypatch.setattr(getattr(engine._waiting[0], owner), method, fail)
     found, errors = [], {}
     while engine.running:
         for told in engine.step():
@@ -315,6 +315,98 @@ def test_what_one_answer_fails_over_ends_no_other(engine, monkeypatch, caplog, f
     assert "The engine failed over this answer" in str(error)
     assert type(failure).__name__ in caplog.text
     assert "secret" not in caplog.text
+
+
+def blocks(engine):
+    """Tokens that the memory of each layer is made for."""
+    return {
+        held.shape[0] * held.shape[2] for layer in engine._cache._cache.layers for held in (layer.keys, layer.values)
+    }
+
+
+@pytest.fixture(scope="module")
+def long_loaded(tiny_checkpoints, tmp_path_factory):
+    """A model that reads 1,024 tokens, and answers that end at their limit."""
+    folder = tiny_checkpoints.causal_checkpoint(tmp_path_factory.mktemp("long") / "writer")
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text().replace(": 256", ": 1024"))
+    model, tokenizer, facts = load_causal(folder)
+    return model, tokenizer, replace(facts, ends=frozenset())
+
+
+def test_a_long_prompt_does_not_make_the_others_take_its_memory(long_loaded):
+    engine = TextEngine(*long_loaded, max_tokens=2048)
+    for number in range(8):
+        engine.join(f"s{number}", engine.read(Prompt(text="corn", sampling=Sampling(max_tokens=20 + number))))
+    engine.join("long", engine.read(Prompt(text="x" * 800, sampling=Sampling(max_tokens=4))))
+    engine.join("last", engine.read(Prompt(text="gold", sampling=Sampling(max_tokens=200))))
+    ended, most = [], 0
+    while engine.running:
+        ended += [told.key for told in engine.step() if told.written is not None]
+        most = max([most, *blocks(engine)])
+        if ended[-1:] == ["long"]:
+            assert engine.running == 1
+            engine.step()
+            assert blocks(engine) == {256}  # what the long one took is given back though somebody writes
+            break
+    assert most == 2048
+    assert set(ended) == {f"s{number}" for number in range(8)} | {"long"}
+
+
+def test_answers_that_outgrow_their_memory_wait_and_say_the_same(long_loaded):
+    asked = [
+        Prompt(text=text, sampling=Sampling(max_tokens=300, temperature=heat, seed=3))
+        for text, heat in (("corn", 0), ("gold rose", 1), ("ship", 0), ("x" * 240, 1))
+    ]
+    alone = [tokens(write(TextEngine(*long_loaded), [one]))[0] for one in asked]
+    engine = TextEngine(*long_loaded, max_tokens=1024)
+    set_back, found, order = 0, {str(number): [] for number in range(4)}, []
+    for number, one in enumerate(asked):
+        engine.join(str(number), engine.read(one))
+    while engine.running:
+        writing = len(engine._rows)
+        for told in engine.step():
+            found[told.key] += [piece.token for piece in told.pieces]
+            order += [told.key] if told.written is not None else []
+        set_back += len(engine._rows) < writing and not order
+        assert max(blocks(engine), default=0) <= 1024
+    assert set_back
+    assert order[0] == "0"  # who came first is never set back
+    assert list(found.values()) == alone
+
+
+def test_an_answer_that_is_alone_may_fill_the_context(long_loaded):
+    engine = TextEngine(*long_loaded, max_tokens=1)
+    ((one, _), (other, _)) = write(engine, [Prompt(text="x" * 600, sampling=Sampling(max_tokens=40))] * 2)
+    assert len(one) == 40
+    assert one == other
+
+
+def test_who_leaves_while_waiting_for_memory_is_gone(long_loaded):
+    engine = TextEngine(*long_loaded, max_tokens=1)
+    for key in "ab":
+        engine.join(key, engine.read(Prompt(text="x" * 30, sampling=Sampling(max_tokens=5))))
+    engine.step()
+    engine.leave("b")
+    assert engine.running == 1
+    engine.join("c", engine.read(Prompt(text="y", sampling=Sampling(max_tokens=5))))
+    assert engine.clear() == ["a", "c"]
+    assert engine.running == 0
+
+
+def test_drafts_follow_answers_that_are_set_back(long_loaded):
+    model, tokenizer, facts = long_loaded
+    asked = [Prompt(text=text, sampling=Sampling(max_tokens=280)) for text in ("corn", "gold rose", "ship")]
+    plain = tokens(write(TextEngine(*long_loaded), asked))
+    timer = Timer(drafts_pay=True)
+    timer.engine = engine = TextEngine(
+        *long_loaded,
+        max_tokens=768,
+        drafter=Drafter(model, context=facts.context, vocabulary=len(tokenizer)),
+        seconds=timer,
+    )
+    assert tokens(write(engine, asked)) == plain
+    assert engine.stats.accepted > 0
 
 
 @pytest.mark.parametrize("behind", [[], [6, 7, 8]])
