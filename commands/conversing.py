@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgewise import rendering
-from edgewise.commands.console import OUT, show
+from edgewise.commands.console import ERR, OUT, show
 from edgewise.errors import EdgewiseError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def converse(talking: Chat, talk: Talk, *, as_json: bool) -> bool:
     """Answer line after line until there are no more; whether an answer failed."""
     failed = False
+    notes = ERR if as_json else OUT
     for line in _lines(quiet=as_json):
         command, _, rest = line.partition(" ")
         prompt = None
@@ -30,13 +31,13 @@ def converse(talking: Chat, talk: Talk, *, as_json: bool) -> bool:
         if command == "/new":
             talk = talk.anew()
         elif command == "/help":
-            OUT.print(rendering.chat_help())
+            notes.print(rendering.chat_help())
         elif command == "/edit":
             prompt = talk.editing(rest) if rest else None
             if prompt is None:
-                OUT.print(rendering.chat_note("/edit TEXT replaces the last answer; there has to be one."))
+                notes.print(rendering.chat_note("/edit TEXT replaces the last answer; there has to be one."))
         elif command.startswith("/"):
-            OUT.print(rendering.chat_note(f"There is no {command}; /help shows what there is."))
+            notes.print(rendering.chat_note(f"There is no {command}; /help shows what there is."))
         else:
             prompt = talk.asking(line)
         if prompt is not None:

@@ -220,6 +220,11 @@ def test_json_is_a_line_an_answer(monkeypatch, capsys):
     assert failed
 
 
+def test_notes_are_no_lines_of_json(monkeypatch, capsys):
+    out, _ = converse(Service([answered("Hello")]), "/help\n/edit a\n/what\nHi\n", monkeypatch, capsys, as_json=True)
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["Hello"]
+
+
 def test_an_error_ends_an_answer_and_not_the_chat(monkeypatch, capsys):
     service = Service([answered("One")], [*tokens("par"), CloudUnreachableError("Away.", "Wait.")], [answered("Two")])
     out, failed = converse(service, "a\nb\nc\n", monkeypatch, capsys)
