@@ -20,9 +20,12 @@ from edgewise.errors import ConfigError
 
 DEFAULT_NAME = "edgewise.toml"
 _OF_AWS = ("sagemaker", "bedrock")
+"""Kinds of cloud backends whose address is known by their region."""
 _MOST_SLOTS = 256
 """Sessions of texts that may be kept: each takes memory, and every turn looks through them."""
-"""Kinds of cloud backends whose address is known by their region."""
+_SHOWN_CHARACTERS = 40
+_TOO_LARGE = 2**63
+"""TOML's whole numbers have 64 bits, Python's have no end: what would take a larger one cannot."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -372,6 +375,8 @@ def load_config(path: Path) -> Config:
         return parse_config(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"The configuration {path} is not TOML: {error}.", "Correct that line.") from error
+    except ValueError as error:  # of a number of some thousand digits, which TOML does not have either
+        raise ConfigError(f"The configuration {path} is not TOML: {error}.", "Give smaller numbers.") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.problem}", error.remedy) from error
 
@@ -506,14 +511,14 @@ def _check_ranges(config: Config) -> None:
         **_costs(config.cost),
     }
     for name, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name} is {value!r}.", "Give a number above 0.")
+        if value is not None and not 0 < value < _TOO_LARGE:
+            raise ConfigError(f"{name} is {_shown(value)}.", "Give a number above 0.")
     for name, value in not_negative.items():
-        if value is not None and not 0 <= value < math.inf:
-            raise ConfigError(f"{name} is {value!r}.", "Give 0 or more.")
+        if value is not None and not 0 <= value < _TOO_LARGE:
+            raise ConfigError(f"{name} is {_shown(value)}.", "Give 0 or more.")
     if config.text.slots > _MOST_SLOTS:
         raise ConfigError(
-            f"text.slots is {config.text.slots!r}.",
+            f"text.slots is {_shown(config.text.slots)}.",
             f"Give at most {_MOST_SLOTS}: each keeps in memory what was computed of a session.",
         )
     floor = config.text.watch_floor
@@ -532,7 +537,12 @@ def _check_ranges(config: Config) -> None:
         if not backend.url and backend.kind not in _OF_AWS:
             raise ConfigError(f"cloud.backends.{name}.url is missing.", "Give the address of the backend.")
     if not 0 <= config.server.port <= 65535:
-        raise ConfigError(f"server.port is {config.server.port!r}.", "Give a port between 0 and 65535.")
+        raise ConfigError(f"server.port is {_shown(config.server.port)}.", "Give a port between 0 and 65535.")
+
+
+def _shown(value: float) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def _costs(cost: CostSection) -> dict[str, float | None]:

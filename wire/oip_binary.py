@@ -129,9 +129,8 @@ def numbers(data: memoryview, datatype: str, count: int) -> NDArray[Any]:
     dtype = _DTYPES.get(datatype)
     if dtype is None:
         raise FrameError(f"its datatype {datatype!r:.40} is not known.")
-    needed = count * np.dtype(dtype).itemsize
-    if len(data) != needed:
-        raise FrameError(f"{len(data)} bytes do not fill its shape, which takes {needed} of {datatype}.")
+    if len(data) != count * np.dtype(dtype).itemsize:  # not told: a shape can take more bytes than Python writes out
+        raise FrameError(f"{len(data)} bytes do not fill its shape in {datatype}.")
     return np.frombuffer(data, dtype)
 
 

@@ -152,4 +152,7 @@ def _row_of(tensor: OutputTensor, index: int) -> tuple[float, ...]:
     row = tensor.data[index * width : (index + 1) * width]
     if not row or not all(isinstance(number, int | float) for number in row):
         raise CloudResponseError(f"The server sent no vector in '{tensor.name}' for item {index}.")
-    return tuple(float(number) for number in row)
+    try:
+        return tuple(float(number) for number in row)
+    except OverflowError as error:  # a whole number beyond any float
+        raise CloudResponseError(f"The server sent a number beyond any float in '{tensor.name}'.") from error

@@ -312,7 +312,9 @@ def encode_embeddings(info: ServiceInfo, call: EmbeddingsCall, answers: Sequence
         raise RuntimeError(f"{info.name} answered a request for embeddings with a text.")
     if call.dimensions is not None and any(len(row) != call.dimensions for row in rows):
         raise RequestError(
-            "dimensions", f"dimensions: {call.dimensions}; {info.name} gives {len(rows[0])}.", "Leave dimensions out."
+            "dimensions",
+            f"dimensions: {shown(call.dimensions)}; {info.name} gives {len(rows[0])}.",
+            "Leave dimensions out.",
         )
     data = [
         Embedding(

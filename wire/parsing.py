@@ -133,7 +133,7 @@ def checked_budget(value: float | None, field: str, max_ms: float) -> float | No
     Raises:
         RequestError: It is not.
     """
-    if value is not None and not (math.isfinite(value) and 0 < value <= max_ms):
+    if value is not None and not (0 < value <= max_ms and math.isfinite(value)):
         raise RequestError(
             field,
             f"{field}: {value:.10g} is out of range.",

@@ -7,7 +7,6 @@ the length, its own service says.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import TypeVar
@@ -314,7 +313,7 @@ def checked_number(value: N | None, field: str, low: float, high: float) -> N | 
     Raises:
         RequestError: It does not.
     """
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
+    if value is not None and not low <= value <= high:  # NaN is not
         raise RequestError(field, f"{field}: {shown(value)} is out of range.", f"Send {_plain(low)} to {_plain(high)}.")
     return value
 

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from edgewise.contracts import DataPolicy, Mode
 from edgewise.dialogue import Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.errors import MissingExtraError, RequestError
+from edgewise.schemas import MAX_BRACKETS, MAX_PATTERNS
 from edgewise.wire import prompts
 from edgewise.wire.completions import Call, call_of, decode_chat, decode_completion
-from edgewise.wire.schemas import MAX_PATTERNS, MAX_SCHEMA_BYTES, SchemaReader
+from edgewise.wire.schemas import MAX_SCHEMA_BYTES, SchemaReader
 
 USER = {"role": "user", "content": "hi"}
 CALLS = {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look"}}]}
+BEYOND_ANY_FLOAT = 10**400
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
 
 
@@ -236,6 +238,15 @@ def test_a_text_to_continue() -> None:
         ({"max_tokens": -1}, "max_tokens", "invalid_request"),
         ({"max_tokens": 0}, "max_tokens", "invalid_request"),
         ({"max_tokens": 10**30}, "max_tokens", "invalid_request"),
+        ({"max_tokens": BEYOND_ANY_FLOAT}, "max_tokens", "invalid_request"),
+        ({"max_tokens": -BEYOND_ANY_FLOAT}, "max_tokens", "invalid_request"),
+        ({"max_completion_tokens": BEYOND_ANY_FLOAT}, "max_completion_tokens", "invalid_request"),
+        ({"seed": BEYOND_ANY_FLOAT}, "seed", "invalid_request"),
+        ({"top_k": -BEYOND_ANY_FLOAT}, "top_k", "invalid_request"),
+        ({"temperature": BEYOND_ANY_FLOAT}, "temperature", "invalid_request"),
+        ({"logprobs": True, "top_logprobs": BEYOND_ANY_FLOAT}, "top_logprobs", "invalid_request"),
+        ({"n": BEYOND_ANY_FLOAT}, "n", "unsupported_value"),
+        ({"budget_ms": BEYOND_ANY_FLOAT}, "budget_ms", "invalid_request"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_request"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "invalid_request"),
         ({"temperature": -0.1}, "temperature", "invalid_request"),
@@ -292,6 +303,8 @@ def test_what_cannot_be_answered_is_refused_by_its_field(body: dict[str, object]
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
         ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": BEYOND_ANY_FLOAT}, "logprobs"),
+        ({"best_of": BEYOND_ANY_FLOAT}, "best_of"),
     ],
 )
 def test_texts_that_cannot_be_continued_are_refused(body: dict[str, object], field: str) -> None:
@@ -343,6 +356,8 @@ DOUBLED = {
         {"allOf": [{"anyOf": [{"$ref": "#"}]}]},
         {"properties": {f"p{i}": {"pattern": f"{i}"} for i in range(MAX_PATTERNS + 1)}},
         {"patternProperties": {f"p{i}": {} for i in range(MAX_PATTERNS + 1)}},
+        {"pattern": r"^(\p{Ll}|\p{Lu}|\p{N}|\p{P}){400}$"},
+        {"enum": [[]] * MAX_BRACKETS},
         DOUBLED,
     ],
 )
@@ -366,7 +381,14 @@ def test_a_schema_may_name_itself_and_have_a_property_of_that_name() -> None:
 def test_the_schemas_of_a_request_share_their_limits() -> None:
     large = {"description": "x" * (MAX_SCHEMA_BYTES - 100)}
     patterned = {"properties": {f"p{i}": {"pattern": f"{i}"} for i in range(MAX_PATTERNS)}}
-    for first, then, said in [(large, large, "bytes"), (patterned, {"pattern": "x"}, "patterns")]:
+    listed = {"enum": [[]] * (MAX_BRACKETS - 9)}
+    doubled = {"$defs": DOUBLED["$defs"], "$ref": "#/$defs/n11"}
+    for first, then, said in [
+        (large, large, "bytes"),
+        (patterned, {"pattern": "x"}, "patterns"),
+        (listed, {"enum": [[]] * 9}, "lists"),
+        (doubled, {**doubled, "title": "again"}, "subschemas"),
+    ]:
         reader = SchemaReader()
         reader.read(first, "tools[0]")
         if first is large:

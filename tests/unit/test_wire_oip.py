@@ -371,6 +371,7 @@ ELEMENT = b"\x05\0\0\0hello"
         (binary(ELEMENT, "pixels", [1, 3, 3], "UINT8"), TEXT, "named 'text'"),
         (binary(ELEMENT[:8], "pixels", [1, 3, 3], "UINT8"), IMAGE, "'pixels', 8 bytes do not fill its shape"),
         (binary(ELEMENT, "pixels", [1, 10**9, 10**9], "FP32"), IMAGE, "do not fill"),
+        (binary(ELEMENT, "pixels", [1, 10**4000, 10**4000], "FP32"), IMAGE, "do not fill"),
         (binary(np.float32([np.nan]).tobytes(), "pixels", [1, 1, 1], "FP32"), IMAGE, "finite"),
         (binary(b"\0\0\0\0", "image"), IMAGE, "empty"),
         (framed({"inputs": [tensor(data=["x"], parameters={"binary_data_size": 0})]}), TEXT, "in JSON and in bytes"),
@@ -550,6 +551,7 @@ def test_a_foreign_server_may_say_less_and_nest() -> None:
         (reply_of({"name": "label", "datatype": "BYTES", "shape": [1], "data": [7]}), "no text"),
         (reply_of({"name": "label", "datatype": "BYTES", "shape": [0], "data": []}), "no text"),
         (reply_of({"name": "embedding", "datatype": "FP32", "shape": [1, 1], "data": ["x"]}), "no vector"),
+        (reply_of({"name": "embedding", "datatype": "FP32", "shape": [1, 1], "data": [10**400]}), "beyond any float"),
         (reply_of({"name": "embedding", "datatype": "FP32", "shape": [1], "data": [1.0]}), "no vector"),
     ],
 )
