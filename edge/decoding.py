@@ -20,6 +20,22 @@ have several. Reading a long prompt back into text would cost more than computin
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
+def text_after(tokenizer: Any, before: Sequence[int], token: int) -> str:
+    """The text that a token has in its place: some tokenizers drop the blank before the first word of a text.
+
+    Args:
+        tokenizer: Makes text of tokens, of the tokenizers library.
+        before: The token before it, or none where a text begins.
+        token: The token; one that ends answers has a text too.
+    """
+    known = str(tokenizer.decode(before, skip_special_tokens=False))
+    if known.endswith(_NO_CHARACTER):
+        # Behind half a character nothing can be told apart; behind itself its text is what it is elsewhere.
+        before = (token,)
+        known = str(tokenizer.decode(before, skip_special_tokens=False))
+    return str(tokenizer.decode([*before, token], skip_special_tokens=False))[len(known) :]
+
+
 class TextStream:
     """The text of one answer while its tokens come in.
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs 
 from edgewise.dialogue import Finish, Piece, Sampling, TokenChoice, Written
 from edgewise.edge.choice import Odds, draw
 from edgewise.edge.constrained import Constraint
-from edgewise.edge.decoding import TextStream
+from edgewise.edge.decoding import TextStream, text_after
 from edgewise.edge.slots import Ids, Slot, chunks
 from edgewise.edge.stops import until
 from edgewise.edge.toolcalls import ToolCalls
@@ -169,15 +169,10 @@ class _Work:
         top: tuple[TokenChoice, ...] = ()
         if self.task.sampling.top_logprobs:
             likeliest = odds.likeliest(self.task.sampling.top_logprobs)
-            top = tuple(TokenChoice(self._text_after(before, other), odds.logprob(other)) for other in likeliest)
+            top = tuple(
+                TokenChoice(text_after(self._tokenizer, (before,), other), odds.logprob(other)) for other in likeliest
+            )
         return Piece(stream.step(token), token, odds.logprob(token), odds.margin(token) if first else None, top)
-
-    def _text_after(self, before: int, token: int) -> str:
-        """The text of a token in its place: some tokenizers drop the blank before the first word of a text."""
-        decode = self._tokenizer.decode
-        return str(decode([before, token], skip_special_tokens=False))[
-            len(decode([before], skip_special_tokens=False)) :
-        ]
 
 
 def _seed(seed: int | None) -> int | None:

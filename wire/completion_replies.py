@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edgewise.contracts import Answer, Token
-from edgewise.dialogue import Finish, ToolCall, Written
+from edgewise.dialogue import Finish, TokenChoice, ToolCall, Written
 from edgewise.wire.completion_messages import (
     CallReply,
     ChatChoice,
@@ -176,10 +176,18 @@ def _text_logprobs(tokens: Sequence[Token], offset: int) -> TextLogprobs:
         if token.logprob is not None:
             texts.append(token.text)
             logprobs.append(token.logprob)
-            tops.append({choice.text: choice.logprob for choice in token.top})
+            tops.append(_by_text(token.top))
             offsets.append(offset)
         offset += len(token.text)
     return TextLogprobs(texts, logprobs, tops if any(tops) else None, offsets)
+
+
+def _by_text(choices: Sequence[TokenChoice]) -> dict[str, float]:
+    """The likeliest first; of two tokens with the same text that one counts."""
+    found: dict[str, float] = {}
+    for choice in choices:
+        found.setdefault(choice.text, choice.logprob)
+    return found
 
 
 # Streams

@@ -102,3 +102,29 @@ def test_without_tools_the_same_text_is_only_text():
 
 def test_the_half_of_a_mark_at_the_end_is_text():
     assert written("a <tool_", tools=("find",))[0] == "a <tool_"
+
+
+def words(prompt):
+    """A transcript of a tokenizer whose words bring their blank, which it drops where a text begins: Llama, Gemma."""
+    tokenizer = Tokenizer(models.WordLevel({"[END]": 0, "▁the": 1, "▁cat": 2, "s": 3}, unk_token="s"))
+    tokenizer.add_special_tokens(["[END]"])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return Transcript(tokenizer, Reading(prompt, [2], 99), str)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first"),
+    [
+        (Prompt(messages=(Message(role=Role.USER, content="?"),)), "the"),
+        (Prompt(text="cat"), " the"),
+        (Prompt(messages=(Message(role=Role.USER, content="?"),), begun="cat"), " the"),
+    ],
+)
+def test_what_else_could_have_stood_there_has_the_text_that_it_would_have_had(prompt, first):
+    found = words(prompt)
+    (one,) = found.push(Choice(1, -0.5, None, [(1, -0.5), (2, -1.0), (0, -2.0)]))
+    (two,) = found.push(Choice(3, -0.5, None, [(1, -0.25), (3, -0.5)]))
+    assert (one.text, two.text) == (first, "s")
+    assert [choice.text for choice in one.top] == [first, first.replace("the", "cat"), "[END]"]
+    assert [choice.text for choice in two.top] == [" the", "s"]
+    assert [choice.logprob for choice in one.top] == [-0.5, -1.0, -2.0]

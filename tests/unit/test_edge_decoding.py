@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from edgewise.edge.decoding import TextStream
+from edgewise.edge.decoding import TextStream, text_after
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 BYTES = Tokenizer(models.BPE({letter: index for index, letter in enumerate(LETTERS)}, []))
@@ -68,3 +68,20 @@ def test_a_continued_text_keeps_the_blank_before_its_first_word():
 
 def test_what_is_continued_behind_half_a_character_is_not_told_again():
     assert told(FALLBACK, ids("b", "▁a"), before=ids("▁the", "<0xE2>")) == ["b", " a"]
+
+
+@pytest.mark.parametrize(
+    ("before", "token", "text"),
+    [
+        ([], "▁the", "the"),
+        (["▁a"], "▁the", " the"),
+        (["▁a"], "b", "b"),
+        (["▁"], "▁the", " the"),
+        (["<0xE2>"], "▁the", " the"),
+        (["<0xE2>"], "b", "b"),
+        (["▁a"], "<0xE2>", "\N{REPLACEMENT CHARACTER}"),
+        (["<0xE2>"], "<0x82>", "\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_a_token_has_the_text_of_its_place(before, token, text):
+    assert text_after(FALLBACK, ids(*before), *ids(token)) == text

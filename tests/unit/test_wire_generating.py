@@ -154,7 +154,7 @@ async def test_why_it_ended(finish: Finish | None, word: str) -> None:
 
 async def test_log_probabilities_of_a_whole_reply() -> None:
     house = House()
-    house.writer.top = (TokenChoice("é", -0.25), TokenChoice("b", -2.0))
+    house.writer.top = (TokenChoice("é", -0.25), TokenChoice("b", -2.0), TokenChoice("é", -3.0))
     chat = (await house.ask(logprobs=True, top_logprobs=2)).json()["choices"][0]
     assert "".join(entry["token"] for entry in chat["logprobs"]["content"]) == WHOLE
     assert chat["logprobs"]["content"][0]["top_logprobs"][0] == {"token": "é", "logprob": -0.25, "bytes": [195, 169]}
