@@ -12,8 +12,8 @@ from rich.console import Console
 
 TERMINAL = sys.stdout.isatty()
 # What goes to a pipe must not be folded at the width of a terminal that is not there.
-OUT = Console(highlight=False, markup=False, soft_wrap=not TERMINAL, width=None if TERMINAL else 240)
-ERR = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+OUT = Console(highlight=False, markup=False, emoji=False, soft_wrap=not TERMINAL, width=None if TERMINAL else 240)
+ERR = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty())
 
 
 def show(view: Any, value: Any, *, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
-PORTS = ("8700", "8701", "8702")
+PORTS = ("8700", "8701", "8702", "8703")
 SIZES = {"tuning": 200, "gate": 700, "certify": 700, "test": 200}
 _BLOCK = re.compile(
     r"^(?:<!-- not run: ?(?P<reason>.*?) ?-->\n)?```(?P<kind>bash|python)\n(?P<code>.*?)^```", re.M | re.S
@@ -55,8 +55,9 @@ def test_every_fenced_block_is_of_a_kind_that_is_run():
 
 
 @pytest.fixture
-def reader(tmp_path, tiny_models, tiny_text_onnx) -> Path:
-    """What every reader brings: an ONNX file with its tokenizer and labels."""
+def reader(tmp_path, tiny_models, tiny_text_onnx, tiny_generator_bundle) -> Path:
+    """What every reader brings: an ONNX file with its tokenizer and labels, and a language model's bundle."""
+    shutil.copytree(tiny_generator_bundle, tmp_path / "writer/bundle")
     shutil.copyfile(tiny_text_onnx, tmp_path / "model.onnx")
     (tmp_path / "tokenizer.json").write_bytes(tiny_models.tokenizer_json())
     (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in tiny_models.LABELS))
@@ -79,7 +80,7 @@ def walk(reader, start_service, tmp_path) -> Callable[..., list[str]]:
         for block in blocks():
             if block.reason is not None or any(command in block.code for command in leave_out):
                 continue
-            code = re.sub(r"\b870[0-2]\b", lambda port: ports[port[0]], block.code)
+            code = re.sub(r"\b870[0-3]\b", lambda port: ports[port[0]], block.code)
             served = re.fullmatch(r"edgewise ((?:edge|cloud) serve .*)\n", code)
             if served:
                 start_service(*served[1].split())

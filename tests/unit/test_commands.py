@@ -88,3 +88,8 @@ def test_a_goal_that_was_missed_is_shown_and_told(capsys):
         console.conclude("view", b'{"raw": true}\n', as_json=True, goal_met=False)
     assert missed.value.exit_code == 1
     assert capsys.readouterr().out == '{\n  "a": 1\n}\n{"raw": true}\n'
+
+
+def test_what_is_shown_keeps_its_colons(capsys):
+    console.OUT.print(":boom: x")
+    assert capsys.readouterr().out == ":boom: x\n"
