@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Protocol
 
 import msgspec
@@ -37,8 +37,8 @@ class ModelService(Protocol):
         """Answers requests inside the block; at its end answers what is queued."""
         ...
 
-    def events(self, request: Request) -> AsyncIterator[Event]:
-        """Answer one request as a stream."""
+    def events(self, request: Request) -> AsyncGenerator[Event]:
+        """Answer one request as a stream; closing it ends the work."""
         ...
 
     async def respond(self, request: Request) -> Answer:
@@ -85,13 +85,14 @@ class Generation:
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """Answer one request; see `AnswerService`."""
-        with self._counted() as current:
-            async for event in current.events(request):
-                yield event
+        with self.lent() as current:
+            async with aclosing(current.events(request)) as events:
+                async for event in events:
+                    yield event
 
     async def respond(self, request: Request) -> Answer:
         """The first whole answer; see `PromptService`."""
-        with self._counted() as current:
+        with self.lent() as current:
             return await current.respond(request)
 
     async def retire(self, successor: Generation | None) -> None:
@@ -104,8 +105,14 @@ class Generation:
         await self._life.aclose()
 
     @contextmanager
-    def _counted(self) -> Iterator[ModelService]:
-        """The service that answers: this one's, or the one that replaced it since the caller looked it up."""
+    def lent(self) -> Iterator[ModelService]:
+        """The service that answers: this one's, or the one that replaced it since the caller looked it up.
+
+        It is not closed inside the block.
+
+        Raises:
+            CloudUnreachableError: The model was unloaded.
+        """
         current = self
         while current._retired:
             if current._next is None:

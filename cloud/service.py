@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import zip_longest
 from typing import Any
@@ -155,7 +155,7 @@ class EngineService:
                 self._dispatcher = None
                 await self._workers.aclose()
 
-    async def events(self, request: Request) -> AsyncIterator[Event]:
+    async def events(self, request: Request) -> AsyncGenerator[Event]:
         """Answer one request: `Answered`, then `Done`.
 
         Raises:

@@ -41,13 +41,14 @@ from edgewise.contracts import (
     Status,
     Token,
 )
-from edgewise.dialogue import Prompt, Written
+from edgewise.dialogue import Prompt, Written, refuse
 from edgewise.errors import (
     CloudResponseError,
     CloudThrottledError,
     CloudTimeoutError,
     CloudUnreachableError,
     EdgewiseError,
+    InputError,
     RequestError,
 )
 from edgewise.telemetry import Metrics
@@ -76,6 +77,11 @@ class _Asked:
     started_s: float | None = None
     first_s: float | None = None
     text: list[str] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> Prompt:
+        assert isinstance(self.request.inputs, Prompt)  # noqa: S101  # for the type checker: `_check` looked
+        return self.request.inputs
 
 
 class TextService:
@@ -160,7 +166,7 @@ class TextService:
                 await asyncio.to_thread(loop.stop)
                 reader.shutdown(wait=False)
 
-    async def events(self, request: Request) -> AsyncIterator[Event]:
+    async def events(self, request: Request) -> AsyncGenerator[Event]:
         """Answer one prompt: a `Token` a token, then `Answered`, then `Done`. Its budget ends with the first token.
 
         Raises:
@@ -228,9 +234,10 @@ class TextService:
         """Read a prompt whose budget is not spent; in the thread that reads."""
         if self._left_s(asked) <= 0:
             raise _out_of_time(asked)
-        assert isinstance(asked.request.inputs, Prompt)  # noqa: S101  # for the type checker: `_check` looked
         try:
-            return self._engine.read(asked.request.inputs)
+            return self._engine.read(asked.prompt)
+        except InputError as error:
+            refuse(error, asked.prompt)
         except Exception:
             raise
         except BaseException as error:  # a panic of the tokenizer, which nobody on the way to the client expects
@@ -282,6 +289,8 @@ class TextService:
         heard = await _in_time(asked, asked.heard.get(), left_s)
         if isinstance(heard, EdgewiseError):
             raise heard
+        if isinstance(heard.error, InputError):
+            refuse(heard.error, asked.prompt)
         if heard.error is not None:
             raise heard.error
         return heard

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edgewise import telemetry
 from edgewise.cloud.acceptance import Drawn, Probabilities, Verdict, accept_greedy, accept_sampled, target_distribution
 from edgewise.contracts import Clock
-from edgewise.errors import InputError, RequestError
+from edgewise.errors import CloudUnreachableError, InputError, RequestError
 from edgewise.telemetry import Metrics
 from edgewise.wire import verify
 from edgewise.wire.faults import Fault
@@ -207,6 +207,7 @@ class Verifier:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgewise-verify")
         self._metrics = metrics or Metrics()
         self._waiting = 0
+        self._is_closed = False
         self._freeing: asyncio.TimerHandle | None = None
 
     @property
@@ -220,7 +221,10 @@ class Verifier:
         Raises:
             InputError: A prompt that the target does not read, an id, a position or a length that cannot be.
             Fault: The session is not here any more, the tokenizers differ, or too many wait.
+            CloudUnreachableError: It is closed.
         """
+        if self._is_closed:
+            raise CloudUnreachableError(f"The model {self._reference.name} was replaced or unloaded.", "Ask again.")
         self._check(asked)
         if self._waiting >= self._limits.waiting:
             raise Fault(429, "too_many_requests", f"{self._waiting} drafts wait already.", remedy="Come back later.")
@@ -236,14 +240,21 @@ class Verifier:
             raise
 
     def close(self) -> None:
-        """Forget every session; what computes goes on to its end, what waits is told that nobody rules any more."""
+        """Take no more drafts. Those that are here are ruled on; then every session is forgotten."""
+        self._is_closed = True
+        if not self._waiting:
+            self._end()
+
+    def _end(self) -> None:
         if self._freeing is not None:
             self._freeing.cancel()
         self._sessions.clear()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False)
 
     def _left(self, work: asyncio.Task[VerifyReply]) -> None:
         self._waiting -= 1
+        if self._is_closed and not self._waiting:
+            self._end()
         if not work.cancelled():
             work.exception()  # its caller has heard of it, or is gone
 

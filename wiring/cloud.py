@@ -25,7 +25,7 @@ from edgewise.wire.door import front_door
 from edgewise.wire.keys import PUBLIC_TENANT
 from edgewise.wire.repository import repository_routes
 from edgewise.wiring.server import api_keys, check_address, limits, serve_app
-from edgewise.wiring.verifying import Verifiers
+from edgewise.wiring.verifying import ruling, ruling_routes
 
 if TYPE_CHECKING:
     from edgewise.cloud.engine import Engine
@@ -153,8 +153,7 @@ def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
     keys = api_keys(config.server.api_keys_env)
     admins = _admins(settings, config, frozenset(keys.values()))
     metrics = Metrics()
-    verifiers = Verifiers(lambda: repository.models(), metrics)
-    repository = ModelRepository(_openers(settings, metrics, verifiers))
+    repository = ModelRepository(_openers(settings, metrics))
     app = front_door(
         repository.models,
         answers=None,
@@ -163,7 +162,10 @@ def build_cloud(settings: CloudSettings, config: Config) -> CloudService:
         limits=limits(config),
         lifespan=lambda: _running(repository),
         new_id=new_id,
-        posts={**repository_routes(repository, admins), **verifiers.routes(writes=_writes(settings))},
+        posts={
+            **repository_routes(repository, admins),
+            **(ruling_routes(repository.models) if _writes(settings) else {}),
+        },
         access_log=config.server.access_log,
     )
     return CloudService(app, repository)
@@ -233,7 +235,7 @@ def _writes(settings: CloudSettings) -> bool:
     return any(writes_text(model.path) for model in settings.models)
 
 
-def _openers(settings: CloudSettings, metrics: Metrics, verifiers: Verifiers) -> dict[str, Opener]:
+def _openers(settings: CloudSettings, metrics: Metrics) -> dict[str, Opener]:
     """How each model is opened. What a language model is, its folder says now, before anything is loaded."""
     from edgewise.cloud.checkpoint import writes_text
 
@@ -243,16 +245,14 @@ def _openers(settings: CloudSettings, metrics: Metrics, verifiers: Verifiers) ->
             f"--draft guesses for a language model, and {first.path} is none.", "Drop --draft, or give one first."
         )
     return {
-        model.name: _writer(model, settings, metrics, verifiers, settings.draft if model is first else None)
+        model.name: _writer(model, settings, metrics, settings.draft if model is first else None)
         if writes_text(model.path)
         else _opener(model, settings, metrics)
         for model in settings.models
     }
 
 
-def _writer(
-    model: CloudModel, settings: CloudSettings, metrics: Metrics, verifiers: Verifiers, draft: Path | None
-) -> Opener:
+def _writer(model: CloudModel, settings: CloudSettings, metrics: Metrics, draft: Path | None) -> Opener:
     """Opens a language model, in this process whatever the replicas: what its answers have read lives there."""
     if settings.engine not in ("auto", "torch"):
         raise ConfigError(
@@ -276,8 +276,7 @@ def _writer(
             max_tokens=settings.max_batch_tokens,
             draft=draft,
         )
-        verifiers.put(engine.info, *engine.loaded, context=engine.context)
-        return TextService(engine, clock=time, metrics=metrics)
+        return ruling(TextService(engine, clock=time, metrics=metrics), engine, metrics)
 
     return opened
 

@@ -182,6 +182,26 @@ async def test_a_caller_who_leaves_is_no_longer_waited_for():
         assert old.closed
 
 
+async def test_whoever_stops_listening_ends_the_work_at_once():
+    shelf = Shelf("one")
+    async with shelf.repository.lifespan():
+        (service,) = shelf.opened["one"]
+        closed = []
+
+        async def events(request):
+            try:
+                yield Done(request.id)
+                yield Done(request.id)
+            finally:
+                closed.append(service)
+
+        service.events = events
+        begun = served(shelf.repository).service.events(Request(inputs="x"))
+        await anext(begun)
+        await begun.aclose()
+        assert closed == [service]
+
+
 async def test_a_load_that_fails_leaves_the_old_version_serving():
     shelf = Shelf("one")
     async with shelf.repository.lifespan():

@@ -9,7 +9,7 @@ import pytest
 
 from edgewise import telemetry
 from edgewise.cloud.verifier import TorchTarget, Verifier, VerifierLimits
-from edgewise.errors import RequestError
+from edgewise.errors import CloudUnreachableError, RequestError
 from edgewise.telemetry import Metrics
 from edgewise.wire.faults import Fault
 from edgewise.wire.verify import DraftProbabilities, VerifyPrompt, VerifyReference, VerifyRequest
@@ -347,6 +347,21 @@ async def test_a_caller_that_leaves_leaves_a_whole_session(make, target):
     reply = await verifier.verify("t", asking(position=3, draft=(said[1],)))
     assert (reply.accepted, reply.position) == (1, 5)
     assert not any(ids[-1] == 3 for _, ids in target.passes)  # nothing was computed for who had left the queue
+
+
+async def test_a_verifier_that_is_closed_rules_on_what_it_has_and_takes_no_more(make, target):
+    import threading
+
+    target.go_on = threading.Event()
+    verifier = make()
+    waiting = [asyncio.create_task(verifier.verify("t", asking(session=name, tokens=(1,)))) for name in "aab"]
+    await asyncio.sleep(0.01)
+    verifier.close()
+    with pytest.raises(CloudUnreachableError):
+        await verifier.verify("t", asking(tokens=(1,)))
+    target.go_on.set()
+    assert [reply.position for reply in await asyncio.gather(*waiting)] == [2, 2, 2]
+    assert not verifier.sessions
 
 
 async def test_a_failure_costs_the_session_and_nothing_else(make, target):
