@@ -6,30 +6,19 @@ the schema and the call. How a model writes a call is its reader's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 import msgspec
 
 from edgewise.contracts import Prediction
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Finish, Prompt, Tool, Written
 from edgewise.errors import InputError
-from edgewise.schemas import Schema, takes_few_steps, validator_of
+from edgewise.schemas import checker_of
 
 MAX_ARGUMENTS = 64 * 1024
 """Characters of a call's arguments; a longer call is not valid."""
 
 
-class _Checker(NamedTuple):
-    schema: Schema
-    validator: Any
-
-    def takes(self, value: dict[str, Any]) -> bool:
-        return takes_few_steps(self.schema, value) and bool(self.validator.is_valid(value))
-
-
 class ToolCheck:
-    """What may be called.
+    """What may be called. It holds schemas as texts: what checks by them is large, and waits for a whole answer.
 
     Args:
         prompt: Offers the tools, and says whether one has to be called.
@@ -42,7 +31,7 @@ class ToolCheck:
     def __init__(self, prompt: Prompt) -> None:
         self._choice = prompt.tool_choice
         offered = () if prompt.tool_choice == NO_TOOL else prompt.tools
-        self._schemas = _checkers(offered)
+        self._schemas = {tool.name: _read(tool) for tool in offered}
 
     @property
     def is_needed(self) -> bool:
@@ -66,7 +55,7 @@ class ToolCheck:
             given = msgspec.json.decode(arguments)
         except (msgspec.DecodeError, RecursionError):
             return False
-        return isinstance(given, dict) and schema.takes(given)
+        return isinstance(given, dict) and checker_of(schema).takes(given)
 
 
 def without_calls(prediction: Prediction) -> Prediction:
@@ -80,14 +69,13 @@ def without_calls(prediction: Prediction) -> Prediction:
     return msgspec.structs.replace(prediction, output=f"{prediction.output}{unread}", written=kept)
 
 
-def _checkers(tools: Sequence[Tool]) -> dict[str, _Checker]:
-    found = {}
-    for tool in tools:
-        try:
-            found[tool.name] = _Checker(msgspec.json.decode(tool.parameters), validator_of(tool.parameters))
-        except (ValueError, RecursionError) as e:
-            line = str(e).splitlines()[0] if str(e) else "it is nested too deeply"
-            raise InputError(
-                f"The parameters of the tool {tool.name!r} are no JSON Schema: {line}.", "Correct that schema."
-            ) from e
-    return found
+def _read(tool: Tool) -> str:
+    """The schema of a tool, which is one."""
+    try:
+        checker_of(tool.parameters)
+    except (ValueError, RecursionError) as e:
+        line = str(e).splitlines()[0] if str(e) else "it is nested too deeply"
+        raise InputError(
+            f"The parameters of the tool {tool.name!r} are no JSON Schema: {line}.", "Correct that schema."
+        ) from e
+    return tool.parameters

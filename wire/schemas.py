@@ -11,16 +11,13 @@ from typing import Any
 import msgspec
 
 from edgewise.errors import RequestError
-from edgewise.schemas import extent, validator_of
+from edgewise.schemas import MAX_BRACKETS, MOST, Extent, brackets, checker_of
 
 MAX_SCHEMA_BYTES = 64 * 1024
 """The largest schema that is taken; reading one takes time beyond its size."""
 
 MAX_SCHEMAS_BYTES = 128 * 1024
 """Of all schemas of a request together."""
-
-MAX_PATTERNS = 64
-"""Regular expressions in all schemas of a request together: each takes memory beyond its size."""
 
 _SHOWN_CHARACTERS = 200
 
@@ -29,7 +26,8 @@ class SchemaReader:
     """Reads the schemas of one request, which share its limits."""
 
     def __init__(self) -> None:
-        self._bytes = self._patterns = 0
+        self._bytes = self._brackets = 0
+        self._left = MOST
 
     def read(self, schema: dict[str, Any], field: str) -> str:
         """Return a schema as text.
@@ -50,17 +48,19 @@ class SchemaReader:
         if self._bytes > MAX_SCHEMAS_BYTES:
             problem = f"with the schemas before it {self._bytes} bytes"
             raise _refused(field, problem, f"Send {MAX_SCHEMAS_BYTES} at most in all.")
+        decoded = text.decode()
+        self._brackets += brackets(decoded)
+        if self._brackets > MAX_BRACKETS:
+            problem = f"with the schemas before it more than {MAX_BRACKETS} objects and lists"
+            raise _refused(field, problem, "Send fewer.")
         try:
-            self._patterns += extent(schema).patterns
-            if self._patterns > MAX_PATTERNS:
-                problem = f"with the schemas before it {self._patterns} patterns"
-                raise _refused(field, problem, f"Send {MAX_PATTERNS} at most in all.")
-            validator_of(text.decode())
+            read = checker_of(decoded, self._left).extent
         except ValueError as error:
             reason = (str(error) or "nothing is said").splitlines()[0][:_SHOWN_CHARACTERS]
-            problem = f"no valid JSON Schema: {reason.rstrip('.')}"
+            problem = f"no valid JSON Schema, or with those before it too large: {reason.rstrip('.')}"
             raise _refused(field, problem, "Send a small one that refers to nothing but itself.") from error
-        return text.decode()
+        self._left = Extent(self._left.nodes - read.nodes, self._left.patterns - read.patterns)
+        return decoded
 
 
 def _refused(field: str, problem: str, remedy: str) -> RequestError:
