@@ -20,6 +20,7 @@ some digits differently.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -253,16 +254,20 @@ class EdgeGenerator:
         owner = None if session is None else (tenant, session)
         return EdgeWriting(task, partial(self._slots.lease, ids, owner), self._tokenizer)
 
-    def generate(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> EdgeWriting:
+    def generate(
+        self, prompt: str, *, max_tokens: int, stop: Sequence[str] = (), past_end: bool = False
+    ) -> EdgeWriting:
         """Continue a text greedily: each token is the likeliest one.
 
         Args:
             prompt: The text.
             max_tokens: Tokens to generate at most; fewer where prompt and answer would exceed `max_length`.
             stop: Texts that end the answer and do not belong to it.
+            past_end: Go on where the model itself would end: for measuring, not for reading.
 
         Returns:
-            The pieces as they are generated. The token with which the model itself ends is not among them.
+            The pieces as they are generated. The token with which the model itself ends is not among them, unless it
+            goes on past it.
 
         Raises:
             PromptTooLongError: The prompt leaves no room for an answer.
@@ -271,7 +276,7 @@ class EdgeGenerator:
         ids = self._ids(prompt, special=True)
         check_limits(max_tokens, stop)
         limit = self._limit(ids, max_tokens)
-        task = Task(ids, limit, self._ends, Sampling(stop=tuple(stop)))
+        task = Task(ids, limit, frozenset() if past_end else self._ends, Sampling(stop=tuple(stop)))
         return EdgeWriting(task, partial(alone, self._engine, limit), self._tokenizer)
 
     def score(self, text: str, *, sample: int = 0) -> TokenScores:
@@ -322,7 +327,9 @@ class EdgeGenerator:
             )
         same_isa = probe().isa in self._bundle.core.target.isa
         for number, item in enumerate(items, start=1):
-            problem = _difference(item, self._answer(str(item.input)), same_isa=same_isa)
+            # Items of earlier versions lack the end's log-probability: as many tokens are compared as an item has.
+            found = self._answer(str(item.input), max(1, len(item.logits)))
+            problem = _difference(item, found, same_isa=same_isa)
             if problem:
                 raise CertificateError(
                     f"Golden item {number} of {len(items)} comes out differently on this machine: {problem}.",
@@ -330,13 +337,14 @@ class EdgeGenerator:
                 )
 
     def golden_items(self, prompts: Sequence[str]) -> tuple[GoldenItem, ...]:
-        """Answers to a few prompts, for packing beside the model; prompts that it answers with nothing are left out.
+        """Answers to a few prompts, for packing beside the model.
+
+        The end of an answer counts as one of its tokens, so that a prompt which is answered with nothing tells as much.
 
         Raises:
             InputError: A prompt is empty, too long or no text.
         """
-        answers = (self._answer(prompt) for prompt in prompts)
-        return tuple(item for item in answers if item.logits)
+        return tuple(self._answer(prompt, GOLDEN_TOKENS) for prompt in prompts)
 
     def close(self) -> None:
         """Free the model. It answers nothing afterwards; answers that are still being written end first."""
@@ -355,11 +363,16 @@ class EdgeGenerator:
     ) -> None:
         self.close()
 
-    def _answer(self, prompt: str) -> GoldenItem:
-        pieces = list(self.generate(prompt, max_tokens=GOLDEN_TOKENS))
+    def _answer(self, prompt: str, tokens: int) -> GoldenItem:
+        """An answer of at most so many tokens, the one that ends it among them."""
+        pieces = []
+        with closing(self.generate(prompt, max_tokens=tokens, past_end=True)) as writing:
+            for piece in writing:
+                pieces.append(piece)
+                if piece.token in self._ends:
+                    break
         logprobs = tuple(piece.logprob for piece in pieces)
-        score = float(np.mean(logprobs)) if logprobs else 0.0
-        return GoldenItem(prompt, "".join(piece.text for piece in pieces), score, logprobs)
+        return GoldenItem(prompt, "".join(piece.text for piece in pieces), float(np.mean(logprobs)), logprobs)
 
     def _ids(self, text: str, *, special: bool) -> Ids:
         if not isinstance(text, str) or len(text) <= self._max_length:

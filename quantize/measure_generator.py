@@ -12,18 +12,19 @@ from typing import NamedTuple
 import numpy as np
 
 from edgewise.contracts import Input
+from edgewise.dialogue import Message, Prompt, Role
 from edgewise.edge import EdgeGenerator, TokenScores
-from edgewise.errors import DataError
+from edgewise.errors import BundleError, DataError, InputError
 from edgewise.quantize.answers import Answers
 
 PROMPTS = 6
 """Prompts that are timed in each process: the first ones of its texts."""
 
 PROMPT_TOKENS = 64
-"""Tokens of a prompt at most; a longer text is cut."""
+"""Tokens of a text in a prompt at most; a longer one is cut."""
 
 NEW_TOKENS = 32
-"""Tokens that are generated for each prompt, unless the model ends earlier."""
+"""Tokens that are generated for each prompt, past the model's own end: every candidate writes as many."""
 
 SAMPLED_TOKENS = 64
 """Tokens a process whose whole distribution is kept: each costs two bytes a word of the vocabulary."""
@@ -33,7 +34,7 @@ class Pace(NamedTuple):
     """How fast a language model answers.
 
     Attributes:
-        first_ms: To the first token of each prompt, also where that ends the answer.
+        first_ms: To the first token of each prompt.
         tokens_per_s: Tokens a second after the first ones; None where there are none.
     """
 
@@ -46,7 +47,7 @@ def pace_of(generator: EdgeGenerator, prompts: Sequence[str], *, tokens: int = N
     firsts, later, seconds = [], 0, 0.0
     for prompt in prompts:
         started = time.perf_counter()
-        pieces = generator.generate(prompt, max_tokens=tokens)
+        pieces = generator.generate(prompt, max_tokens=tokens, past_end=True)
         next(pieces, None)
         first = time.perf_counter()
         later += sum(1 for _ in pieces)
@@ -86,6 +87,21 @@ def score_texts(generator: EdgeGenerator, texts: Sequence[Input], *, sample: int
 
 
 def prompts_of(generator: EdgeGenerator, texts: Sequence[Input]) -> list[str]:
-    """The first texts, each cut to the tokens of a prompt, and to half of what the model reads."""
+    """The first texts, each cut to the tokens of a prompt, and to half of what the model reads; as they are served."""
     most = min(PROMPT_TOKENS, generator.max_length // 2)
-    return [generator.detokenize(generator.tokenize(str(text))[:most]) for text in texts[:PROMPTS]]
+    cut = [generator.detokenize(generator.tokenize(str(text))[:most]) for text in texts[:PROMPTS]]
+    return [_as_served(generator, text) for text in cut]
+
+
+def _as_served(generator: EdgeGenerator, text: str) -> str:
+    """A text as a user's message in the chat template; as it is where no template takes it, or no room is left."""
+    try:
+        ids = generator.prompt_ids(Prompt(messages=(Message(role=Role.USER, content=text),)))
+    except (InputError, BundleError):
+        return text
+    if ids.size + NEW_TOKENS > generator.max_length:
+        return text
+    # A template writes itself what the tokenizer puts before a text, which is about to be put there again.
+    first = generator.tokenize("")
+    written = first.size and np.array_equal(ids[: first.size], first)
+    return str(generator.tokenizer.decode(ids[first.size if written else 0 :].tolist(), skip_special_tokens=False))

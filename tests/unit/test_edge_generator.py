@@ -152,11 +152,32 @@ def test_golden_items_are_checked(generator, tiny_generator_bundle, tiny_generat
         model.check_golden()
 
 
-def test_prompts_that_are_answered_with_nothing_become_no_golden_items(generator):
-    assert [item.input for item in generator.golden_items(["z", "a"])] == ["a"]
-    item = generator.golden_items(["x"])[0]
-    assert isinstance(item, GoldenItem)
-    assert item.score == pytest.approx(np.mean(item.logits))
+def test_the_end_of_an_answer_is_part_of_a_golden_item(generator, tiny_generator, tiny_generator_bundle, tmp_path):
+    nothing, short, long = items = generator.golden_items(["z", "x", "a"])
+    assert isinstance(short, GoldenItem)
+    assert [(item.output, len(item.logits)) for item in items] == [("", 1), ("yz", 3), ("bcdefghijklmnopq", 16)]
+    assert short.score == pytest.approx(np.mean(short.logits))
+    built = tiny_generator.write_folder(tmp_path / "built")
+    pack_generator(tiny_generator.source(built, golden=items), tmp_path / "bundle")
+    with EdgeGenerator.load(tmp_path / "bundle") as model:
+        model.check_golden()
+    wrong = msgspec.structs.replace(nothing, logits=(nothing.logits[0] - 1,))
+    pack_generator(tiny_generator.source(built, golden=(long, wrong)), tmp_path / "wrong")
+    with EdgeGenerator.load(tmp_path / "wrong") as model, pytest.raises(CertificateError, match="item 2 of 2"):
+        model.check_golden()
+
+
+def test_golden_items_that_lack_their_end_hold(generator, tiny_generator, tmp_path):
+    (item,) = generator.golden_items(["x"])
+    earlier = msgspec.structs.replace(item, logits=item.logits[:-1])
+    built = tiny_generator.write_folder(tmp_path / "built")
+    pack_generator(tiny_generator.source(built, golden=(earlier,)), tmp_path / "bundle")
+    with EdgeGenerator.load(tmp_path / "bundle") as model:
+        model.check_golden()
+
+
+def test_a_measured_answer_goes_on_past_its_end(generator):
+    assert len(list(generator.generate("z", max_tokens=7, past_end=True))) == 7
 
 
 def test_loading_writes_nothing_into_the_bundle_and_leaves_nothing_behind(tiny_generator_bundle, tmp_path, monkeypatch):

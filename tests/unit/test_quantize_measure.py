@@ -1,14 +1,18 @@
 """Measuring a bundle in fresh processes."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from edgewise.bundle import pack_generator
 from edgewise.contracts import Example
-from edgewise.edge import EdgeModel, TokenScores
-from edgewise.errors import BundleError, ConfigError, DataError
+from edgewise.dialogue import Message, Prompt, Role
+from edgewise.edge import EdgeGenerator, EdgeModel, TokenScores
+from edgewise.errors import BundleError, ConfigError, DataError, InputError
+from edgewise.quantize import measure_generator
 from edgewise.quantize.answers import answers_of, load
 from edgewise.quantize.items import inputs_of, items_of, label_indices, require_kind
 from edgewise.quantize.lengths import LENGTH_CALLS, LengthCalls, of_length
@@ -209,8 +213,11 @@ class Parrot:
     def detokenize(self, ids):
         return "".join(map(str, ids))
 
-    def generate(self, prompt, *, max_tokens):
-        if prompt[-1] == "0":  # ends at once
+    def prompt_ids(self, prompt):
+        raise InputError("The model has no chat template.", "Give a text.")
+
+    def generate(self, prompt, *, max_tokens, past_end=False):
+        if prompt[-1] == "0" and not past_end:  # ends at once
             return
         for _ in range(min(max_tokens, 3)):
             yield prompt[-1]
@@ -237,11 +244,11 @@ def test_a_language_model_is_scored_on_the_tokens_of_the_texts():
 
 def test_a_language_model_is_timed_to_its_first_token_and_after_it():
     pace = pace_of(Parrot(), ["12", "10", "3"])
-    assert len(pace.first_ms) == 3  # also of the second prompt, which is answered with nothing
+    assert len(pace.first_ms) == 3
     assert min(pace.first_ms) > 0
     assert pace.tokens_per_s > 0
     assert pace_of(Parrot(), ["12"], tokens=1).tokens_per_s is None
-    assert pace_of(Parrot(), ["10"]).tokens_per_s is None
+    assert pace_of(Parrot(), ["10"]).tokens_per_s > 0  # though the model ends at once
 
 
 def test_prompts_are_the_first_texts_cut_short():
@@ -251,3 +258,28 @@ def test_prompts_are_the_first_texts_cut_short():
     assert prompts_of(roomy, texts) == ["1" * PROMPT_TOKENS, *"23456"]
     roomy.max_length = 40
     assert prompts_of(roomy, texts)[0] == "1" * 20  # the other half is for the answer
+
+
+def test_prompts_are_those_that_are_served(tiny_generator_bundle):
+    with EdgeGenerator.load(tiny_generator_bundle) as generator:
+        assert prompts_of(generator, ["once", "a"]) == ["u:once", "u:a"]
+        long = "b" * 500  # in the template no room is left for an answer
+        assert measure_generator._as_served(generator, long) == long
+
+
+def test_a_prompt_begins_once(tiny_generator, tmp_path):
+    """Template and tokenizer both write <s>; the model is to read it once, as where it is served."""
+    from tokenizers import Tokenizer, processors
+
+    built = tiny_generator.write_folder(tmp_path / "built")
+    tokenizer = Tokenizer.from_file(str(built / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(built / "tokenizer.json"))
+    config = json.loads((built / "tokenizer_config.json").read_text())
+    config["chat_template"] = "<s>" + config["chat_template"]
+    (built / "tokenizer_config.json").write_text(json.dumps(config))
+    pack_generator(tiny_generator.source(built), tmp_path / "bundle")
+    with EdgeGenerator.load(tmp_path / "bundle") as generator:
+        (prompt,) = prompts_of(generator, ["a"])
+        served = generator.prompt_ids(Prompt(messages=(Message(role=Role.USER, content="a"),)))
+        assert generator.tokenize(prompt).tolist() == served.tolist() == [0, *tiny_generator.ids_of("u:a")]
