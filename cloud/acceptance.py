@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Probabilities: TypeAlias = NDArray[np.float64]
+from edgewise.dialogue import Sampling
+from edgewise.edge.choice import candidates
 
-_LIKELY = 256
-"""Tokens that are sorted first to find the nucleus; the whole vocabulary is sorted where they do not hold it."""
+Probabilities: TypeAlias = NDArray[np.float64]
 
 
 class Drawn(NamedTuple):
@@ -49,53 +49,20 @@ class Verdict(NamedTuple):
     token: int
 
 
-def target_distribution(
-    logits: NDArray[np.floating[Any]], *, temperature: float, top_p: float = 1.0, top_k: int = 0
-) -> Probabilities:
-    """What plain sampling draws from: temperature, then the `top_k` likeliest, then the nucleus of those.
-
-    The order, and that the token which reaches `top_p` belongs to the nucleus, are those of transformers' `generate`.
+def target_distribution(logits: NDArray[np.float32], sampling: Sampling) -> Probabilities:
+    """What plain sampling draws from: what `edge.choice` draws from, by the same rule to the last tie.
 
     Args:
         logits: Shape (vocabulary,).
-        temperature: Above 0.
-        top_p: In (0, 1]; 1 sets no limit.
-        top_k: 0 sets no limit. Tokens as likely as the last one stay in too.
+        sampling: A temperature above 0, `top_k` and `top_p`.
 
     Returns:
         Shape (vocabulary,), sums to 1.
     """
-    behind = np.asarray(logits, np.float64)
-    behind = behind - behind.max()
-    # The likeliest are 0 behind, at any temperature; so next to 0 only they are left.
-    with np.errstate(over="ignore"):
-        found: Probabilities = np.exp(behind / temperature)
-    if 0 < top_k < found.size:
-        found[found < np.partition(found, -top_k)[-top_k]] = 0.0
-    found /= found.sum()
-    if top_p < 1.0:
-        found = _nucleus(found, top_p)
+    tokens, sums = candidates(logits, sampling)
+    found: Probabilities = np.zeros(logits.shape)
+    found[tokens] = np.diff(sums, prepend=0.0) / sums[-1]
     return found
-
-
-def _nucleus(probabilities: Probabilities, top_p: float) -> Probabilities:
-    """The likeliest tokens that hold `top_p` together (Holtzman et al. 2020), relative to their sum."""
-    ranked = _ranked(probabilities, min(_LIKELY, probabilities.size))
-    held = np.cumsum(probabilities[ranked])
-    if held[-1] < top_p and ranked.size < probabilities.size:
-        ranked = _ranked(probabilities, probabilities.size)
-        held = np.cumsum(probabilities[ranked])
-    kept = ranked[: int(np.searchsorted(held, top_p)) + 1]
-    found: Probabilities = np.zeros(probabilities.shape)
-    found[kept] = probabilities[kept]
-    found /= found.sum()
-    return found
-
-
-def _ranked(probabilities: Probabilities, count: int) -> NDArray[np.intp]:
-    """The ids of the `count` likeliest tokens, the likeliest first."""
-    most = np.argpartition(probabilities, -count)[-count:]
-    return np.asarray(most[np.argsort(-probabilities[most], kind="stable")])
 
 
 def accept_greedy(draft: Sequence[int], likeliest: Sequence[int]) -> Verdict:

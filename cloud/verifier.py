@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edgewise import telemetry
 from edgewise.cloud.acceptance import Drawn, Probabilities, Verdict, accept_greedy, accept_sampled, target_distribution
 from edgewise.contracts import Clock
+from edgewise.dialogue import Sampling
 from edgewise.errors import CloudUnreachableError, InputError, RequestError
 from edgewise.telemetry import Metrics
 from edgewise.wire import verify
@@ -373,9 +374,10 @@ class Verifier:
             return accept_greedy(asked.draft, logits.argmax(axis=1).tolist())
         seed = self._entropy() if asked.seed is None else asked.seed
         uniforms = np.random.default_rng([_STREAM, seed, position]).random(len(asked.draft) + 1)
+        how = Sampling(temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k)
 
         def target(at: int) -> Probabilities:
-            return target_distribution(logits[at], temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k)
+            return target_distribution(logits[at], how)
 
         return accept_sampled(asked.draft, _drawn(asked), target, uniforms.tolist())
 

@@ -7,6 +7,7 @@ random number by itself.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +59,32 @@ class Odds:
         return [int(token) for token in found[np.argsort(-self._logits[found], kind="stable")]]
 
 
+class Candidates(NamedTuple):
+    """What a token is drawn from; every other one is never drawn.
+
+    Attributes:
+        tokens: Distinct ids, shape (m,).
+        sums: Their weights, cumulated, shape (m,), float64; a token's probability is its weight relative to the last.
+    """
+
+    tokens: NDArray[np.intp]
+    sums: NDArray[np.float64]
+
+
 def draw(logits: NDArray[np.float32], sampling: Sampling, random: float) -> int:
-    """A token drawn with the temperature, among the likeliest ones that `top_k` and then `top_p` leave.
+    """A token drawn from its `candidates`.
+
+    Args:
+        logits: Shape (vocabulary,), float32; a token at -inf is never drawn.
+        sampling: A temperature above 0, `top_k` and `top_p`.
+        random: Drawn uniformly from [0, 1).
+    """
+    tokens, sums = candidates(logits, sampling)
+    return int(tokens[min(int(np.searchsorted(sums, random * sums[-1], side="right")), tokens.size - 1)])
+
+
+def candidates(logits: NDArray[np.float32], sampling: Sampling) -> Candidates:
+    """What a token is drawn from: with the temperature, the likeliest ones that `top_k` and then `top_p` leave.
 
     Nucleus sampling is that of Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration", section 3.1: the
     smallest set of likeliest tokens that hold `top_p` of the probability together. Of equally likely tokens the one
@@ -68,26 +93,25 @@ def draw(logits: NDArray[np.float32], sampling: Sampling, random: float) -> int:
     Args:
         logits: Shape (vocabulary,), float32; a token at -inf is never drawn.
         sampling: A temperature above 0, `top_k` and `top_p`.
-        random: Drawn uniformly from [0, 1).
     """
     with np.errstate(all="ignore"):  # a temperature next to 0 overflows, which is looked at below
         weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature)).astype(np.float64)
     if not np.isfinite(weights).all():
-        return int(logits.argmax())
-    tokens = _candidates(weights, sampling)
+        return Candidates(np.array([logits.argmax()]), np.ones(1))
+    tokens = _likeliest(weights, sampling)
     sums = np.cumsum(weights[tokens])
     if sampling.top_p < 1 and _sorts(sampling, weights.size):
         whole = sums[-1] if 0 < sampling.top_k < weights.size else weights.sum()
         kept = min(int(np.searchsorted(sums, sampling.top_p * whole)) + 1, sums.size)
         tokens, sums = tokens[:kept], sums[:kept]
-    return int(tokens[min(int(np.searchsorted(sums, random * sums[-1], side="right")), tokens.size - 1)])
+    return Candidates(tokens, sums)
 
 
 def _sorts(sampling: Sampling, size: int) -> bool:
     return sampling.top_p < 1 or 0 < sampling.top_k < size
 
 
-def _candidates(weights: NDArray[np.float64], sampling: Sampling) -> NDArray[np.intp]:
+def _likeliest(weights: NDArray[np.float64], sampling: Sampling) -> NDArray[np.intp]:
     """The tokens that may be drawn before `top_p` is looked at, the likeliest first where that matters."""
     size = weights.size
     if not _sorts(sampling, size):

@@ -302,11 +302,11 @@ async def test_draws_are_distributed_as_the_targets(drafting, llama, tokenizer, 
     """Answers of three tokens, of which the second is always drafted: the pair of the first two."""
     rules = {"temperature": 1.1, "top_k": 4, "top_p": 0.95}
     ids = tokenizer.encode("ab").ids
-    first = target_distribution(logits_of(llama, ids), **rules)
+    first = target_distribution(logits_of(llama, ids), Sampling(**rules))
     expected = {
         (one, two): first[one] * p
         for one in map(int, np.flatnonzero(first))
-        for two, p in enumerate(target_distribution(logits_of(llama, [*ids, one]), **rules))
+        for two, p in enumerate(target_distribution(logits_of(llama, [*ids, one]), Sampling(**rules)))
         if p
     }
     client, draws = drafting(how, k=1), 500

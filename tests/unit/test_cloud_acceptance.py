@@ -20,6 +20,8 @@ from edgewise.cloud.acceptance import (
     target_distribution,
     tokens_per_round,
 )
+from edgewise.dialogue import Sampling
+from edgewise.edge import choice
 
 DRAWS = 100_000
 
@@ -174,8 +176,8 @@ def test_the_distribution_is_that_of_transformers(temperature, top_p, top_k, siz
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
     theirs = torch.softmax(warpers(None, torch.tensor(logits[None]).double()), -1)[0].numpy()
-    ours = target_distribution(logits, temperature=temperature, top_p=top_p, top_k=top_k)
-    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    ours = target_distribution(logits, Sampling(temperature=temperature, top_p=top_p, top_k=top_k))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("error")
@@ -183,12 +185,39 @@ def test_the_distribution_is_that_of_transformers(temperature, top_p, top_k, siz
 def test_next_to_no_temperature_only_the_likeliest_is_drawn(temperature):
     logits = np.array([1.0, 30.0, -7.0, 29.0, -np.inf], np.float32)
     for more in ({}, {"top_p": 0.9}, {"top_k": 2}):
-        found = target_distribution(logits, temperature=temperature, **more)
+        found = target_distribution(logits, Sampling(temperature=temperature, **more))
         assert found.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
 
 
+TIED = st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.0, 1.0, 1.5]), min_size=2, max_size=12).filter(
+    lambda logits: max(logits) > -np.inf
+)
+
+
+@pytest.mark.filterwarnings("error")
+@given(TIED, st.sampled_from([1e-46, 1e-40, 0.7, 1.0, 2.0]), st.sampled_from([0.3, 0.5, 0.9, 1.0]), st.integers(0, 4))
+def test_ties_are_drawn_as_the_plain_engine_draws_them(logits, temperature, top_p, top_k):
+    logits, sampling = np.array(logits, np.float32), Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    steps = (np.arange(400) + 0.5) / 400
+    plain = np.bincount([choice.draw(logits, sampling, at) for at in steps], minlength=logits.size) / steps.size
+    np.testing.assert_allclose(target_distribution(logits, sampling), plain, atol=1 / steps.size)
+
+
+@pytest.mark.parametrize(
+    ("logits", "rules", "expected"),
+    [
+        ([1, 0, 0, 0], {"temperature": 1.0, "top_k": 2}, [0.7311, 0.2689, 0, 0]),
+        ([1, 1, 0, 0], {"temperature": 1e-46}, [1, 0, 0, 0]),
+        ([0, 0, 0, 0], {"temperature": 1.0, "top_p": 0.5}, [0.5, 0.5, 0, 0]),
+    ],
+)
+def test_of_equally_likely_tokens_the_smaller_ids_stay(logits, rules, expected):
+    found = target_distribution(np.array(logits, np.float32), Sampling(**rules))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_a_flat_distribution_has_a_nucleus_too():
-    found = target_distribution(np.zeros(1000, np.float32), temperature=1.0, top_p=0.9)
+    found = target_distribution(np.zeros(1000, np.float32), Sampling(temperature=1.0, top_p=0.9))
     assert np.count_nonzero(found) in (900, 901)
     np.testing.assert_allclose(found.sum(), 1.0)
 
