@@ -2,7 +2,9 @@
 
 A request is drawn before cache and routing. Not answered locally as final, it has kept the promise without a call;
 answered locally, the cloud is asked, past the cache, and a difference is a violation. A verdict that does not come is
-one too, so that nothing that goes wrong after the draw can make the promise look better kept than it is.
+one too, so that nothing that goes wrong after the draw can make the promise look better kept than it is. Nor can who
+leaves: a caller that hangs up on a bad text would otherwise take its verdict along, so what would have been answered is
+judged, whoever heard how much of it.
 
 Owns draws and verdicts, and sees to it that a verdict which the store did not take is written as soon as it does. Who
 asks the cloud is `judging`, what verdicts prove `monitor`'s, what becomes of the certificate `guard`'s.

@@ -27,6 +27,8 @@ class Telling:
         draft: What the edge model writes, where it does.
         passed: Pieces of the draft that were told, or held back where the text is.
         lent: Whether somebody else sees to the draft's end.
+        may_be_final: Whether the edge's text may still become the final answer.
+        has_left: Whether nobody listens any more, though the text goes on.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Telling:
         self.draft: Draft | None = None
         self.passed = 0
         self.lent = False
+        self.may_be_final = True
+        self.has_left = False
         self._say = say
         self._is_held = is_held
         self._held: list[Token] = []
@@ -99,6 +103,12 @@ class Telling:
         self._held.clear()
         self._tell([self._of_cloud(token) for token in tokens])
 
+    def leave(self) -> None:
+        """The caller has left: what comes is noted as before, and told to nobody."""
+        self.has_left = True
+        if self._say is not None:
+            self._say = _to_nobody
+
     def end(self) -> None:
         """Nobody waits for the draft any longer."""
         if self.draft is not None and not self.lent:
@@ -117,3 +127,7 @@ class Telling:
     def _of_cloud(self, token: Token) -> Token:
         source = token.source or Source.CLOUD
         return Token(id=self.turn.request.id, text=token.text, logprob=token.logprob, source=source, top=token.top)
+
+
+def _to_nobody(tokens: Sequence[Token]) -> None:
+    """What is told where nobody listens."""

@@ -172,34 +172,69 @@ class TextFlow:
 
     async def _answer(self, turn: Turn, say: Callable[[Sequence[Token]], None] | None) -> Given:
         """The first whole answer; pieces of it are told before, where anybody listens."""
+        prompt = turn.request.inputs
+        if not isinstance(prompt, Prompt):
+            raise RequestError("inputs", "This model writes texts.", "Ask it by messages or a prompt.")
+        if not turn.audited:
+            found = self._recall.find(turn) or await self._found_shared(turn)
+            if found is not None:
+                return Given(self._answering.told(turn, found))
+        tools = _tools_of(prompt)
+        if turn.audited:
+            turn.draw = self._verdicts.draw(turn.request)
+        telling = Telling(turn, prompt, say, is_held=tools.is_needed, instruments=self._instruments)
+        if turn.draw is None:
+            return await self._answered(telling, tools)
+        return await self._answered_drawn(telling, tools)
+
+    async def _answered_drawn(self, telling: Telling, tools: ToolCheck) -> Given:
+        """The same for an audited request, which is settled whatever becomes of it and of who asked.
+
+        Who sees a bad text leaves it. So that leaving chooses no verdict, a text that may still become a final answer
+        of the edge's is written to its end, told to nobody, and judged as if its caller had stayed.
+        """
+        answering = asyncio.ensure_future(self._answered(telling, tools))
+        answering.add_done_callback(lambda _: answering.cancelled() or answering.exception())
         try:
-            return await self._answered(turn, say)
+            await asyncio.wait({answering})
+        except BaseException:
+            telling.leave()
+            if telling.may_be_final and self._verdicts.waits_for(answering):
+                raise
+            answering.cancel()
+            await asyncio.wait({answering})
+            raise
+        return answering.result()
+
+    async def _answered(self, telling: Telling, tools: ToolCheck) -> Given:
+        """What its text comes to; its audit is settled by then, or will be."""
+        turn = telling.turn
+        try:
+            return await self._routed(telling, tools)
         except (RequestError, PromptTooLongError):
             turn.unreadable()
             raise
         except asyncio.CancelledError:
+            if telling.may_be_final:
+                turn.failed()
             turn.left()
             raise
         except BaseException:
             turn.failed()
             raise
-
-    async def _answered(self, turn: Turn, say: Callable[[Sequence[Token]], None] | None) -> Given:
-        prompt = turn.request.inputs
-        if not isinstance(prompt, Prompt):
-            raise RequestError("inputs", "This model writes texts.", "Ask it by messages or a prompt.")
-        if turn.audited:
-            turn.draw = self._verdicts.draw(turn.request)
-        else:
-            found = self._recall.find(turn) or await self._found_shared(turn)
-            if found is not None:
-                return Given(self._answering.told(turn, found))
-        tools = _tools_of(prompt)
-        telling = Telling(turn, prompt, say, is_held=tools.is_needed, instruments=self._instruments)
-        try:
-            return await self._routed(telling, tools)
         finally:
             telling.end()
+
+    def _gone(self, telling: Telling, decision: Decision) -> None:
+        """The edge's text will not be a final answer; where its caller left, nothing more is to be learned of it.
+
+        Raises:
+            CancelledError: The caller left.
+        """
+        telling.may_be_final = False
+        if telling.has_left:
+            telling.turn.not_answered_here(decision)
+            raise asyncio.CancelledError
 
     async def _found_shared(self, turn: Turn) -> Answer | None:
         return await self._recall.find_shared(turn) if self._recall.asks_shared(turn.request) else None
@@ -215,13 +250,12 @@ class TextFlow:
             if at_once:
                 await self._tell(telling, telling.draft, until=self._gate.tokens)
             decision = before or await self._judged(telling, telling.draft, in_time=not at_once)
-        except InputError:
-            if not (telling.draft.is_beyond and self._may_escalate(turn)):
-                raise
-            decision = Decision(action=Action.ESCALATE, reason=Reason.BEYOND_EDGE, policy=turn.policy.name)
+        except InputError as error:
+            return await self._beyond(telling, telling.draft, tools, error)
         if decision.action is Action.LOCAL:
             return await self._local(telling, telling.draft, tools, decision)
         if decision.action is Action.PROVISIONAL:
+            self._gone(telling, decision)
             prediction = await self._written(telling, telling.draft, tools)
             telling.release()
             return Given(self._answering.told(turn, self._answering.saved(turn, prediction, decision)))
@@ -256,8 +290,12 @@ class TextFlow:
         may_escalate = self._may_escalate(turn)
         floor = self._settings.watch_floor
         watch = Watch(self._settings.watch_window, floor) if may_escalate and floor is not None else None
-        if await self._tell(telling, draft, watch=watch):
-            return await self._collapsed(telling, tools, withdrawn(decision, Reason.CONFIDENCE_COLLAPSED))
+        try:
+            if await self._tell(telling, draft, watch=watch):
+                decision = withdrawn(decision, Reason.CONFIDENCE_COLLAPSED)
+                return await self._taken_over(telling, draft, tools, decision)
+        except InputError as error:
+            return await self._beyond(telling, draft, tools, error)
         prediction = draft.prediction()
         if not tools.is_valid(prediction.written):
             if may_escalate:
@@ -270,13 +308,23 @@ class TextFlow:
         self._verdicts.answered_here(turn, final)
         return Given(self._answering.told(turn, final))
 
-    async def _collapsed(self, telling: Telling, tools: ToolCheck, decision: Decision) -> Given:
-        """What was confident at first is not any more: the cloud answers, or goes on where text was told for good."""
+    async def _beyond(self, telling: Telling, draft: Draft, tools: ToolCheck, error: InputError) -> Given:
+        """The prompt was found to be beyond the edge model, maybe in the middle of the text."""
+        turn = telling.turn
+        if not (draft.is_beyond and self._may_escalate(turn)):
+            raise error
+        decision = Decision(action=Action.ESCALATE, reason=Reason.BEYOND_EDGE, policy=turn.policy.name)
+        return await self._taken_over(telling, draft, tools, decision)
+
+    async def _taken_over(self, telling: Telling, draft: Draft, tools: ToolCheck, decision: Decision) -> Given:
+        """The edge's text is not trusted any more, or has broken off: the cloud answers, or goes on from what was told."""
+        self._gone(telling, decision)
         if not telling.has_spoken:
             return await self._escalate(telling, tools, decision)
         try:
-            if not telling.turn.request.revisable:
-                return await self._continue(telling, tools, decision, telling.draft, tries=2)
+            if draft.is_beyond or not telling.turn.request.revisable:
+                rest = None if draft.is_beyond else draft
+                return await self._continue(telling, tools, decision, rest, tries=2)
             return await self._revised(telling, tools, decision)
         except BaseException:
             # As where a request was escalated at once: no final answer was given here.
@@ -355,6 +403,7 @@ class TextFlow:
 
     async def _escalate(self, telling: Telling, tools: ToolCheck, decision: Decision) -> Given:
         """The cloud's text from within the budget on, else the edge's, provisional, while the cloud's is owed."""
+        self._gone(telling, decision)
         turn, whole = telling.turn, telling.is_whole
         asking = self._asking(telling, telling.prompt)
         spare_s = min(_TICK_S, turn.budget_s / 2)
@@ -433,7 +482,8 @@ class TextFlow:
             telling: Who hears it.
             tools: What may be called.
             decision: Why the cloud is asked.
-            draft: What was told, where all of it is the edge's; None where the cloud said some of it.
+            draft: What was told, where all of it is the edge's, which can go on; None where it cannot, or the cloud
+                said some of it.
             tries: Times that the cloud is asked.
 
         Raises:

@@ -175,7 +175,7 @@ class Turn(msgspec.Struct):
         self.draw.escalated(math.nan if unseen else decision.score, differs)
 
     def left(self) -> None:
-        """Settle a drawn request whose caller left in the middle of its text: nobody was given a final answer."""
+        """Settle a drawn request whose caller left a text that would have been no final answer of the edge's."""
         if self.draw is not None:
             self.draw.escalated()
 

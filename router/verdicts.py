@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable
+from typing import Any
 
 from edgewise.contracts import Action, Answer, CloudReply, Decision, Prediction, Request
 from edgewise.errors import CloudError, RequestError, StoreError, frames, outline
@@ -149,6 +150,16 @@ class Verdicts:
             return
         self._tasks.start(self._settle_late(turn, deciding))
 
+    def waits_for(self, answering: asyncio.Future[Any]) -> bool:
+        """Wait for a drawn text whose caller has left, and which settles itself; not once it is closed.
+
+        As where nobody waits for an answer that comes in one piece: who leaves when chooses no verdict.
+        """
+        if self._tasks.closed:
+            return False
+        self._tasks.start(_until_over(answering))
+        return True
+
     async def aclose(self) -> None:
         """Give verdicts that are under way a few seconds: one of a local answer that does not come is a violation."""
         await self._tasks.close(finish_s=_LAST_S)
@@ -213,6 +224,16 @@ class Verdicts:
         except Exception as error:  # a judge may be a user's own function
             _log.error("The judge of a certificate failed; what it was asked stays unknown: %s", frames(error))
             return None
+
+
+async def _until_over(answering: asyncio.Future[Any]) -> None:
+    """Wait for what nobody else waits for; cancelling it cancels that."""
+    try:
+        await asyncio.wait({answering})
+    except asyncio.CancelledError:
+        answering.cancel()
+        await asyncio.wait({answering})
+        raise
 
 
 def audits_of(

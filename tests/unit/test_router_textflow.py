@@ -857,16 +857,71 @@ async def test_a_judge_holds_up_nobody():
     await flow.aclose()
 
 
-async def test_an_audited_text_whose_caller_leaves_is_no_final_answer():
+async def leave(asking, edge, hold_at):
+    """Ask, and leave once the edge model has come so far; it goes on afterwards."""
+    edge.hold_at = hold_at
+    answering = asyncio.ensure_future(asking)
+    await asyncio.to_thread(edge.held.wait, 10)
+    for _ in range(20):  # what was written is told by then
+        await asyncio.sleep(0)
+    answering.cancel()
+    await asyncio.wait({answering})
+    edge.release.set()
+
+
+@pytest.mark.parametrize("hold_at", [0, 3, 4, 8])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("says", ["the same", "something else"])
+async def test_who_leaves_an_audited_text_chooses_no_verdict(hold_at, whole, says):
+    """Who sees a bad text leaves it: it is written on and judged as if they had stayed."""
     store, edge = hybrid.DictStore(), FakeGenerator()
-    edge.hold_at = 5
-    flow = router(edge, FakeCloud(), audits=store, uniform=lambda: 0.0)
-    stream = flow.events(ask(sure(9)))
+    cloud = FakeCloud(*([fakes.text_of(sure(9))] if says == "the same" else []))
+    flow = router(edge, cloud, audits=store, uniform=lambda: 0.0)
+    await leave(flow.answer(ask(sure(9))) if whole else collect(flow, ask(sure(9))), edge, hold_at)
+    assert await store.settled() == [(says == "something else", False)]
+    assert store.found[0].score == pytest.approx(-0.1)
+    assert edge.writings[0].place == 9, "written to its end"
+    await idle(flow, edge)
+
+
+@pytest.mark.parametrize(
+    ("script", "hold_at", "score"),
+    [(doubtful(9), 2, -5), (COLLAPSING, 5, -0.1), (f"{sure(4)} {doubtful(9, start=4)}", 4, -0.1)],
+    ids=["judged after it", "collapses after it", "both"],
+)
+async def test_an_audited_text_that_would_not_have_been_answered_here_is_kept_whoever_leaves(script, hold_at, score):
+    store, edge, cloud = hybrid.DictStore(), FakeGenerator(), FakeCloud()
+    flow = router(edge, cloud, audits=store, uniform=lambda: 0.0, settings=WATCHED)
+    await leave(collect(flow, ask(script)), edge, hold_at)
+    assert await store.settled() == [(False, False)]
+    assert store.found[0].score == pytest.approx(score)
+    assert not cloud.asked, "nobody waits for it"
+    await idle(flow, edge)
+
+
+async def test_who_leaves_an_audited_escalation_ends_its_call():
+    store, edge, cloud = hybrid.DictStore(), FakeGenerator(), FakeCloud()
+    cloud.rest.clear()
+    flow = router(edge, cloud, audits=store, uniform=lambda: 0.0)
+    stream = flow.events(ask(doubtful(9)))
     await anext(stream)
     await stream.aclose()
     assert await store.settled() == [(False, False)]
-    assert store.found[0].score is None
-    await idle(flow, edge)
+    await until(lambda: cloud.cancelled == 1)
+    await idle(flow, edge, cloud)
+
+
+async def test_an_audited_text_that_cannot_be_written_on_has_no_verdict(monkeypatch):
+    """The router closes: a bad text may have been left for it."""
+    monkeypatch.setattr("edgewise.router.verdicts._LAST_S", 0.01)
+    store, edge = hybrid.DictStore(), FakeGenerator()
+    flow = router(edge, FakeCloud(), audits=store, uniform=lambda: 0.0)
+    edge.hold_at = 5
+    stream = flow.events(ask(sure(9)))
+    await anext(stream)
+    await stream.aclose()
+    await flow.aclose()
+    assert await store.settled() == [(True, True)]
 
 
 async def test_an_audited_escalation_is_settled_by_its_score():
