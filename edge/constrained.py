@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Prompt, Tool
+from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Prompt
+from edgewise.edge.multiples import are_few
 from edgewise.edge.toolcalls import BEGIN, END
 from edgewise.errors import BeyondModelError, InputError, MissingExtraError
 from edgewise.schemas import moved
+
+# Several times what schemas need that people write. The library's own let one take seconds and half a gigabyte.
+_LIMITS: dict[str, Any] = {"initial_lexer_fuel": 250_000, "max_lexer_states": 50_000, "max_grammar_size": 50_000}
 
 # JSON as most models were trained to write it. Blanks wherever JSON allows them let a small model write nothing else.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
@@ -29,16 +33,24 @@ def grammar_of(prompt: Prompt) -> str | None:
 
     Raises:
         InputError: A schema is no JSON Schema.
+        BeyondModelError: Keeping to it would take too long.
     """
     calls = prompt.tools if prompt.tool_choice != NO_TOOL else ()
-    if calls and prompt.tool_choice != AUTO:
-        chosen = [tool for tool in calls if prompt.tool_choice in (REQUIRED, tool.name)]
-        return f"start: call\n{_call(chosen)}"
-    if prompt.sampling.schema is None:
+    must_call = bool(calls) and prompt.tool_choice != AUTO
+    text = None if must_call else prompt.sampling.schema
+    if text is None and not must_call:
         return None
-    schema = _schema(prompt.sampling.schema, "schema")
-    answer = f"answer: %json {json.dumps(schema)}\n"
-    return f"start: answer | call\n{answer}{_call(calls)}" if calls else f"start: answer\n{answer}"
+    chosen = [tool for tool in calls if prompt.tool_choice in (AUTO, REQUIRED, tool.name)]
+    parameters = [_schema(tool.parameters, f"tools: {tool.name}") for tool in chosen]
+    answer = [] if text is None else [_schema(text, "schema")]
+    if not are_few([*parameters, *answer]):
+        raise _beyond("it asks for multiples (multipleOf) of numbers that are too large together")
+    rules = {}
+    if answer:
+        rules["answer"] = f"answer: %json {json.dumps(*answer)}\n"
+    if chosen:
+        rules["call"] = _call([tool.name for tool in chosen], parameters)
+    return f"start: {' | '.join(rules)}\n{''.join(rules.values())}"
 
 
 class Grammars:
@@ -63,20 +75,21 @@ class Grammars:
             begun: What it begins with already.
 
         Raises:
-            InputError: The grammar cannot be kept to, or the beginning does not.
+            BeyondModelError: The grammar cannot be kept to.
+            InputError: The beginning does not keep to it.
             MissingExtraError: llguidance is not installed.
         """
         try:
-            from llguidance import LLMatcher, LLTokenizer
+            from llguidance import LLMatcher, LLParserLimits, LLTokenizer
         except ImportError as e:
             raise MissingExtraError("JSON by a schema", "generate") from e
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = LLTokenizer(self._source.decode(), n_vocab=self._size, eos_token=self._ends or None)
-        matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0)
+        limits = LLParserLimits(**_LIMITS)
+        matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits)
         if matcher.is_error():
-            problem = f"schema: answers cannot be held to it: {_line(matcher)}."
-            raise BeyondModelError(problem, "Give a simpler JSON Schema.")
+            raise _beyond(_line(matcher))
         if begun and not matcher.consume_tokens(self._vocabulary.tokenize_str(begun)):
             raise InputError(f"begun: the schema allows no answer that begins with {begun!r}.", "Leave it out.")
         return Constraint(matcher, self._size)
@@ -97,7 +110,7 @@ class Constraint:
         """The logits, with -inf for what may not come next.
 
         Raises:
-            InputError: The grammar is too complex to go on with.
+            BeyondModelError: The grammar is too complex to go on with.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
@@ -105,34 +118,38 @@ class Constraint:
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def take(self, token: int) -> None:
-        """Go on by a token that was allowed."""
+        """Go on by a token that was allowed.
+
+        Raises:
+            BeyondModelError: The grammar is too complex to go on with.
+        """
         self._matcher.consume_token(token)
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InputError(f"schema: answers cannot be held to it: {_line(self._matcher)}.", "Give a simpler one.")
+            raise _beyond(_line(self._matcher))
 
 
-def _call(tools: Sequence[Tool]) -> str:
+def _call(names: Sequence[str], parameters: Sequence[dict[str, Any]]) -> str:
     """The rule of one call of one of these tools.
 
     Each tool's schema stands among the definitions of one around all, so what it refers to is moved there.
     """
     definitions, either = {}, []
-    for index, tool in enumerate(tools):
+    for index, (name, schema) in enumerate(zip(names, parameters, strict=True)):
         place = f"#/$defs/tool{index}"
-        definitions[f"tool{index}"] = moved(_schema(tool.parameters, f"tools: {tool.name}"), place)
+        definitions[f"tool{index}"] = moved(schema, place)
         either.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": tool.name}, "arguments": {"$ref": place}},
+                "properties": {"name": {"const": name}, "arguments": {"$ref": place}},
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
         )
-    schema = {**(either[0] if len(either) == 1 else {"anyOf": either}), "$defs": definitions, "x-guidance": _STYLE}
-    return f'call: "{BEGIN}\\n" arguments "\\n{END}"\narguments: %json {json.dumps(schema)}\n'
+    around = {**(either[0] if len(either) == 1 else {"anyOf": either}), "$defs": definitions, "x-guidance": _STYLE}
+    return f'call: "{BEGIN}\\n" arguments "\\n{END}"\narguments: %json {json.dumps(around)}\n'
 
 
 def _schema(text: str, field: str) -> dict[str, Any]:
@@ -144,6 +161,10 @@ def _schema(text: str, field: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{field}: a JSON Schema is an object here, not {text[:100]}.", 'Give {"type": "object"}.')
     return {**(value or {"type": "object"}), "x-guidance": _STYLE}
+
+
+def _beyond(reason: str) -> BeyondModelError:
+    return BeyondModelError(f"schema: answers cannot be held to it: {reason}.", "Give a simpler JSON Schema.")
 
 
 def _line(matcher: Any) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from edgewise.dialogue import Message, Prompt, Role, Sampling, Tool
 from edgewise.edge.constrained import Grammars, grammar_of
-from edgewise.errors import InputError
+from edgewise.errors import BeyondModelError, InputError
 
 PLACE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 PLACED = {"type": "object", "properties": {"place": {"$ref": "#/$defs/Place"}}, "required": ["place"]}
@@ -94,3 +94,69 @@ def test_what_only_looks_like_a_reference_stays(grammars):
 def test_a_reference_to_nothing_is_bad_input(grammars):
     with pytest.raises(InputError, match="held to it"):
         grammars.constraint(grammar_of(calling({"properties": {"a": {"$ref": "#/$defs/none"}}})), "")
+
+
+def of_multiples(**schema):
+    return Prompt(text="x", sampling=Sampling(schema=json.dumps(schema)))
+
+
+def each_of(*numbers):
+    return [{"type": "integer", "multipleOf": number} for number in numbers]
+
+
+TOO_MANY = {
+    "one": {"multipleOf": 9_999_991},
+    "a fraction": {"multipleOf": 99.99991},
+    "far apart": {"anyOf": each_of(1e300, 1e-300)},
+    "all": {"allOf": each_of(97, 89, 83)},
+    "any": {"anyOf": each_of(97, 89, 83)},
+    "of one property": {"allOf": [{"properties": {"a": one}} for one in each_of(97, 89, 83)]},
+    "by reference": {"$defs": {"a": {"multipleOf": 9973}}, "$ref": "#/$defs/a", "multipleOf": 97},
+    "beside each other": {"properties": {f"p{number}": {"multipleOf": number} for number in range(900, 912)}},
+}
+
+
+@pytest.mark.parametrize("schema", TOO_MANY.values(), ids=TOO_MANY)
+def test_multiples_that_would_take_long_are_beyond_the_model(schema):
+    with pytest.raises(BeyondModelError, match="multipleOf"):
+        grammar_of(of_multiples(**schema))
+    with pytest.raises(BeyondModelError, match="multipleOf"):
+        grammar_of(calling(schema))
+
+
+def test_tools_share_what_multiples_may_take():
+    tools = [{"properties": {"a": {"multipleOf": 5_003 + index}}} for index in range(2)]
+    assert grammar_of(calling(tools[0], tools[1], choice="t1"))
+    with pytest.raises(BeyondModelError, match="multipleOf"):
+        grammar_of(calling(*tools))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"price": {"multipleOf": 0.01}, "rest": {"multipleOf": 0.25}, "size": {"multipleOf": 1024}}},
+        {"anyOf": [*each_of(5, 60, 100), {"type": "null"}]},
+        {"const": {"multipleOf": 9_999_991}},
+        {"type": "object", "properties": {"multipleOf": {"type": "integer"}, "enum": {"multipleOf": 7}}},
+    ],
+    ids=["plain", "joined", "data", "names"],
+)
+def test_multiples_that_people_ask_for_are_kept_to(grammars, schema):
+    assert grammars.constraint(grammar_of(of_multiples(**schema)), "")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "properties": {
+                f"p{i}": {"items": {"maxLength": i}, "minItems": 10**8, "maxItems": 10**9} for i in range(900)
+            }
+        },
+        {"anyOf": [{"type": "integer", "minimum": -(10**17) + i, "maximum": 10**17 - 7 * i} for i in range(300)]},
+    ],
+    ids=["items", "ranges"],
+)
+def test_a_grammar_that_would_take_much_memory_or_time_is_beyond_the_model(grammars, schema):
+    with pytest.raises(BeyondModelError, match="held to it"):
+        grammars.constraint(grammar_of(of_multiples(**schema)), "")
