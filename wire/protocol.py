@@ -40,6 +40,10 @@ reply that did not wait for the body until the body is over."""
 SEND_TIMEOUT_S = 10.0
 """Seconds without progress after which a client does not read what it is sent."""
 
+MAX_PIPELINED = 8
+"""Requests of one connection that wait for the one before them; behind them nothing is read, not even that the client
+left."""
+
 _HEADER_OVERHEAD_BYTES = 4  # ": " and the end of the line
 
 _MESSAGE = b"The head of the request is too large."
@@ -134,6 +138,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._in_message = True
         self._deadline_s = math.inf
+        self._ahead: RequestResponseCycle | None = None
+        """Of pipelined requests the one that is answered, or was when the last of them began; `cycle` is the last."""
         self._unsent_bytes = 0
         self._progress_s = math.inf
         """When it was last seen that the client reads, or has nothing to read."""
@@ -157,6 +163,15 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._deadline_s = self.loop.time() + HEAD_TIMEOUT_S
         elif not is_answered:
             self._deadline_s = math.inf  # the application has limits of its own
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left: whoever answers it hears so, and what waits behind is not begun."""
+        waiting = [cycle for cycle, _ in self.pipeline]
+        self.pipeline.clear()
+        super().connection_lost(exc)  # tells the last one only
+        for cycle in waiting if self._ahead is None else (self._ahead, *waiting):
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
 
     def check_deadline(self, now_s: float) -> None:
         """Close the connection if what it waits for is overdue or its client does not read.
@@ -256,7 +271,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._ahead, app = self.pipeline.pop()
+            self._start_asgi_task(self._ahead, app)
         else:
             self._deadline_s = self.loop.time() + (HEAD_TIMEOUT_S if self._in_message else self.timeout_keep_alive)
 
@@ -308,9 +324,12 @@ class GuardedProtocol(HttpToolsProtocol):
         )
         if previous is None or previous.response_complete:
             self._start_asgi_task(self.cycle, app)  # type: ignore[arg-type]
-        else:  # the one before it on this connection is still being answered
+            return
+        if not self.pipeline:
+            self._ahead = previous
+        self.pipeline.appendleft((self.cycle, app))  # type: ignore[arg-type]
+        if len(self.pipeline) >= MAX_PIPELINED:
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, app))  # type: ignore[arg-type]
 
     def _count(self, size: int) -> None:
         self._silent_bytes = 0

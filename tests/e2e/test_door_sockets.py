@@ -46,10 +46,12 @@ class ThreadedService:
 
     def __init__(self, *, held: bool = False) -> None:
         self.held = held
+        self.asked = 0
         self.entered = threading.Event()
         self.cancelled = threading.Event()
 
     async def events(self, request):
+        self.asked += 1
         self._loop, self._go = asyncio.get_running_loop(), asyncio.Event()
         self.entered.set()
         try:
@@ -83,6 +85,12 @@ def wait_until_closed(url: str) -> None:
 def door(service: ThreadedService | None = None, **options: object):
     options = {"answers": None, "metrics": Metrics(), **options}
     return front_door(fakes.served(service or ThreadedService()), **options)
+
+
+def gone(metrics: Metrics) -> int:
+    """How many clients left before their answer."""
+    found = [line for line in metrics.render().decode().splitlines() if 'code="client_gone"' in line]
+    return int(float(found[0].rsplit(" ", 1)[1])) if found else 0
 
 
 @pytest.fixture
@@ -282,6 +290,53 @@ def test_the_head_of_a_pipelined_request_does_not_cut_off_the_one_before(monkeyp
         service.release()
         connection.settimeout(30)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_client_that_leaves_pipelined_requests_ends_the_first_and_begins_no_other(
+    together: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, metrics = ThreadedService(held=True), Metrics()
+    request = b'POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 14\r\n\r\n{"inputs":"x"}'
+    with BackgroundServer(door(service, metrics=metrics)) as server:
+        with socket.create_connection((server.host, server.port), timeout=30) as connection:
+            connection.sendall(request * (3 if together else 1))
+            assert service.entered.wait(30)
+            if not together:
+                connection.sendall(request * 2)
+        assert service.cancelled.wait(30)
+        service.entered.clear()
+        service.held = False
+        assert httpx.post(f"{server.url}/v1/predict", json={"inputs": "x"}).status_code == 200
+        assert service.asked == 2
+    assert gone(metrics) == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_pipelined_requests_are_answered_in_order_however_many_wait() -> None:
+    service = ThreadedService(held=True)
+    body = b'{"inputs":"x","id":"%d"}'
+    count = 4 * protocol.MAX_PIPELINED
+    requests = [
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body % n), body % n)
+        for n in range(count)
+    ]
+    with (
+        BackgroundServer(door(service)) as server,
+        socket.create_connection((server.host, server.port), timeout=30) as connection,
+    ):
+        connection.sendall(requests[0])
+        assert service.entered.wait(30)
+        for one in requests[1:]:
+            connection.sendall(one)
+        service.held = False
+        service.release()
+        heard = b""
+        while heard.count(b"x-edgewise-id") < count:
+            heard += connection.recv(65536)
+    assert [line for line in heard.split(b"\r\n") if line.startswith(b"x-edgewise-id")] == [
+        b"x-edgewise-id: %d" % n for n in range(count)
+    ]
 
 
 def test_a_body_that_does_not_come_is_given_up() -> None:
