@@ -348,7 +348,7 @@ class Verifier:
             self._check_tokens(asked)
         tokens = [*session.tokens[: asked.position], *asked.tokens]
         # The last token is computed again where all of them are: its logits are what the draft is held against.
-        standing = min(_common(session.tokens[: session.computed], tokens), len(tokens) - 1)
+        standing = min(verify.common(session.tokens[: session.computed], tokens), len(tokens) - 1)
         self._target.crop(session.cache, standing)
         draft, count = asked.draft, len(asked.draft)
         logits = self._target.forward(session.cache, [*tokens[standing:], *draft], count + 1)
@@ -392,12 +392,6 @@ def _check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
     wrong = next((token for token in ids if token >= vocabulary), None)
     if wrong is not None:
         raise RequestError(name, f"{name}: the target knows no id {wrong}.", f"Send ids below {vocabulary}.")
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of what both begin with."""
-    same = zip(one, other, strict=False)
-    return next((at for at, (left, right) in enumerate(same) if left != right), min(len(one), len(other)))
 
 
 def _to_the_end(written: Sequence[int], ends: frozenset[int]) -> Verdict:

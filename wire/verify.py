@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol, TypeAlias
 
 import msgspec
@@ -260,6 +260,12 @@ def tokenizer_digest(tokenizer: str | bytes) -> str:
         "decoder": told.get("decoder"),
     }
     return f"sha256:{hashlib.sha256(msgspec.json.encode(meaning, order='sorted')).hexdigest()}"
+
+
+def common(held: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens two sessions begin with alike."""
+    pairs = zip(held, tokens, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(held), len(tokens)))
 
 
 Route: TypeAlias = Callable[[bytes, str, Headers, Receive, Send], Awaitable[None]]

@@ -5,7 +5,8 @@ target's own: see `cloud.acceptance`.
 
 Plain streaming pays the round trip once an answer, drafting once a round. Where drafting is measured to be slower,
 answers stream through the plain client. So do those that no draft fits: tools, a schema, alternatives to each token, a
-seed, a prompt longer than the small model reads. A server that cannot rule on drafts is asked plainly ever after.
+seed, a prompt longer than the small model reads. A server that does not rule on drafts is asked plainly for a while,
+and for longer each time that it still does not.
 """
 
 from __future__ import annotations
@@ -86,14 +87,12 @@ class DraftedCloud:
         self._target = Target(self._http, tokenizer=tokenizer, model=model, meter=self._meter)
         self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()
         self._references: dict[VerifyReference, Reference] = {}
-        self._is_served = True
+        self._refusal: str | None = None
 
     @property
     def figures(self) -> DraftFigures:
         """What drafting brought so far, and what comes next."""
-        return self._meter.figures(
-            self._next_k(), drafts=self._is_served and (self._k is not None or self._meter.pace.drafts)
-        )
+        return self._meter.figures(self._next_k(), drafts=self._drafts_next())
 
     async def describe(self, *, timeout_s: float) -> Reference:
         """Ask which model answers there: the same one, whichever way it is asked.
@@ -155,7 +154,7 @@ class DraftedCloud:
             async with aclosing(self._drafted(request, answer, session, timeout_s)) as pieces:
                 async for piece in pieces:
                     yield piece
-            if answer.has_spoken or self._is_served:
+            if answer.is_over:
                 return
         async with aclosing(self._streamed(request, timeout_s)) as pieces:
             async for piece in pieces:
@@ -164,7 +163,7 @@ class DraftedCloud:
     async def _drafted(
         self, request: Request, answer: DraftedAnswer, session: Session, timeout_s: float
     ) -> AsyncGenerator[Token | CloudReply]:
-        """A drafted answer; nothing, where the server turns out to rule on no drafts of ours."""
+        """A drafted answer; nothing, where the server turns out to rule on no drafts of ours now."""
         began = self._seconds()
         try:
             async with aclosing(answer.tokens()) as tokens:
@@ -173,22 +172,24 @@ class DraftedCloud:
         except (NotServedError, ConflictError) as error:
             if answer.has_spoken or not _rules_on_none(error):
                 raise
-            self._is_served = False
-            _log.warning("Nothing is drafted for %s any more: %s", self._http.base, error)
+            self._refused(error)
             return
         finally:
             self._give_back(request, session)
             if answer.count:  # also of one that was interrupted: its rounds are counted
                 self._meter.after_drafted(answer.count, self._seconds() - began)
                 self._show(answer.reference.name)
+        self._refusal = None
+        self._meter.after_ruling()
         yield CloudReply(answer.text, await self._reference(answer.reference, timeout_s), written=answer.written)
 
     async def _streamed(self, request: Request, timeout_s: float) -> AsyncGenerator[Token | CloudReply]:
         """The plain way, measured."""
         first = last = name = None
         count = 0
+        stream = self._plain.stream(request, timeout_s=timeout_s)
         try:
-            async for piece in self._plain.stream(request, timeout_s=timeout_s):
+            async for piece in stream:
                 if isinstance(piece, Token):
                     last = self._seconds()
                     first = last if first is None else first
@@ -197,6 +198,8 @@ class DraftedCloud:
                     name = piece.reference.name
                 yield piece
         finally:
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
             if name is not None or count:
                 self._meter.after_plain(count - 1, 0.0 if first is None or last is None else last - first)
                 self._show(name)
@@ -204,7 +207,7 @@ class DraftedCloud:
     async def _fitting(self, request: Request) -> Sequence[int] | None:
         """The ids of a prompt whose answer is to be drafted, else None."""
         prompt = request.inputs
-        if not self._is_served or not isinstance(prompt, Prompt):
+        if self._meter.pace.waits or not isinstance(prompt, Prompt):
             return None
         how = prompt.sampling
         if (prompt.tools and prompt.tool_choice != NO_TOOL) or how.schema is not None or how.top_logprobs:
@@ -216,6 +219,17 @@ class DraftedCloud:
         except InputError:
             return None  # the target may know better
         return ids if 0 < len(ids) < self._drafts.max_length else None
+
+    def _refused(self, error: NotServedError | ConflictError) -> None:
+        """Stream for a while; said once, and again where the reason is another."""
+        self._meter.after_refusal()
+        if self._refusal != str(error):
+            self._refusal = str(error)
+            _log.warning("Nothing is drafted for %s for now: %s", self._http.base, error)
+
+    def _drafts_next(self) -> bool:
+        pace = self._meter.pace
+        return pace.drafts if self._k is None else not pace.waits
 
     def _show(self, name: str | None) -> None:
         """Show the figures under the target's name; the next time, where nobody has said it yet."""
@@ -251,5 +265,5 @@ class DraftedCloud:
 
 
 def _rules_on_none(error: NotServedError | ConflictError) -> bool:
-    """Whether a server says that it will rule on no drafts of ours, ever."""
+    """Whether a server says that it rules on no drafts of ours, as it is served now."""
     return isinstance(error, NotServedError) or verify.error_code(error.body) == verify.OTHER_TOKENIZER

@@ -90,6 +90,14 @@ class Meter:
         """Note a round whose time says something: not the first one, which reads the prompt."""
         self.pace = self.pace.after_round(seen)
 
+    def after_refusal(self) -> None:
+        """Note that the server did not rule on drafts."""
+        self.pace = self.pace.after_refusal()
+
+    def after_ruling(self) -> None:
+        """Note that it did, for a whole answer."""
+        self.pace = self.pace.after_ruling()
+
     def after_drafted(self, tokens: int, seconds: float) -> None:
         """Note an answer that was drafted."""
         self.answers += 1

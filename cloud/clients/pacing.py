@@ -20,7 +20,10 @@ TRIALS = 4
 """So many answers go both ways in turn before anything is chosen: the first ones pay for much that is cold."""
 
 REVIEW = 16
-"""Of so many answers one goes the way that seems slower, to measure it again."""
+"""Of so many answers one goes the way that seems slower, to measure it again; so many stream after a refusal."""
+
+MOST_REVIEW = 1024
+"""Each further refusal in a row makes it twice as many, up to this: a server may never rule on drafts."""
 
 _KEEP = 0.95
 """How much of what was known counts after another round: half is forgotten after some 14."""
@@ -92,6 +95,8 @@ class Pace:
         plain_tokens: Tokens of plain streams.
         plain_ms: Milliseconds that they took, behind the first one of each.
         answers: How many answers there were, of both kinds.
+        refusals: How often in a row the server did not rule on drafts.
+        waits: Answers that stream before it is asked again.
     """
 
     trials: float = 0.0
@@ -106,6 +111,8 @@ class Pace:
     plain_tokens: float = 0.0
     plain_ms: float = 0.0
     answers: int = 0
+    refusals: int = 0
+    waits: int = 0
 
     def after_round(self, seen: Round) -> Pace:
         """What is known after another round."""
@@ -131,7 +138,15 @@ class Pace:
 
     def after_answer(self) -> Pace:
         """What is known after another answer, of either kind."""
-        return replace(self, answers=self.answers + 1)
+        return replace(self, answers=self.answers + 1, waits=max(0, self.waits - 1))
+
+    def after_refusal(self) -> Pace:
+        """What is known after the server did not rule on drafts."""
+        return replace(self, refusals=self.refusals + 1, waits=min(REVIEW << min(self.refusals, 16), MOST_REVIEW))
+
+    def after_ruling(self) -> Pace:
+        """What is known after it did."""
+        return replace(self, refusals=0, waits=0)
 
     @property
     def acceptance(self) -> float | None:
@@ -172,6 +187,8 @@ class Pace:
     @property
     def drafts(self) -> bool:
         """Whether the next answer is drafted: the faster way, and now and then the other one, to measure it."""
+        if self.waits:
+            return False
         drafted, plain = self.drafted_token_ms, self.plain_token_ms
         if self.answers < TRIALS or drafted is None or plain is None:
             return self.answers % 2 == 0

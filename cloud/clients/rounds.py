@@ -96,7 +96,7 @@ class Target:
     async def _asked(
         self, session: Session, tokens: Sequence[int], draft: Sequence[Drafted], how: Sampling
     ) -> VerifyReply:
-        position = common(session.held, tokens)
+        position = verify.common(session.held, tokens)
         asked = msgspec.structs.replace(
             self._asking(session, how),
             position=position,
@@ -193,6 +193,11 @@ class DraftedAnswer:
         return len(self._tokens) - len(self._ids)
 
     @property
+    def is_over(self) -> bool:
+        """Whether it came to its end."""
+        return self._finish is not None
+
+    @property
     def text(self) -> str:
         """What was told so far."""
         return self._text.told
@@ -238,7 +243,7 @@ class DraftedAnswer:
         self._reference = reply.reference
         self._ids = reply.prompt or ()
         self._tokens = list(self._ids)
-        self._cached = common(held, self._ids)
+        self._cached = verify.common(held, self._ids)
         self._text = GrowingText(self._tokenizer, self._prompt, self._ids)
         session.drafter.rewind(0)
         session.drafter.append(self._ids)
@@ -321,12 +326,6 @@ class DraftedAnswer:
                 self._finish = Finish.LENGTH
                 return [*told, *self._text.close()]
         return told
-
-
-def common(held: Sequence[int], tokens: Sequence[int]) -> int:
-    """Length of what both begin with."""
-    pairs = zip(held, tokens, strict=False)
-    return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(held), len(tokens)))
 
 
 def _drawn(draft: Sequence[Drafted]) -> tuple[DraftProbabilities, ...] | None:

@@ -14,6 +14,7 @@ from edgewise.cloud.acceptance import target_distribution
 from edgewise.cloud.causal import load_causal
 from edgewise.cloud.clients.drafting import DraftedCloud
 from edgewise.cloud.clients.openai import OpenAIClient
+from edgewise.cloud.clients.pacing import REVIEW
 from edgewise.cloud.verifier import TorchTarget, Verifier
 from edgewise.config import Config
 from edgewise.contracts import CloudReply, Reference, Request, Served, ServiceInfo, Source, Token
@@ -23,6 +24,7 @@ from edgewise.edge.drafting import DraftModel, draft_model
 from edgewise.errors import CloudError, CloudRefusedError
 from edgewise.telemetry import Metrics
 from edgewise.wire.door import front_door
+from edgewise.wire.faults import Fault
 from edgewise.wire.serve import BackgroundServer
 from edgewise.wire.verify import VerifyReference, tokenizer_digest, verify_routes
 
@@ -133,6 +135,10 @@ class Plain:
         pass
 
 
+def missing(name):
+    raise Fault(404, "not_found", "The model is unknown.", field="model", remedy="Ask for another.")
+
+
 class Cloud:
     """A cloud service that rules on drafts, and nothing else; it can be told to forget."""
 
@@ -163,7 +169,7 @@ class Cloud:
 def serving(cloud=None):
     info = ServiceInfo(name="tiny", version="1", task="text-generation", labels=(), input="text", role="cloud")
     models = {"tiny": Served(info=info, service=None, ready=lambda: None)}
-    posts = verify_routes(cloud.find) if cloud else {}
+    posts = verify_routes(lambda name: cloud.find(name)) if cloud else {}
     app = front_door(lambda: models, answers=None, metrics=Metrics(), api_keys={"key-1": "tenant"}, posts=posts)
     with BackgroundServer(app) as running:
         yield running.url
@@ -394,7 +400,7 @@ async def test_what_no_draft_fits_goes_the_plain_way(drafting, cloud, request_):
 
 
 @pytest.mark.parametrize("lacks", ["route", "tokenizer"])
-async def test_a_server_that_rules_on_no_drafts_is_asked_plainly_ever_after(llama, tokenizer, drafts, caplog, lacks):
+async def test_a_server_that_rules_on_no_drafts_is_asked_plainly(llama, tokenizer, drafts, caplog, lacks):
     cloud = Cloud(llama, tokenizer, digest="sha256:other") if lacks == "tokenizer" else None
     with serving(cloud) as url:
         way = Plain(llama, tokenizer)
@@ -408,6 +414,23 @@ async def test_a_server_that_rules_on_no_drafts_is_asked_plainly_ever_after(llam
         if cloud:
             assert len(cloud.bodies) == 1
         await client.aclose()
+
+
+async def test_a_server_that_rules_again_is_drafted_for_again(drafting, cloud, llama, tokenizer, caplog):
+    """As one does whose model was unloaded for a moment."""
+    way, find = Plain(llama, tokenizer), cloud.find
+    client = drafting(RIGHT, k=3, plain=way)
+    for _ in range(2):
+        cloud.find = missing
+        for _ in range(REVIEW):
+            await asked(client, asking("ab", max_tokens=2))
+            assert not client.figures.drafts or way.asked % REVIEW == 0
+        cloud.find = find
+        drafted = client.figures.answers
+        await asked(client, asking("ab", max_tokens=2))
+        assert client.figures.answers == drafted + 1
+    assert way.asked == client.figures.plain_answers == 2 * REVIEW
+    assert len([line for line in caplog.messages if "Nothing is drafted" in line]) == 2
 
 
 async def test_where_drafting_is_slower_answers_stream_and_back(drafting, llama, tokenizer):

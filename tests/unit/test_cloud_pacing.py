@@ -71,6 +71,18 @@ def test_it_drafts_where_that_is_faster():
     assert near.after_plain(0, 0).plain_token_ms == pytest.approx(68)
 
 
+def test_a_server_that_does_not_rule_is_asked_again_less_and_less_often():
+    pace, waited = after(Pace(answers=TRIALS), 40), []
+    for _ in range(9):
+        pace, count = pace.after_refusal(), 0
+        while pace.waits:
+            assert not pace.drafts
+            pace, count = pace.after_answer(), count + 1
+        waited.append(count)
+    assert waited == [16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
+    assert pace.after_ruling().after_refusal().waits == REVIEW
+
+
 @pytest.mark.parametrize("wall_ms", [88, 668])
 def test_the_slower_way_is_measured_again_now_and_then(wall_ms):
     pace, ways = after(Pace(), 40, wall_ms=wall_ms), []
