@@ -13,6 +13,8 @@ from typing import Any
 from edgewise.errors import CheckpointError
 
 _EMBEDDINGS = ("Gather", "GatherBlockQuantized")
+# What some models do to each logit behind the head: bias, scale, soft-capping, a mask, another type.
+_AFTER_HEAD = ("Add", "Mul", "Div", "Tanh", "Where", "Cast")
 FLOAT = 32
 """Bits of a weight that is not quantized."""
 
@@ -88,7 +90,7 @@ def read(path: Path) -> Built:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     matrices = [found for node in model.graph.node if (found := _matrix(node, weights)) is not None]
     makers = {name: node for node in model.graph.node for name in node.output}
-    head = makers.get("logits")
+    head = _head(makers)
     last = next((matrix for matrix in matrices if head is not None and matrix.name == head.name), None)
     embedding = _embedding(model)
     if head is None or last is None or embedding is None:
@@ -117,7 +119,7 @@ def mend_shared_table(path: Path) -> bool:
     model = onnx.load(path, load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
-    embedding, head = _embedding(model), makers.get("logits")
+    embedding, head = _embedding(model), _head(makers)
     if embedding is None or head is None or embedding.op_type != "GatherBlockQuantized":
         return False
     reshape = makers.get(embedding.input[0])
@@ -149,6 +151,15 @@ def _embedding(model: Any) -> Any | None:
     return next(
         (node for node in model.graph.node if node.op_type in _EMBEDDINGS and node.input[1] == "input_ids"), None
     )
+
+
+def _head(makers: Any) -> Any | None:
+    """The node that multiplies with the head, behind which each logit may be changed by itself."""
+    node = makers.get("logits")
+    while node is not None and node.op_type in _AFTER_HEAD:
+        before = (makers[name] for name in node.input if name in makers)
+        node = next((maker for maker in before if maker.op_type != "Constant"), None)
+    return node
 
 
 def _source(name: str, makers: Any) -> str:

@@ -81,6 +81,26 @@ def test_what_stayed_float_is_named(tmp_path):
     assert "float32" in built.facts()[0]
 
 
+def test_what_is_done_to_each_logit_is_not_the_head(tmp_path):
+    """Soft-capping as Gemma 2 has it, and a mask whose first inputs are constants."""
+    path = write_built(tmp_path / "model.onnx", reads="head_Q4", embedding_bits=4, named=4)
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "raw"
+    cap = numpy_helper.from_array(np.float32(30.0), "cap")
+    model.graph.node.extend(
+        [
+            helper.make_node("Constant", [], ["cap"], value=cap),
+            helper.make_node("Where", ["mask", "cap", "raw"], ["masked"]),
+            helper.make_node("Div", ["masked", "cap"], ["small"]),
+            helper.make_node("Tanh", ["small"], ["bent"]),
+            helper.make_node("Mul", ["bent", "cap"], ["logits"]),
+        ]
+    )
+    onnx.save(model, path)
+    assert graph.mend_shared_table(path)
+    assert graph.read(path).facts()[1:] == ("head in 8 bits", "embedding in 8 bits, one table with the head")
+
+
 def test_a_table_that_was_never_written_is_mended(tmp_path):
     path = write_built(tmp_path / "model.onnx", reads="head_Q4", embedding_bits=4, named=4)
     with pytest.raises(CheckpointError, match="head_Q4"):
