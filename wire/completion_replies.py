@@ -64,9 +64,8 @@ def _said(answer: Answer) -> _Said:
 
 
 def _finish(written: Written, calls: Sequence[ToolCall]) -> FinishReason:
-    if calls:
-        return "tool_calls"
-    return _FINISHES.get(written.finish, "stop")
+    cut = _FINISHES.get(written.finish)  # also a call: its arguments may end anywhere
+    return cut or ("tool_calls" if calls else "stop")
 
 
 _FINISHES: Mapping[Finish, FinishReason] = {

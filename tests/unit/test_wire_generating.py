@@ -132,6 +132,17 @@ async def test_calls_of_tools() -> None:
     ]
 
 
+@pytest.mark.parametrize(("finish", "word"), [(Finish.LENGTH, "length"), (Finish.FILTER, "content_filter")])
+async def test_a_call_that_was_cut_off_says_so(finish: Finish, word: str) -> None:
+    """Its arguments may end anywhere: whoever is told `tool_calls` makes the call."""
+    house = House()
+    house.writer.tokens = ()
+    cut = (ToolCall(id="c1", name="pay", arguments='{"amount": 10'),)
+    house.writer.changes = {"written": msgspec.structs.replace(writers.written(finish=finish), tool_calls=cut)}
+    assert (await house.ask()).json()["choices"][0]["finish_reason"] == word
+    assert (await house.chunks())[-2]["choices"][0]["finish_reason"] == word
+
+
 async def test_a_call_that_could_not_be_read_is_text() -> None:
     house = House()
     house.writer.calls = (ToolCall(id="c1", name="", arguments="<tool_call>{oops"),)
