@@ -278,6 +278,14 @@ def test_conversations_and_raw_prompts_are_asked_as_they_stand(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_a_field_that_is_named_is_the_users_message_whatever_its_name(tmp_path, field):
+    path = write(tmp_path / "d.jsonl", [{field: "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}])
+    part = load_prompts(path, text_field=field, label_field="label", max_tokens=5)
+    hi = Prompt(messages=(Message(role=Role.USER, content="Hi"),), sampling=Sampling(max_tokens=5))
+    assert [example.input for example in part.examples] == [hi, hi]
+
+
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
