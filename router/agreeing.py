@@ -7,6 +7,7 @@ same or not. Which judges there are is `agreement`'s.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -50,13 +51,30 @@ class Agreement:
         return self._judge(output, reply.output)
 
 
-def _calls(written: Written | None) -> list[tuple[str, object]]:
+def _calls(written: Written | None) -> list[tuple[str, str | bytes]]:
     return [] if written is None else [(call.name, _arguments(call.arguments)) for call in written.tool_calls]
 
 
-def _arguments(text: str) -> object:
-    """What arguments say, however they are spelled; text that is no JSON says itself."""
+def _arguments(text: str) -> str | bytes:
+    """What arguments say, however they are spelled; text that is no JSON says itself.
+
+    As JSON of one spelling, since `true` equals 1 in Python and is another value to a tool.
+    """
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.encode(_decoder.decode(text), order="sorted")
     except (msgspec.DecodeError, RecursionError):
         return text
+
+
+def _number(text: str) -> int | float:
+    """A number with a point or an exponent; 1.0 is the 1 of JSON Schema."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("Beyond what a float holds.")
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value
+
+
+_EXACT = 2**53
+"""Below it every whole float is the number that was written."""
+
+_decoder = msgspec.json.Decoder(float_hook=_number)

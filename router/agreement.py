@@ -16,16 +16,14 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from edgewise.contracts import FloatArray, LocalModel
 from edgewise.errors import CertificateError, ConfigError, InputError
+from edgewise.router.agreeing import Judge
 from edgewise.router.saying import chosen_letter, last_number, normalised
-
-Judge: TypeAlias = Callable[[str, str], bool]
-"""Whether the edge's text and the cloud's say the same."""
 
 EXACT, CHOICE, NUMBER, SIMILARITY, PYTHON = "exact", "choice", "number", "similarity", "python"
 

@@ -241,6 +241,24 @@ def test_calls_agree_however_their_arguments_are_spelled_and_texts_by_their_judg
     assert judged((1.0,), None, CloudReply((1.0,), REFERENCE)), "vectors are the same or not"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ('{"a":1,"b":[2]}', '{ "b": [2.0], "a": 1e0 }', True),
+        ('{"a":true}', '{"a":1}', False),
+        ('{"a":[false]}', '{"a":[0]}', False),
+        ('{"a":null}', '{"a":false}', False),
+        ('{"a":"1"}', '{"a":1}', False),
+        ('{"a":9007199254740993.0}', '{"a":9007199254740993}', False),
+        ('{"a":1e400}', '{"a":null}', False),
+        ("[" * 9000, "[" * 9000, True),
+    ],
+)
+def test_what_is_another_value_to_a_tool_is_another_call(one, other, agree):
+    reply = CloudReply("", REFERENCE, written=written(call(arguments=other)))
+    assert Agreement()("", written(call(arguments=one)), reply) is agree
+
+
 def test_a_late_gate_has_no_score():
     late = gate_of(None, 5.0).late("certified_threshold")
     assert (late.action, late.reason, late.score) == (Action.ESCALATE, Reason.GATE_LATE, None)
