@@ -1,15 +1,17 @@
 """The values of generated text: what a language model is asked, the pieces that it writes, and what came of it.
 
-Owns shapes and meanings only. Everything here is frozen, and equal values mean the same question. JSON inside of it
-(schemas, arguments of tools) is kept as its text.
+Owns shapes and meanings only, and by which names OpenAI's protocol knows them. Everything here is frozen, and equal
+values mean the same question. JSON inside of it (schemas, arguments of tools) is kept as its text.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import msgspec
+
+from edgewise.errors import BeyondModelError, InputError, RequestError
 
 
 class Role(StrEnum):
@@ -119,6 +121,11 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     begun: str = ""
     sampling: Sampling = Sampling()
 
+    @property
+    def is_continued(self) -> bool:
+        """Whether the answer goes on from a text, so that a blank before its first word belongs to it."""
+        return self.text is not None or bool(self.begun)
+
 
 class Finish(StrEnum):
     """Why an answer ended; the words of OpenAI's protocol, and one of ours."""
@@ -172,3 +179,21 @@ class Written(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     completion_tokens: int
     cached_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
+
+
+def refuse(error: InputError, prompt: Prompt) -> NoReturn:
+    """Raise what a model has against a prompt, with the field that it names in the words of OpenAI's protocol.
+
+    Raises:
+        RequestError: The prompt cannot be answered; its field is the one that the problem begins with.
+        InputError: The error itself, where there is a kind of its own.
+    """
+    if type(error) not in (InputError, BeyondModelError):
+        raise error
+    name = error.problem.partition(":")[0]
+    field, code = ("messages" if prompt.text is None else "prompt"), "invalid_request"
+    if name == "schema":
+        field, code = "response_format", "invalid_json_schema"
+    elif name in Prompt.__struct_fields__ or name in Sampling.__struct_fields__:
+        field = name
+    raise RequestError(field, error.problem, error.remedy, code=code) from error

@@ -29,7 +29,7 @@ class Transcript:
     def __init__(self, tokenizer: Any, reading: Reading, new_id: Callable[[], str]) -> None:
         self._tokenizer = tokenizer
         self._new_id = new_id
-        continued = reading.prompt.text is not None or bool(reading.prompt.begun)
+        continued = reading.prompt.is_continued
         self._stream = TextStream(tokenizer, reading.ids if continued else ())
         self._before = reading.ids[-1:] if continued else []
         self._prompt_tokens = len(reading.ids)

@@ -250,7 +250,7 @@ class EdgeGenerator:
         ids = self.prompt_ids(prompt)
         limit = self._limit(ids, prompt.sampling.max_tokens)
         calls_tools = bool(prompt.tools) and prompt.tool_choice != NO_TOOL
-        task = Task(ids, limit, self._ends, prompt.sampling, self._constraint(prompt), calls_tools)
+        task = Task(ids, limit, self._ends, prompt.sampling, self._constraint(prompt), calls_tools, prompt.is_continued)
         owner = None if session is None else (tenant, session)
         return EdgeWriting(task, partial(self._slots.lease, ids, owner), self._tokenizer)
 

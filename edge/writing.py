@@ -35,6 +35,7 @@ class Task:
         sampling: How tokens are chosen; its `max_tokens` is in `limit` already.
         constraint: What the answer has to keep to.
         calls_tools: Whether calls of tools are taken out of the text.
+        continues: Whether the answer goes on from the text of the prompt, and does not begin one.
     """
 
     ids: Ids
@@ -43,6 +44,7 @@ class Task:
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None
     calls_tools: bool = False
+    continues: bool = True
 
 
 class EdgeWriting:
@@ -135,7 +137,7 @@ class _Work:
 
     def _continued(self, slot: Slot) -> Iterator[Piece]:
         task, constraint = self.task, self.task.constraint
-        stream = TextStream(self._tokenizer, task.ids)
+        stream = TextStream(self._tokenizer, task.ids if task.continues else ())
         random = None if task.sampling.is_greedy else np.random.default_rng(_seed(task.sampling.seed))
         room, last = None, np.array(task.ids[-1:])
         for number in range(task.limit - int(task.ids.size)):
@@ -156,7 +158,8 @@ class _Work:
                 constraint.take(token)
             room = np.empty_like(logits) if room is None else room
             odds = Odds(logits, likeliest=likeliest, room=room)
-            piece = self._piece(stream, odds, int(last[0]), token, first=not number)
+            before = last.tolist() if number or task.continues else []
+            piece = self._piece(stream, odds, before, token, first=not number)
             last[0] = token
             self.count += 1
             yield piece
@@ -165,12 +168,12 @@ class _Work:
                 return
         self.finish = Finish.LENGTH
 
-    def _piece(self, stream: TextStream, odds: Odds, before: int, token: int, *, first: bool) -> Piece:
+    def _piece(self, stream: TextStream, odds: Odds, before: list[int], token: int, *, first: bool) -> Piece:
         top: tuple[TokenChoice, ...] = ()
         if self.task.sampling.top_logprobs:
             likeliest = odds.likeliest(self.task.sampling.top_logprobs)
             top = tuple(
-                TokenChoice(text_after(self._tokenizer, (before,), other), odds.logprob(other)) for other in likeliest
+                TokenChoice(text_after(self._tokenizer, before, other), odds.logprob(other)) for other in likeliest
             )
         return Piece(stream.step(token), token, odds.logprob(token), odds.margin(token) if first else None, top)
 

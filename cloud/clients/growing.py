@@ -28,8 +28,7 @@ class GrowingText:
 
     def __init__(self, tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> None:
         self._stop = prompt.sampling.stop
-        continued = prompt.text is not None or bool(prompt.begun)
-        self._stream = TextStream(tokenizer, ids if continued else ())
+        self._stream = TextStream(tokenizer, ids if prompt.is_continued else ())
         self._held = Held()
         self.told = ""
         self.is_over = False

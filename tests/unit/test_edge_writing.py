@@ -4,16 +4,19 @@ import gc
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from edgewise.contracts import LocalGenerator, Writing
 from edgewise.dialogue import Finish, Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.edge import EdgeGenerator
+from edgewise.edge.writing import EdgeWriting, Task
 from edgewise.errors import InputError, MissingExtraError, PromptTooLongError
 
 
@@ -501,3 +504,36 @@ def test_hard_text_goes_through_template_and_tokenizer_unchanged(alphabet, first
     ids = alphabet.prompt_ids(prompt)
     assert alphabet.detokenize(ids) == f"u:{first};a:{second};u:a"
     assert answer(alphabet, prompt)[0] == "bcdef"
+
+
+class Scripted:
+    """A slot in which the model writes the same token again and again."""
+
+    def __init__(self, token, size):
+        self.row = np.zeros(size, np.float32)
+        self.row[token] = 9
+
+    def begin(self, ids, limit):
+        return 0
+
+    def extend(self, ids):
+        pass
+
+    def logits(self):
+        return self.row
+
+
+@pytest.mark.parametrize(("continues", "blank"), [(True, " "), (False, "")])
+def test_a_blank_before_the_first_word_belongs_to_a_text_that_is_continued(continues, blank):
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "▁the": 1}, unk_token="<s>"))
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    task = Task(np.zeros(1, np.int32), 3, (), Sampling(top_logprobs=1), continues=continues)
+    pieces = list(EdgeWriting(task, lambda: nullcontext(Scripted(1, 2)), tokenizer))
+    assert [piece.text for piece in pieces] == [f"{blank}the", " the"]
+    assert [piece.top[0].text for piece in pieces] == [f"{blank}the", " the"]
+
+
+def test_an_answer_to_messages_begins_by_itself():
+    assert not chat("a").is_continued
+    assert chat("a", begun="b").is_continued
+    assert text("a").is_continued
