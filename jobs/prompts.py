@@ -70,12 +70,10 @@ def _reader(path: Path, text_field: str, sampling: Sampling) -> Callable[[Row], 
         if len(given) > 1:
             raise DataError(f"{path}, line {row.line} has both '{given[0]}' and '{given[1]}'.", "Give one of them.")
         # A field that was named is the user's message, whatever its name; but for a conversation, which is no text.
-        is_named = given == [text_field] and isinstance(row.fields[text_field], str)
-        if given == [_PROMPT] and not is_named:
+        kind = None if given == [text_field] and isinstance(row.fields[text_field], str) else given
+        if kind == [_PROMPT]:
             return Prompt(text=text_of(path, row, _PROMPT), sampling=sampling)
-        said = (
-            _conversation(path, row) if given == [_MESSAGES] and not is_named else _one_message(path, row, text_field)
-        )
+        said = _conversation(path, row) if kind == [_MESSAGES] else _one_message(path, row, text_field)
         return Prompt(messages=said, sampling=sampling)
 
     return read

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from edgewise.contracts import Reason, Served, Status
