@@ -291,11 +291,11 @@ class TextFlow:
         floor = self._settings.watch_floor
         watch = Watch(self._settings.watch_window, floor) if may_escalate and floor is not None else None
         try:
-            if await self._tell(telling, draft, watch=watch):
-                decision = withdrawn(decision, Reason.CONFIDENCE_COLLAPSED)
-                return await self._taken_over(telling, draft, tools, decision)
+            collapsed = await self._tell(telling, draft, watch=watch)
         except InputError as error:
             return await self._beyond(telling, draft, tools, error)
+        if collapsed:
+            return await self._taken_over(telling, draft, tools, withdrawn(decision, Reason.CONFIDENCE_COLLAPSED))
         prediction = draft.prediction()
         if not tools.is_valid(prediction.written):
             if may_escalate:
@@ -317,7 +317,7 @@ class TextFlow:
         return await self._taken_over(telling, draft, tools, decision)
 
     async def _taken_over(self, telling: Telling, draft: Draft, tools: ToolCheck, decision: Decision) -> Given:
-        """The edge's text is not trusted any more, or has broken off: the cloud answers, or goes on from what was told."""
+        """The edge's text is trusted no more, or cannot go on: the cloud answers, or goes on from what was told."""
         self._gone(telling, decision)
         if not telling.has_spoken:
             return await self._escalate(telling, tools, decision)
@@ -523,7 +523,13 @@ class TextFlow:
             return Given(self._answering.told(turn, kept), None, not kept.is_settled)
         if telling.draft is None:
             telling.draft = self._writers.begin(turn.request)
-        prediction = await self._written(telling, telling.draft, tools)
+        try:
+            prediction = await self._written(telling, telling.draft, tools)
+        except InputError as error:
+            if reason not in (Reason.SPECULATIVE, Reason.CONFIDENCE_COLLAPSED):
+                raise  # the cloud was waited for already
+            asking.leave()
+            return await self._beyond(telling, telling.draft, tools, error)
         telling.release()
         self._verdicts.answered_provisionally(turn, prediction, decision, asking.call)
         given = self._answering.provisionally(turn, prediction, decision, reason, asking.call)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from edgewise.dialogue import Message, Prompt, Role, Sampling, Tool
@@ -160,3 +161,21 @@ def test_multiples_that_people_ask_for_are_kept_to(grammars, schema):
 def test_a_grammar_that_would_take_much_memory_or_time_is_beyond_the_model(grammars, schema):
     with pytest.raises(BeyondModelError, match="held to it"):
         grammars.constraint(grammar_of(of_multiples(**schema)), "")
+
+
+def test_a_schema_that_grows_too_complex_on_the_way_is_beyond_this_model(grammars, tiny_generator):
+    prompt = Prompt(text="x", sampling=Sampling(schema='{"type": "string", "pattern": "^((.*[ab].{100}).*)+$"}'))
+    constraint = grammars.constraint(grammar_of(prompt), "")
+    with pytest.raises(BeyondModelError, match="held to it: lexer error"):
+        write_on(constraint, tiny_generator)
+
+
+def write_on(constraint, tiny_generator):
+    """Write a text at random that does not end."""
+    random = np.random.default_rng(0)
+    often, never = [tiny_generator.ids_of(character)[0] for character in "ab"], tiny_generator.ids_of('"')[0]
+    for _ in range(400):
+        logits = random.normal(size=tiny_generator.tokenizer().get_vocab_size()).astype(np.float32)
+        logits[often] += 3
+        logits[never] -= 50
+        constraint.take(int(constraint.masked(logits).argmax()))

@@ -999,6 +999,67 @@ async def test_what_is_beyond_the_edge_is_written_by_the_cloud(error, where, mod
     await idle(flow, edge)
 
 
+LATE = BeyondModelError("schema: it grew too large.", "Give a simpler one.")
+
+
+@pytest.mark.parametrize(
+    ("script", "fields", "told_here"),
+    [
+        (sure(9), {}, 6),
+        (sure(9), {"revisable": True}, 6),
+        (sure(9), {"mode": Mode.SPECULATIVE}, 6),
+        (doubtful(9), {"mode": Mode.SPECULATIVE}, 6),
+        (COLLAPSING, {"revisable": True}, 6),
+        (doubtful(9), {}, 0),
+        (sure(9), {"prompt": fakes.prompt_of(sure(9), tools=(TOOL,))}, 0),
+        (doubtful(9), {"prompt": fakes.prompt_of(doubtful(9), tools=(TOOL,)), "mode": Mode.SPECULATIVE}, 0),
+    ],
+    ids=["told", "could be taken back", "at once", "doubtful", "collapsed", "doubted", "held", "held and doubtful"],
+)
+async def test_what_is_beyond_the_edge_in_the_middle_of_its_text_is_gone_on_with_by_the_cloud(
+    script, fields, told_here
+):
+    edge, cloud = FakeGenerator(), FakeCloud("and ", "so on")
+    edge.fail_at, edge.error = 6, LATE
+    flow = router(edge, cloud, settings=WATCHED)
+    events = await _released(flow.events(ask(script, **fields)), edge, told_here)
+    answer = answer_of(events)
+    begun = "".join(f"<{number}>" for number in range(told_here))
+    assert cloud.asked[-1].inputs.begun == begun
+    assert told(events) == answer.output == begun + "and so on"
+    assert (answer.source, answer.status, answer.decision.certificate_id) == (Source.CLOUD, Status.FINAL, None)
+    assert (await flow.answer(ask(script, request_id="2", **fields))).output == "and so on"
+    await flow.aclose()
+    await idle(flow, edge)
+
+
+async def test_what_is_beyond_the_edge_in_the_middle_and_goes_on_nowhere_ends_in_an_error():
+    edge, cloud, store = FakeGenerator(), FakeCloud(), hybrid.DictStore()
+    edge.fail_at, edge.error, cloud.down = 6, LATE, True
+    flow = router(edge, cloud, audits=store, uniform=lambda: 0.0)
+    with pytest.raises(CloudError):
+        await _released(flow.events(ask(sure(9))), edge, 6)
+    assert await store.settled() == [(False, False)]
+    with pytest.raises(RequestError) as refused:
+        await _released(flow.events(ask(sure(9), mode=Mode.EDGE_ONLY)), edge, 6)
+    assert refused.value.field == "response_format"
+    await flow.aclose()
+    await idle(flow, edge)
+
+
+async def _released(stream, edge, count):
+    """All events, where the edge model goes on once so many tokens were told."""
+    edge.release.clear()
+    edge.hold_at = count or None
+    events = []
+    async for event in stream:
+        events.append(event)
+        if len(events) == count:
+            edge.hold_at = None
+            edge.release.set()
+    return events
+
+
 @pytest.mark.parametrize(("error", "raised"), [*zip(BEYOND, (PromptTooLongError, RequestError), strict=True)])
 @pytest.mark.parametrize("fields", [{"mode": Mode.EDGE_ONLY}, {"data_policy": DataPolicy.LOCAL_ONLY}, {}])
 async def test_what_is_beyond_the_edge_is_refused_where_nobody_else_may_answer(error, raised, fields):
