@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from edgewise.contracts import Clock, Input, LocalGenerator, Prediction, Request, Writing
-from edgewise.dialogue import Piece, Prompt, Sampling, Written
+from edgewise.contracts import Clock, LocalGenerator, Prediction, Request, Writing
+from edgewise.dialogue import Piece, Prompt, Written, refuse
 from edgewise.errors import BeyondModelError, InputError, RequestError
 from edgewise.router.gate import prediction_of
 from edgewise.router.growing import Growing
@@ -76,8 +76,9 @@ class Draft(Growing[Piece]):
         error = self._outcome if self.is_over else None
         if not isinstance(error, Exception):
             return
-        if type(error) in (InputError, BeyondModelError):
-            raise _named(error, self._request.inputs) from error
+        item = self._request.inputs
+        if isinstance(error, InputError) and isinstance(item, Prompt):
+            refuse(error, item)
         raise error
 
     @property
@@ -248,15 +249,3 @@ class Writers:
             self._instruments.tokens.inc("edge", by=len(draft.items))
         if draft.is_whole:
             self._whole.took(self._clock.monotonic() - began)
-
-
-def _named(error: Exception, item: Input) -> RequestError:
-    """An error of a prompt with the field that it names, in the words of OpenAI's protocol."""
-    problem, remedy = error.args
-    field = problem.partition(":")[0]
-    if field == "schema":
-        return RequestError("response_format", problem, remedy, code="invalid_json_schema")
-    if field in Prompt.__struct_fields__ or field in Sampling.__struct_fields__:
-        return RequestError(field, problem, remedy)
-    is_text = isinstance(item, Prompt) and item.text is not None
-    return RequestError("prompt" if is_text else "messages", problem, remedy)

@@ -69,6 +69,38 @@ async def until(condition):
             await asyncio.sleep(0.001)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "begun", "field", "code"),
+    [
+        ({"schema": '{"type": "integer", "minimum": -1e300}'}, "", "response_format", "invalid_json_schema"),
+        ({"schema": "{}"}, "x", "begun", "invalid_request"),
+        ({"schema": "{}", "stop": ("a",)}, "", "stop", "invalid_request"),
+    ],
+)
+async def test_what_the_model_cannot_be_asked_is_refused_by_the_clients_name_of_it(
+    engine, sampling, begun, field, code
+):
+    asked = Prompt(messages=(Message(role=Role.USER, content="a"),), sampling=Sampling(**sampling), begun=begun)
+    service = TextService(engine, clock=time)
+    async with service.lifespan():
+        with pytest.raises(RequestError) as refused:
+            await service.respond(Request(inputs=asked))
+    assert (refused.value.field, refused.value.code) == (field, code)
+
+
+@pytest.mark.parametrize(("error", "kind"), [(InputError, RequestError), (PromptTooLongError, PromptTooLongError)])
+async def test_an_answer_that_cannot_go_on_names_the_clients_field(engine, monkeypatch, error, kind):
+    def fail(*args, **more):
+        raise error("schema: answers cannot be held to it.", "Give a simpler one.")
+
+    monkeypatch.setattr("edgewise.cloud.tokens.Chooser.choose", fail)
+    service = TextService(engine, clock=time)
+    async with service.lifespan():
+        with pytest.raises(kind) as refused:
+            await service.respond(ask())
+    assert getattr(refused.value, "field", "response_format") == "response_format"
+
+
 async def test_an_answer_is_told_token_by_token_and_then_whole(engine):
     metrics = Metrics()
     service = TextService(engine, clock=time, metrics=metrics)

@@ -11,7 +11,7 @@ ROOMS = ("bundle", "cloud", "edge", "jobs", "quantize", "rendering", "router", "
 FOUNDATIONS = {"contracts", "errors", "files", "dataset", "config", "telemetry", "tracing", "dialogue", "schemas"}
 MAY_IMPORT = {
     "contracts": {"errors", "dialogue"},
-    "dialogue": set(),
+    "dialogue": {"errors"},
     "errors": set(),
     "files": {"errors"},
     "schemas": {"errors"},
