@@ -97,9 +97,12 @@ class PromptReader:
     def _check_tools(self, prompt: Prompt) -> None:
         if prompt.tools and prompt.text is not None:
             raise RequestError("tools", "tools: a text to continue calls none.", "Send messages.")
-        if prompt.tools and not self._knows_tools:
+        # As at the edge: a call that is forced is written by its schema, whatever the template says of tools.
+        if prompt.tools and prompt.tool_choice == AUTO and not self._knows_tools:
             raise RequestError(
-                "tools", f"tools: the chat template of {self._name} has no place for tools.", "Leave them out."
+                "tools",
+                f"tools: the chat template of {self._name} has no place for tools.",
+                'Leave them out, or send tool_choice "required" or the name of one.',
             )
         if prompt.begun and prompt.tool_choice not in (AUTO, NO_TOOL):
             raise RequestError(
@@ -111,7 +114,8 @@ class PromptReader:
             raise RequestError(
                 "messages", f"messages: {self._name} has no chat template.", "Send a text to /v1/completions."
             )
-        tools = [] if prompt.tool_choice == NO_TOOL else [_tool(tool) for tool in prompt.tools]
+        are_told = prompt.tool_choice != NO_TOOL and self._knows_tools
+        tools = [_tool(tool) for tool in prompt.tools] if are_told else []
         try:
             return self._template([_message(message) for message in prompt.messages], tools)
         except (TemplateError, TypeError, ValueError, KeyError) as error:  # what templates are known to raise

@@ -267,15 +267,27 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(engine):
         engine.read(prompt("x" * 300))
 
 
-def test_tools_are_refused_where_the_template_would_drop_them(loaded):
+@pytest.fixture
+def toolless(loaded):
+    """An engine whose chat template has no place for tools."""
     model, tokenizer, facts = loaded
     template = tokenizer.chat_template
-    try:
-        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-        with pytest.raises(RequestError, match="no place for tools"):
-            TextEngine(model, tokenizer, facts).read(prompt("a", tools=(Tool(name="t"),)))
-    finally:
-        tokenizer.chat_template = template
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    yield TextEngine(model, tokenizer, facts)
+    tokenizer.chat_template = template
+
+
+def test_tools_are_refused_where_the_template_would_drop_them(toolless):
+    with pytest.raises(RequestError, match="no place for tools"):
+        toolless.read(prompt("a", tools=(Tool(name="t"),)))
+
+
+def test_tools_that_nobody_is_told_of_need_no_place_in_the_template(toolless):
+    tools = (Tool(name="t", parameters='{"type": "object", "additionalProperties": false}'),)
+    assert toolless.read(prompt("a", tools=tools, tool_choice="none")).ids == toolless.read(prompt("a")).ids
+    for choice in ("required", "t"):
+        ((_, end),) = write(toolless, [prompt("a", tools=tools, tool_choice=choice, max_tokens=100)])
+        assert [call.name for call in end.tool_calls] == ["t"]
 
 
 def test_a_model_that_says_nothing_but_nan_fails_that_answer_alone(engine, monkeypatch):
