@@ -136,6 +136,6 @@ def _format(schema: str) -> dict[str, Any]:
 def _logprobs(prompt: Prompt, dialect: str) -> dict[str, Any]:
     """Always asked for where they cost nothing; some of OpenAI's models refuse a request that wants any."""
     top = prompt.sampling.top_logprobs
-    if dialect == OPENAI and not top:
+    if dialect == OPENAI and not (top or prompt.sampling.logprobs):
         return {}
     return {"logprobs": top} if prompt.text is not None else {"logprobs": True, "top_logprobs": top}

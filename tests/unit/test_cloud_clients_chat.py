@@ -263,6 +263,10 @@ def test_log_probabilities_are_asked_for_where_they_are_read():
     assert "logprobs" not in body(asked(), stream=False)
     assert "logprobs" not in body(asked(), "openai", stream=True)
     assert body(asked(sampling=Sampling(top_logprobs=2)), "openai", stream=True)["top_logprobs"] == 2
+    told = body(asked(sampling=Sampling(logprobs=True)), "openai", stream=True)
+    assert (told["logprobs"], told["top_logprobs"]) == (True, 0)
+    text = body(Prompt(text="a", sampling=Sampling(logprobs=True)), "openai", stream=True)
+    assert text["logprobs"] == 0
     assert body(Prompt(text="a", sampling=Sampling(top_logprobs=2)), stream=True)["logprobs"] == 2
 
 
