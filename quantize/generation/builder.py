@@ -16,6 +16,7 @@ import msgspec
 
 from edgewise.errors import CheckpointError, MissingExtraError
 from edgewise.quantize.generation import graph
+from edgewise.quantize.generation.embedding import quantize_embedding
 from edgewise.quantize.generation.tokenizer import require_round_trip
 from edgewise.quantize.technique import Outcome
 
@@ -81,6 +82,8 @@ def build(source: Path, out: Path, order: Order) -> Outcome:
     """
     _call(source, out, order)
     mended = graph.mend_shared_table(out / GRAPH)
+    if order.bits < graph.FLOAT:
+        quantize_embedding(out / GRAPH, order.bits, int(order.extra["block_size"]))
     built = graph.read(out / GRAPH)
     _require_lowest(built, order)
     require_round_trip(source, out)

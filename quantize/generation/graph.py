@@ -92,7 +92,7 @@ def read(path: Path) -> Built:
     makers = {name: node for node in model.graph.node for name in node.output}
     head = _head(makers)
     last = next((matrix for matrix in matrices if head is not None and matrix.name == head.name), None)
-    embedding = _embedding(model)
+    embedding = embedding_of(model)
     if head is None or last is None or embedding is None:
         raise CheckpointError(f"{path} has no head or no embedding that could be read.", "Check the builder's version.")
     source = _source(embedding.input[0], makers)
@@ -119,7 +119,7 @@ def mend_shared_table(path: Path) -> bool:
     model = onnx.load(path, load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
-    embedding, head = _embedding(model), _head(makers)
+    embedding, head = embedding_of(model), _head(makers)
     if embedding is None or head is None or embedding.op_type != "GatherBlockQuantized":
         return False
     reshape = makers.get(embedding.input[0])
@@ -147,7 +147,8 @@ def _matrix(node: Any, weights: Any) -> Matrix | None:
     return None
 
 
-def _embedding(model: Any) -> Any | None:
+def embedding_of(model: Any) -> Any | None:
+    """The node that looks the tokens of a prompt up, if it can be told."""
     return next(
         (node for node in model.graph.node if node.op_type in _EMBEDDINGS and node.input[1] == "input_ids"), None
     )

@@ -86,7 +86,7 @@ _ALL = (
     Recipe("fp32", "float32, as the checkpoint is read", Plain, _fp32, prepared=False),
     Recipe("int8", "8-bit weights in blocks of 32, embedding and head included", Int8, _int8, prepared=False),
     Recipe("int4", "4-bit weights in blocks of 32, embedding and head included", Int4, _int4, prepared=False),
-    Recipe("mixed", "4-bit weights, the sensitive layers and the head in 8 bits", Mixed, _mixed, prepared=False),
+    Recipe("mixed", "4-bit weights, the sensitive layers, embedding and head in 8 bits", Mixed, _mixed, prepared=False),
 )
 GENERATION_RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 """Every recipe for language models by its name, the baseline first."""

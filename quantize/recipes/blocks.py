@@ -127,7 +127,7 @@ def gather8(model: Any, *, symmetric: bool = False) -> Any:
 
     onnxruntime's own quantizer skips an 8-bit Gather in silence; the operator has them since 1.23.
     """
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
     copy = copy_of(model)
     done: set[str] = set()
@@ -137,26 +137,33 @@ def gather8(model: Any, *, symmetric: bool = False) -> Any:
         size = block_size_for(int(tensor.dims[1]))
         if tensor.name not in done:
             blocks = round_to_nearest(numpy_helper.to_array(tensor), 8, size, symmetric=symmetric)
-            _add_table(copy, tensor.name, blocks, int(tensor.dims[1]))
+            add_table(copy, tensor.name, blocks, 8, int(tensor.dims[1]))
             done.add(tensor.name)
-        inputs = [f"{tensor.name}_Q8", node.input[1], f"{tensor.name}_scales"]
-        inputs += [] if symmetric else [f"{tensor.name}_zero_points"]
-        node.CopyFrom(
-            helper.make_node(
-                "GatherBlockQuantized",
-                inputs,
-                list(node.output),
-                f"{node.name}_Q8",
-                domain=CONTRIB,
-                gather_axis=0,
-                quantize_axis=1,
-                block_size=size,
-                bits=8,
-            )
-        )
+        read_table(node, 8, size, symmetric=symmetric)
     import_domain(copy, CONTRIB)
     drop_unused(copy, done)
     return copy
+
+
+def read_table(node: Any, bits: int, block_size: int, *, symmetric: bool = False) -> None:
+    """Let a Gather read what `add_table` has made of its table."""
+    from onnx import helper
+
+    table, ids = node.input
+    inputs = [f"{table}_Q{bits}", ids, f"{table}_scales"] + ([] if symmetric else [f"{table}_zero_points"])
+    node.CopyFrom(
+        helper.make_node(
+            "GatherBlockQuantized",
+            inputs,
+            list(node.output),
+            f"{node.name}_Q{bits}",
+            domain=CONTRIB,
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=block_size,
+            bits=bits,
+        )
+    )
 
 
 def block_size_for(width: int) -> int:
@@ -195,11 +202,20 @@ def _pack(codes: Codes, bits: int) -> Codes:
     return np.ascontiguousarray(codes[..., ::2] | (codes[..., 1::2] << 4))
 
 
-def _add_table(model: Any, name: str, blocks: Blocks, width: int) -> None:
+def add_table(model: Any, name: str, blocks: Blocks, bits: int, width: int) -> None:
+    """Add an embedding table's codes, scales and zeros to a model, named after the float table.
+
+    Args:
+        model: A ModelProto.
+        name: Name of the float table.
+        blocks: Its blocks, one item a row.
+        bits: 4 or 8.
+        width: Numbers a row; with 4 bits an even one.
+    """
     from onnx import numpy_helper
 
-    codes = np.ascontiguousarray(blocks.codes.reshape(len(blocks.codes), -1)[:, :width])
-    arrays = {f"{name}_Q8": codes, f"{name}_scales": blocks.scales}
+    codes = _pack(blocks.codes.reshape(len(blocks.codes), -1)[:, :width], bits)
+    arrays = {f"{name}_Q{bits}": codes, f"{name}_scales": blocks.scales}
     if blocks.zeros is not None:
-        arrays[f"{name}_zero_points"] = np.asarray(blocks.zeros, dtype=np.uint8)
+        arrays[f"{name}_zero_points"] = _pack(blocks.zeros.astype(np.uint8), bits)
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in arrays.items())

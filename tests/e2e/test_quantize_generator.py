@@ -139,6 +139,26 @@ def test_transforms_do_not_apply(made, checkpoint, tmp_path):
     assert work.build(changed).made.state == "inapplicable"
 
 
+@pytest.mark.parametrize("recipe", ["fp32", "int8", "int4", "mixed"])
+@pytest.mark.parametrize("kind", ["untied", "soft-capped"])
+def test_models_that_differ_at_their_ends(checkpoint, tmp_path, kind, recipe):
+    """An embedding apart from the head, and logits that are capped behind it as in Gemma 2."""
+    from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config
+
+    shutil.copytree(checkpoint, tmp_path / "source")
+    config = AutoConfig.from_pretrained(checkpoint, tie_word_embeddings=False)
+    if kind == "soft-capped":
+        known = {name: value for name, value in config.to_dict().items() if name in Gemma2Config().to_dict()}
+        changed = {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64}
+        config = Gemma2Config(**{**known, **changed, "model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh"})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    outcome = genai_here(GenaiJob(recipe, {}, str(tmp_path / "source"), str(tmp_path / "out"), 0))
+    assert outcome.skipped == ()
+    table = "a table of its own" if kind == "untied" else "one table with the head"
+    assert any(fact.startswith("embedding in") and fact.endswith(table) for fact in outcome.facts)
+
+
 def test_a_model_that_the_builder_does_not_know(checkpoint, tmp_path):
     source = tmp_path / "bloom"
     shutil.copytree(checkpoint, source)

@@ -10,11 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgewise.errors import CheckpointError, ConfigError
-from edgewise.quantize.generation import GENERATION_RECIPES, agreement, builder, graph, tokenizer
+from edgewise.quantize.generation import GENERATION_RECIPES, agreement, builder, embedding, graph, tokenizer
 from edgewise.quantize.generation.checkpoint import require_plain
 from edgewise.quantize.recipes import BASELINE, parse_choices
 
 VOCABULARY, WIDTH = 64, 32
+BLOCKS = {"block_size": "32"}
 
 
 def quantized(name, bits, rows, inputs, output, table):
@@ -118,6 +119,43 @@ def test_a_table_that_is_read_in_other_bits_is_refused(tmp_path):
         graph.read(write_built(tmp_path / "model.onnx", embedding_bits=4, named=4))
 
 
+def write_embedding(path, table):
+    """A graph that looks its tokens up in a float32 table beside it, and does nothing else."""
+    node = helper.make_node("Gather", ["table", "input_ids"], ["x"], name="embedding")
+    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "n"])]
+    outputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", table.shape[1]])]
+    built = helper.make_graph([node], "g", inputs, outputs, [numpy_helper.from_array(table, "table")])
+    domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(built, opset_imports=domains, ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize(("bits", "block_size", "width"), [(4, 32, 64), (8, 32, 64), (4, 128, 96), (8, 128, 96)])
+def test_an_embedding_of_its_own_is_put_into_blocks(tmp_path, monkeypatch, bits, block_size, width):
+    import onnxruntime
+
+    monkeypatch.setattr(embedding, "_ROWS", 7)  # not a divisor of the rows
+    table = np.random.default_rng(0).normal(size=(40, width)).astype(np.float32)
+    path = write_embedding(tmp_path / "model.onnx", table)
+    assert embedding.quantize_embedding(path, bits, block_size)
+    assert not embedding.quantize_embedding(path, bits, block_size)
+    model = onnx.load(path, load_external_data=False)
+    assert [tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT] == [
+        "table_scales"
+    ]
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"input_ids": np.arange(40)[None]})
+    step = float(np.ptp(table, axis=1).max()) / (2**bits - 1)
+    assert 0 < np.abs(found[0] - table).max() <= step
+
+
+def test_an_embedding_that_cannot_be_put_into_blocks_stays(tmp_path):
+    odd = write_embedding(tmp_path / "odd.onnx", np.ones((4, 33), np.float32))
+    assert not embedding.quantize_embedding(odd, 4, 32)
+    half = write_embedding(tmp_path / "half.onnx", np.ones((4, 32), np.float16))
+    assert not embedding.quantize_embedding(half, 4, 32)
+
+
 def test_a_graph_without_a_head(tmp_path):
     path = write_built(tmp_path / "model.onnx")
     model = onnx.load(path)
@@ -130,11 +168,11 @@ def test_a_graph_without_a_head(tmp_path):
 @pytest.mark.parametrize(
     ("order", "bits", "head", "fine"),
     [
-        (builder.Order("int8", {}, bits=8), 8, 8, True),
-        (builder.Order("int8", {}, bits=8), 4, 8, False),
-        (builder.Order("int4", {}, bits=4), 4, 4, True),
-        (builder.Order("int4", {}, bits=8, lowest=4), 4, 8, True),
-        (builder.Order("int4", {}, bits=8, lowest=4), 4, 4, False),
+        (builder.Order("int8", BLOCKS, bits=8), 8, 8, True),
+        (builder.Order("int8", BLOCKS, bits=8), 4, 8, False),
+        (builder.Order("int4", BLOCKS, bits=4), 4, 4, True),
+        (builder.Order("int4", BLOCKS, bits=8, lowest=4), 4, 8, True),
+        (builder.Order("int4", BLOCKS, bits=8, lowest=4), 4, 4, False),
     ],
 )
 def test_fewer_bits_than_ordered_are_refused(monkeypatch, tmp_path, order, bits, head, fine):
