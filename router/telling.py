@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgewise.contracts import Source, Token
+from edgewise.contracts import Prediction, Source, Token
 from edgewise.dialogue import Piece, Prompt
 from edgewise.router.instruments import Instruments
 from edgewise.router.turn import Turn
@@ -92,11 +92,18 @@ class Telling:
         else:
             self._tell(tokens)
 
-    def release(self) -> None:
-        """Tell what was held back."""
+    def release(self, prediction: Prediction) -> None:
+        """Tell what was held back of the edge's text, and what its pieces lack: a call that is none after all.
+
+        Args:
+            prediction: All of the text.
+        """
         self._is_held = False
         held, self._held = self._held, []
         self._tell(held)
+        output, told = prediction.output, self.text
+        if isinstance(output, str) and output.startswith(told) and output != told:
+            self._tell([Token(id=self.turn.request.id, text=output[len(told) :], source=Source.EDGE)])
 
     def tokens(self, tokens: Sequence[Token]) -> None:
         """Tell what the cloud has written; nothing of the edge's is held back for later any more."""

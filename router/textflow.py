@@ -257,7 +257,7 @@ class TextFlow:
         if decision.action is Action.PROVISIONAL:
             self._gone(telling, decision)
             prediction = await self._written(telling, telling.draft, tools)
-            telling.release()
+            telling.release(prediction)
             return Given(self._answering.told(turn, self._answering.saved(turn, prediction, decision)))
         return await self._escalate(telling, tools, decision)
 
@@ -302,7 +302,7 @@ class TextFlow:
                 return await self._escalate(telling, tools, withdrawn(decision, Reason.INVALID_TOOL_CALL))
             decision = msgspec.structs.replace(decision, reason=Reason.INVALID_TOOL_CALL)
             prediction = without_calls(prediction)
-        telling.release()
+        telling.release(prediction)
         turn.edge_ms = 1000 * (turn.clock.monotonic() - turn.started)
         final = self._answering.final(turn, prediction, decision, share=True)
         self._verdicts.answered_here(turn, final)
@@ -530,7 +530,7 @@ class TextFlow:
                 raise  # the cloud was waited for already
             asking.leave()
             return await self._beyond(telling, telling.draft, tools, error)
-        telling.release()
+        telling.release(prediction)
         self._verdicts.answered_provisionally(turn, prediction, decision, asking.call)
         given = self._answering.provisionally(turn, prediction, decision, reason, asking.call)
         if given.update is not None or turn.draw is not None:

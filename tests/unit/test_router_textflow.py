@@ -747,6 +747,19 @@ async def test_an_invalid_call_is_handed_to_nobody_where_only_the_edge_answers()
     assert (answer.written.tool_calls, answer.written.finish) == ((), "stop")
 
 
+@pytest.mark.parametrize("script", [sure(6), ""], ids=["behind a text", "alone"])
+@pytest.mark.parametrize("fields", [{"mode": Mode.EDGE_ONLY}, {"data_policy": DataPolicy.LOCAL_ONLY}, {}])
+async def test_what_was_no_call_is_told_as_the_text_that_it_is(script, fields):
+    edge, cloud = FakeGenerator(), FakeCloud()
+    edge.tool_calls, cloud.down = (call("", '{"na'),), True
+    flow = router(edge, cloud)
+    events = await collect(flow, ask(script, prompt=fakes.prompt_of(script, tools=(TOOL,)), **fields))
+    assert told(events) == answer_of(events).output == fakes.text_of(script) + '{"na'
+    assert fakes.sources(events) == {Source.EDGE}
+    await flow.aclose()
+    await idle(flow, edge)
+
+
 @pytest.mark.parametrize("schema", ["nonsense", '{"type": 3}', '{"$ref": "http://127.0.0.1:9/x"}'])
 async def test_a_schema_that_is_none_is_refused_before_anything_is_computed(schema):
     edge = FakeGenerator()
