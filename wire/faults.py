@@ -67,7 +67,8 @@ class Fault(Exception):  # noqa: N818  not every fault is an error of ours
             return oip.encode_error(f"{self.message} {self.remedy}".strip())
         if openai.is_ours(path):
             message = f"{self.message} {self.remedy}".strip()
-            return openai.encode_error(self.status, self.code, message, field=self.field)
+            field = _PROMPTS.get(path, "") if not self.field and self.code == TOO_LONG else self.field
+            return openai.encode_error(self.status, self.code, message, field=field)
         return native.encode_error(self.code, self.message, field=self.field, remedy=self.remedy)
 
 
@@ -86,8 +87,11 @@ def fault_of(error: Exception) -> Fault:
     return _unexpected(error)
 
 
+TOO_LONG = "context_length_exceeded"
+_PROMPTS = {openai.CHAT: "messages", openai.COMPLETIONS: "prompt"}
+"""What the prompt is called at each path."""
 _KINDS: tuple[tuple[type[EdgewiseError], int, str], ...] = (
-    (PromptTooLongError, 400, "context_length_exceeded"),
+    (PromptTooLongError, 400, TOO_LONG),
     (InputError, 400, "invalid_request"),
     (CloudRefusedError, 422, "cloud_refused"),
     (CloudTimeoutError, 504, "cloud_timeout"),

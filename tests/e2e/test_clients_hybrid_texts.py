@@ -354,7 +354,7 @@ def resident_mb() -> float:
 @pytest.mark.parametrize(
     ("changes", "field", "code"),
     [
-        ({"messages": [{"role": "user", "content": "x" * 600}]}, None, "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "context_length_exceeded"),
         ({"max_tokens": -1}, "max_tokens", None),
         ({"max_tokens": 0}, "max_tokens", None),
         ({"max_tokens": 10**30}, "max_tokens", None),

@@ -279,7 +279,7 @@ async def test_an_answer_that_is_another_than_was_told_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "code", "param"),
     [
-        (PromptTooLongError("The prompt has 9000 tokens."), 400, "context_length_exceeded", None),
+        (PromptTooLongError("The prompt has 9000 tokens."), 400, "context_length_exceeded", "messages"),
         (RequestError("messages", "messages: two users in a row."), 400, "invalid_request", "messages"),
         (CloudTimeoutError("Too late."), 504, "cloud_timeout", None),
         (ValueError("secret"), 500, "internal", None),
@@ -396,6 +396,8 @@ class Reader:
         if message["type"] == "http.response.body":
             self.heard.append(message["body"])
             self._news.set()
+            if not message.get("more_body"):
+                self.gone.set()  # a server's word for a response that is over, too
         if len(self.heard) >= self.pieces:
             if self.leaves:
                 self.gone.set()
@@ -416,9 +418,19 @@ async def test_whoever_leaves_ends_what_is_written() -> None:
     house.writer.is_endless = True
     await Reader(house, pieces=5, leaves=True).run()
     assert house.writer.open == 0
+    assert house.counted("edgewise_request_errors_total{") == b'edgewise_request_errors_total{code="client_gone"} 1.0'
     assert len(house.writer.requests) == 1
     # Ahead of the five that were read are the loop's turns in which the hang-up was heard, and no others.
     assert house.writer.told["new"] <= 5 + 10
+
+
+async def test_whoever_hears_all_has_not_left() -> None:
+    house = House()
+    reader = Reader(house, pieces=10_000, leaves=True)
+    await reader.run()
+    assert reader.heard[-1] == b""
+    assert house.writer.open == 0
+    assert house.counted("edgewise_request_errors_total{") == b""
 
 
 async def test_whoever_does_not_read_is_dropped_and_writing_ends() -> None:
