@@ -291,7 +291,7 @@ class FrontDoor:
             self._count_fault(gone)
         except asyncio.CancelledError:
             if send.has_begun:
-                return  # this was the server's last word to a client who does not read
+                return  # what was begun has said so, or its client does not read
             await _send(self._failed(SHUTTING_DOWN, scope["path"], headers), send)
             raise
         except Exception as error:  # of any service

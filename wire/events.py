@@ -15,7 +15,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from types import TracebackType
@@ -321,7 +321,8 @@ class EventResponse:
     ) -> bool:
         """End the response: what was begun as an answer cannot end as an error of HTTP.
 
-        Cancelled is who tells it by the server's end, or by a client who left and hears nothing of this.
+        Cancelled is who tells it by the server's end, or by a client who left and hears nothing of this; whoever waits
+        for the response knows which, and hears of it.
         """
         try:
             return await self._end(error)
@@ -334,7 +335,7 @@ class EventResponse:
             return False
         if isinstance(error, asyncio.CancelledError):
             await self.put(self._encode_fault(SHUTTING_DOWN), more=False)
-            return True
+            return False
         if not isinstance(error, Exception) or isinstance(error, ClientGoneError):
             return False
         fault = fault_of(error)
@@ -432,7 +433,7 @@ class EventStreams:
         telling = told(asked(served, request, self._updates, self._count), gate.drain, pause_s=self._keep_alive_s)
         work = self._tell(telling, gate.slots, request.id, headers, send)
         del request
-        await unless_client_leaves(receive, work)
+        await unless_listener_leaves(receive, work, telling)
 
     async def kept(
         self, answer: Answer, tenant: str, headers: Headers, drain: Drain, wait_s: float, receive: Receive, send: Send
@@ -443,25 +444,39 @@ class EventStreams:
             ClientGoneError: The client left.
         """
         telling = told(kept(self._updates, tenant, answer, wait_s), drain, pause_s=self._keep_alive_s)
-        await unless_client_leaves(receive, self._tell(telling, nullcontext(), answer.id, headers, send))
+        work = self._tell(telling, nullcontext(), answer.id, headers, send)
+        await unless_listener_leaves(receive, work, telling)
 
     async def _tell(
         self,
-        told: AsyncGenerator[Event | None, None],
+        telling: AsyncGenerator[Event | None, None],
         slot: AbstractContextManager[None],
         request_id: str,
         headers: Headers,
         send: Send,
     ) -> None:
-        async with aclosing(told) as telling:
-            with slot:
-                first = await _first(telling)
-            response = EventResponse(send, self._send_timeout_s, partial(encode_fault, request_id=request_id))
-            async with response:
-                await response.begin(_headers(first, headers))
-                await response.put(encode_event(first))
-                async for event in telling:
-                    await response.put(KEEP_ALIVE if event is None else encode_event(event))
+        with slot:
+            first = await _first(telling)
+        response = EventResponse(send, self._send_timeout_s, partial(encode_fault, request_id=request_id))
+        async with response:
+            await response.begin(_headers(first, headers))
+            await response.put(encode_event(first))
+            async for event in telling:
+                await response.put(KEEP_ALIVE if event is None else encode_event(event))
+
+
+async def unless_listener_leaves(
+    receive: Receive, work: Coroutine[Any, Any, None], telling: AsyncGenerator[Event | None, None]
+) -> None:
+    """Await `work`, which tells what `telling` gives, cancel it when the client disconnects, and close `telling`.
+
+    It is closed when nobody watches any more: a server calls the end of a response a disconnection too.
+
+    Raises:
+        ClientGoneError: The client disconnected before the end.
+    """
+    async with aclosing(telling):
+        await unless_client_leaves(receive, work)
 
 
 def _headers(first: Event, headers: Headers) -> tuple[Header, ...]:

@@ -20,7 +20,16 @@ from edgewise.wire.asking import Asking
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.completion_replies import Telling, encode_break, encode_reply
 from edgewise.wire.completions import Body, Call, call_of, decode_chat, decode_completion
-from edgewise.wire.events import KEEP_ALIVE, KEEP_ALIVE_S, SEND_TIMEOUT_S, EventResponse, Updates, asked, told
+from edgewise.wire.events import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_S,
+    SEND_TIMEOUT_S,
+    EventResponse,
+    Updates,
+    asked,
+    told,
+    unless_listener_leaves,
+)
 from edgewise.wire.facts import answer_headers
 from edgewise.wire.faults import Fault
 from edgewise.wire.http import Header, Headers, Receive, Send, header, reply, trace_headers, unless_client_leaves
@@ -103,7 +112,10 @@ class Generating:
             await self._reply(served, call, headers, receive, send)
             return
         with self._streams:
-            await unless_client_leaves(receive, self._stream(served, call, headers, send))
+            events = asked(served, call.request, self._updates, self._asking.count)
+            coming = told(events, self._drain, pause_s=self._keep_alive_s)
+            telling = Telling(served.info.name, call, self._now_s())
+            await unless_listener_leaves(receive, self._stream(coming, telling, call.request.id, headers, send), coming)
 
     def _writer(self, name: str) -> Served:
         """The model of that name.
@@ -137,22 +149,26 @@ class Generating:
                     tokens.append(event)
         raise RuntimeError("A stream of events ended without an answer.")
 
-    async def _stream(self, served: Served, call: Call, headers: Headers, send: Send) -> None:
-        events = asked(served, call.request, self._updates, self._asking.count)
-        telling = Telling(served.info.name, call, self._now_s())
-        async with aclosing(told(events, self._drain, pause_s=self._keep_alive_s)) as coming:
-            first = await _first(coming)
-            async with EventResponse(send, self._send_timeout_s, encode_break, self._on_fault) as response:
-                await response.begin((*_facts(first, call.request.id), *trace_headers(headers)))
-                await response.put(telling.opening() + _encoded(first, telling))
-                if isinstance(first, Answered):
+    async def _stream(
+        self,
+        coming: AsyncGenerator[Event | None, None],
+        telling: Telling,
+        request_id: str,
+        headers: Headers,
+        send: Send,
+    ) -> None:
+        first = await _first(coming)
+        async with EventResponse(send, self._send_timeout_s, encode_break, self._on_fault) as response:
+            await response.begin((*_facts(first, request_id), *trace_headers(headers)))
+            await response.put(telling.opening() + _encoded(first, telling))
+            if isinstance(first, Answered):
+                return
+            async for event in coming:
+                data = KEEP_ALIVE if event is None else _encoded(event, telling)
+                if data:
+                    await response.put(data)
+                if isinstance(event, Answered):
                     return
-                async for event in coming:
-                    data = KEEP_ALIVE if event is None else _encoded(event, telling)
-                    if data:
-                        await response.put(data)
-                    if isinstance(event, Answered):
-                        return
 
 
 async def _first(coming: AsyncGenerator[Event | None, None]) -> Event:

@@ -250,6 +250,8 @@ class Client:
         assert not self.ended, "nothing comes after the end"
         self.data += message["body"]
         self.ended = not message["more_body"]
+        if self.ended:
+            self.left.set()  # a server's word for a response that is over, too
 
     @property
     def names(self) -> list[str]:
@@ -355,7 +357,8 @@ async def test_a_client_that_leaves_after_a_provisional_answer_ends_its_stream()
     asking = asyncio.create_task(door.predict(client))
     await until(lambda: "answer" in client.names)
     client.left.set()
-    await asking
+    with pytest.raises(ClientGoneError):
+        await asking
     assert late.ended.is_set()
 
 
