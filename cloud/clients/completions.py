@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import msgspec
 
-from edgewise.cloud.clients.prompting import json_object
+from edgewise.cloud.clients.prompting import json_begun, json_object
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.errors import CloudRefusedError
 
 VLLM, OPENAI = "vllm", "openai"
 DIALECTS: Final = (VLLM, OPENAI)
+
+_OURS = "edgewise"  # what our own service says in its list of models
 
 CHAT, TEXT = "chat/completions", "completions"
 
@@ -31,6 +33,23 @@ def path_of(prompt: Prompt) -> str:
 def offers_tools(prompt: Prompt) -> bool:
     """Whether an answer may call a tool."""
     return bool(prompt.tools) and prompt.tool_choice != NO_TOOL
+
+
+def check_continues_json(prompt: Prompt, server: str | None) -> None:
+    """That a server goes on with JSON that is begun, and does not write it anew behind what there is.
+
+    vLLM holds the tokens that it writes to a schema, from the schema's beginning on, and knows nothing of what stands
+    before them; no other server is known to do better. A text to continue tells nobody what of it is begun.
+
+    Args:
+        prompt: The prompt; it is begun and has a schema.
+        server: Whose the model is, in the server's words.
+
+    Raises:
+        CloudRefusedError: It does not.
+    """
+    if prompt.text is not None or server != _OURS:
+        raise json_begun()
 
 
 def encode_prompt(

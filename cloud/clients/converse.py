@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgewise.cloud.clients import prompting
-from edgewise.cloud.clients.prompting import json_object
+from edgewise.cloud.clients.prompting import json_begun, json_object
 from edgewise.cloud.clients.toolcalls import ToolCalls
 from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Finish, Message, Prompt, Role, Sampling, Tool, ToolCall, Written
 from edgewise.errors import CloudRefusedError, CloudResponseError
@@ -56,6 +56,8 @@ def prompt_parameters(prompt: Prompt, max_tokens: int | None) -> dict[str, Any]:
     """
     if prompt.text is not None:
         raise CloudRefusedError("Converse continues no text without a chat.", "Send `messages`.")
+    if prompt.begun and prompt.sampling.schema is not None:
+        raise json_begun()
     first = next((at for at, said in enumerate(prompt.messages) if said.role != Role.SYSTEM), len(prompt.messages))
     system = [{"text": message.content} for message in prompt.messages[:first] if message.content]
     return {

@@ -153,7 +153,7 @@ class OpenAIClient:
         item = request.inputs
         if isinstance(item, dialogue.Prompt):
             async with self._http.within(timeout_s):
-                question = self._question(item, await self._name(), stream=False)
+                question = await self._question(item, stream=False)
                 answered, card = await self._card.beside(lambda: self._answered(question))
             return self._reply(question, answered, card)
         text = text_of(item)
@@ -169,8 +169,7 @@ class OpenAIClient:
         Raises:
             CloudError: As `predict`; also where the stream is not whole within `timeout_s`, or breaks off.
         """
-        is_prompt = isinstance(request.inputs, dialogue.Prompt)
-        if self._prompt.task != GENERATION and not is_prompt:
+        if self._prompt.task != GENERATION:
             yield await self.predict(request, timeout_s=timeout_s)
             return
         told = self._told(request)
@@ -186,11 +185,14 @@ class OpenAIClient:
         """The model that is asked for."""
         return self._model or (await self._card.get()).id
 
-    def _question(self, item: Input, model: str, *, stream: bool) -> _Question:
+    async def _question(self, item: Input, *, stream: bool) -> _Question:
+        model = await self._name()
         if not isinstance(item, dialogue.Prompt):
             content = chat.encode_chat(self._prompt, model, text_of(item), stream=stream)
             return _Question(completions.CHAT, content)
         self._prompt.check_takes(item)
+        if item.begun and item.sampling.schema is not None:
+            completions.check_continues_json(item, (await self._card.get()).owned_by)
         content = completions.encode_prompt(
             item,
             model,
@@ -220,7 +222,7 @@ class OpenAIClient:
         return said
 
     async def _told(self, request: Request) -> AsyncGenerator[Token | CloudReply]:
-        question = self._question(request.inputs, await self._name(), stream=True)
+        question = await self._question(request.inputs, stream=True)
         card = await self._card.get()
         path = self._path(question.path)
         told = chat.ChatStream(tools=question.tools, top=question.top)

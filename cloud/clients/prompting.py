@@ -155,6 +155,14 @@ def text_of(item: Input) -> str:
     return item
 
 
+def json_begun() -> CloudRefusedError:
+    """That JSON by a schema would be written anew, and not gone on with."""
+    return CloudRefusedError(
+        "This cloud cannot go on with JSON that is begun: it would begin it again.",
+        "Ask without `begun`, or without a schema.",
+    )
+
+
 def json_object(text: str, what: str) -> dict[str, Any]:
     """A JSON object out of its text.
 

@@ -155,6 +155,18 @@ async def test_a_begun_answer_is_the_last_message_and_not_sent_back(client, serv
     assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
 
 
+async def test_json_that_is_begun_would_be_begun_again(client, server):
+    await client.describe(timeout_s=LONG_S)
+    server.asked.clear()
+    sampling = Sampling(schema='{"type": "object"}')
+    for item in (asking(begun='{"label"', sampling=sampling), continuing("corn", begun="{", sampling=sampling)):
+        with pytest.raises(CloudRefusedError, match="JSON that is begun"):
+            await client.predict(item, timeout_s=LONG_S)
+        with pytest.raises(CloudRefusedError, match="JSON that is begun"):
+            await streamed(client, item)
+    assert server.asked == []
+
+
 async def test_a_text_is_continued_as_it_is(client, server):
     reply = await both(client, continuing("corn rose", begun=" fast"))
     assert reply.output == "and corn rose fast"

@@ -127,6 +127,16 @@ async def test_our_own_service_hears_the_prompt_as_it_is(client, writer):
     ]
 
 
+async def test_our_own_service_goes_on_with_json_that_is_begun(client, writer):
+    prompt = Prompt(messages=(Message(role=Role.USER, content="a"),), begun='{"a"', sampling=Sampling(schema="{}"))
+    await streamed(client, Request(inputs=prompt))
+    await client.predict(Request(inputs=prompt), timeout_s=LONG_S)
+    assert [(asked.begun, asked.sampling.schema) for asked in writer.asked] == [('{"a"', "{}")] * 2
+    text = Prompt(text="a", begun="{", sampling=Sampling(schema="{}"))
+    with pytest.raises(CloudRefusedError, match="JSON that is begun"):
+        await client.predict(Request(inputs=text), timeout_s=LONG_S)
+
+
 async def test_tools_that_our_own_service_calls(client, writer):
     writer.calls = (CALL,)
     request = asking("weather in Paris", tools=(WEATHER,))

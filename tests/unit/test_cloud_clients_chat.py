@@ -292,7 +292,6 @@ def test_converse_gets_turns_and_what_it_has_a_place_for():
         Message(role=Role.TOOL, content="one", tool_call_id="c1"),
         Message(role=Role.TOOL, content="two", tool_call_id="c2"),
         Message(role=Role.USER, content="And?"),
-        begun="So",
         tools=(Tool(name="f", description="It is f.", parameters="{}"),),
         tool_choice="f",
         sampling=Sampling(max_tokens=9, temperature=0.5, top_p=0.8, seed=7, stop=("\n",), schema="{}", top_logprobs=3),
@@ -313,12 +312,13 @@ def test_converse_gets_turns_and_what_it_has_a_place_for():
             {"role": "user", "content": [{"text": "Call."}]},
             {"role": "assistant", "content": [{"text": "I do."}, *used]},
             {"role": "user", "content": [*results, {"text": "And?"}]},
-            {"role": "assistant", "content": [{"text": "So"}]},
         ],
         "inferenceConfig": {"maxTokens": 9, "temperature": 0.5, "topP": 0.8, "stopSequences": ["\n"]},
         "toolConfig": {"tools": [{"toolSpec": spec}], "toolChoice": {"tool": {"name": "f"}}},
         "outputConfig": {"textFormat": schema},
     }
+    begun = converse.prompt_parameters(asked(begun="So"), None)
+    assert begun["messages"][-1] == {"role": "assistant", "content": [{"text": "So"}]}
 
 
 def test_what_is_sent_to_converse_is_what_botocore_takes():
@@ -329,15 +329,15 @@ def test_what_is_sent_to_converse_is_what_botocore_takes():
     model = botocore.session.Session().get_service_model("bedrock-runtime").operation_model("Converse")
     call = ToolCall(id="c1", name="f", arguments='{"a": [1, 2.5, null]}')
     told = Message(role=Role.TOOL, content="one", tool_call_id="c1")
-    for choice in ("auto", "required", "f"):
+    begun, held = {"begun": "So"}, {"sampling": Sampling(schema='{"type": "object"}', stop=("x",))}
+    for choice, more in (("auto", begun), ("required", held), ("f", held)):
         prompt = asked(
             Message(role=Role.USER, content="Call."),
             Message(role=Role.ASSISTANT, tool_calls=(call,)),
             told,
             tools=(Tool(name="f"),),
             tool_choice=choice,
-            begun="So",
-            sampling=Sampling(schema='{"type": "object"}', stop=("x",)),
+            **more,
         )
         parameters = {"modelId": "m", **converse.prompt_parameters(prompt, 9)}
         assert not ParamValidator().validate(parameters, model.input_shape).has_errors()
@@ -348,6 +348,7 @@ def test_what_is_sent_to_converse_is_what_botocore_takes():
     [
         Prompt(text="corn"),
         asked(sampling=Sampling(temperature=1.0, top_k=5)),
+        asked(begun="{", sampling=Sampling(schema="{}")),
         asked(Message(role=Role.USER, content="a"), Message(role=Role.SYSTEM, content="b")),
         asked(Message(role=Role.ASSISTANT, tool_calls=(ToolCall(id="c", name="f", arguments="{"),))),
         asked(Message(role=Role.TOOL, content="a", tool_call_id="c"), tools=(WEATHER,), tool_choice="none"),
