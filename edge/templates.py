@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from edgewise.dialogue import NO_TOOL, Message, Prompt, Role, Tool
-from edgewise.edge.sandbox import LIMIT, TooMuchError, sandbox
+from edgewise.edge.costs import LIMIT, TooMuchError
 from edgewise.errors import BundleError, InputError, MissingExtraError
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -103,6 +103,8 @@ def _environment(now: Callable[[], datetime]) -> Any:
         import jinja2.ext
         from jinja2 import nodes
         from jinja2.exceptions import TemplateError
+
+        from edgewise.edge.sandbox import Sandbox
     except ImportError as e:
         raise MissingExtraError("A chat template", "generate") from e
 
@@ -125,7 +127,7 @@ def _environment(now: Callable[[], datetime]) -> Any:
     def strftime_now(form: str) -> str:
         return now().strftime(form)
 
-    environment = sandbox(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols], autoescape=False
     )
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)

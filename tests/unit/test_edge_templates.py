@@ -9,7 +9,7 @@ from datetime import datetime
 import pytest
 
 from edgewise.dialogue import Message, Prompt, Role, Tool, ToolCall
-from edgewise.edge import sandbox
+from edgewise.edge import costs
 from edgewise.edge.templates import ChatTemplate
 from edgewise.errors import BundleError, InputError, MissingExtraError
 
@@ -230,6 +230,14 @@ def test_what_is_no_template(source):
         ChatTemplate(files_of(source))
 
 
+# Two values that are alike and take for ever to compare, and one that takes as long to hash.
+DOUBLED = (
+    "{% set ns = namespace(x=[1], y=[1]) %}"
+    "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}"
+)
+HASHED = "{% set ns = namespace(x=(1,)) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}"
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -261,6 +269,28 @@ def test_what_is_no_template(source):
         "{% set a = '\t' * 4000 %}{{ a.expandtabs(1000000) | length }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+        f"{DOUBLED}{{{{ ns.x == ns.y }}}}",
+        f"{DOUBLED}{{{{ 1 if ns.y in [ns.x] }}}}",
+        f"{DOUBLED}{{{{ ns.x is eq ns.y }}}}",
+        f"{DOUBLED}{{{{ [ns.y] | select('in', [ns.x]) | list }}}}",
+        f"{DOUBLED}{{{{ [ns.x].index(ns.y) }}}}",
+        f"{DOUBLED}{{{{ [ns.x, ns.y] | sort | length }}}}",
+        f"{DOUBLED}{{{{ [ns.x, ns.y] | max | length }}}}",
+        f"{DOUBLED}{{% for i in (1, 2) %}}{{{{ loop.changed(ns.x if i == 1 else ns.y) }}}}{{% endfor %}}",
+        f"{DOUBLED}{{{{ {{1: ns.x}}.values() | list == [ns.y] }}}}",
+        f"{DOUBLED}{{{{ {{1: ns.x}}.items() == {{1: ns.y}}.items() }}}}",
+        f"{DOUBLED}{{{{ ns.y in ([ns.x] | map('default')) }}}}",
+        f"{HASHED}{{{{ {{ns.x: 1}} }}}}",
+        f"{HASHED}{{{{ {{}}[ns.x] }}}}",
+        f"{HASHED}{{{{ {{}}.get(ns.x) }}}}",
+        f"{HASHED}{{{{ dict([(ns.x, 1)]) }}}}",
+        f"{HASHED}{{{{ {{}}.fromkeys([ns.x]) }}}}",
+        f"{HASHED}{{{{ [ns.x] | unique | list }}}}",
+        "{% set ns = namespace(x=(1,)) %}{% for i in range(90000) %}{% set ns.x = (ns.x,) %}{% endfor %}{{ {ns.x: 1} }}",
+        "{% set a = 'a' * 200000 %}{{ ('b' ~ a)[1:] in [a[1:] ~ 'b'] * 200000 }}",
+        "{% set ns = namespace(k=[]) %}{% for i in range(3000) %}{% set ns.k = ns.k + [(i * 2305843009213693951, 1)] %}"
+        "{% endfor %}{{ dict(ns.k) }}",
+        "{% set a = 'a' * 200000 %}{% for i in range(1000) %}{% set b = a[1:] %}{% endfor %}",
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
         "{% macro m(n) %}{% if n > 0 %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -271,8 +301,8 @@ def test_what_is_no_template(source):
     ],
 )
 def test_a_hostile_template_gets_nowhere(source, monkeypatch):
-    monkeypatch.setattr(sandbox, "WORK", sandbox.WORK // 16)
-    monkeypatch.setattr(sandbox, "LIMIT", sandbox.LIMIT // 16)
+    monkeypatch.setattr(costs, "WORK", costs.WORK // 16)
+    monkeypatch.setattr(costs, "LIMIT", costs.LIMIT // 16)
     with pytest.raises(InputError, match="messages"):
         ChatTemplate(files_of(source)).render(Prompt(messages=(user("Hi"),)))
 
@@ -293,6 +323,17 @@ def test_a_long_conversation_is_far_from_the_limits():
         ("{{ '%5s|%-3d' % (messages[0].content, 7) }}{{ '%d%%' | format(5) }}", "   Hi|7  5%"),
         ("{{ '{:>4}{}'.format('a', 1) }}{{ 'a b'.replace(' ', '--') | replace('a', 'c') }}", "   a1c--b"),
         ("{% for m in messages if m.content == 'you' %}{{ loop.length }}{{ loop.last }}{% endfor %}", "1True"),
+        ("{{ messages[0] == messages[1] }}{{ 'i' in messages[0].content != 'you' > 'us' }}", "FalseTrue"),
+        (
+            "{{ 2 in [1, 2] | map('abs') }}{{ 2 is in [1, 2] }}{{ {(1, 'a'): 3}[1, 'a'] }}{{ 1 < 2 < 3 }}",
+            "TrueTrue3True",
+        ),
+        ("{{ [3, 1, 3] | unique | sort | list }}{{ messages | groupby('role') | length }}", "[1, 3]1"),
+        ("{{ messages[::-1][0]['content'][:2] }}{{ dict(messages[0], a=1).get('a') }}", "yo1"),
+        (
+            "{{ nothing == none }}{{ nothing is defined }}{{ none is none }}{{ 4 is divisibleby 2 }}",
+            "FalseFalseTrueTrue",
+        ),
         ("{{ messages[1:] + [1] | list }}{{ [1, 2] | sum }}", "[{'role': 'user', 'content': 'you'}, 1]3"),
         ("{{ 'a\nb' | indent(2, true) }}{{ {'a': [1]} | tojson(indent=1) }}", '  a\n  b{\n "a": [\n  1\n ]\n}'),
     ],
