@@ -216,6 +216,11 @@ def _seen(quality: Quality) -> str:
 def _sentence(quality: Quality, bound: float, max_drop: float, confidence: float, needed: int | None) -> str:
     share = f"{confidence:.4g}"
     proved = f"{_seen(quality)}: with confidence {share} the accuracy drop is at most {points(bound)}"
+    if bound <= max_drop and quality.baseline_accuracy <= max_drop:
+        return (
+            f"Met in name only, for this data measures nothing: {_seen(quality)}, and what the baseline has not right "
+            "no candidate can lose. Give data that it answers: of a chat model, dialogues as its template writes them."
+        )
     if bound <= max_drop:
         return f"Met: {proved}; {points(max_drop)} are allowed."
     if needed is None:

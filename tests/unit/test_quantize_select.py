@@ -84,6 +84,14 @@ def test_the_gate_is_met_when_the_bound_is_small_enough():
     assert found.sentence.startswith("Met: 2 of 1000 gate items lost and 1 won")
 
 
+@pytest.mark.parametrize("baseline", [0.0, 0.01])
+def test_a_gate_on_which_nothing_can_be_lost_says_that_it_measures_nothing(baseline):
+    quality = Quality(n=400, accuracy=0.0, baseline_accuracy=baseline, drop=baseline, lost=4, won=0, flips=0.4, nll=7.3)
+    found = judge(quality, bound=0.01, needed=None, max_drop=0.01, confidence=0.95)
+    assert found.verdict == "met"
+    assert found.sentence.startswith("Met in name only, for this data measures nothing: 0.0000 of the tokens of 400")
+
+
 def test_a_gate_with_too_few_items_says_how_many_are_needed():
     found = judge(of(0, 0, 100), bound=0.0317, needed=321, max_drop=0.01, confidence=0.95)
     assert found.verdict == "missed"
