@@ -104,10 +104,12 @@ def _call(source: Path, out: Path, order: Order) -> None:
     except NotImplementedError as e:
         raise CheckpointError(f"onnxruntime-genai's builder cannot build {source}: {e}", "Give another model.") from e
     except Exception as e:  # the builder, torch and transformers each raise their own
-        problem = (str(e).strip() or type(e).__name__).splitlines()[0].rstrip(".")
-        raise CheckpointError(
-            f"onnxruntime-genai's builder failed on {source}: {problem}.", "Try another block size."
-        ) from e
+        said = (str(e).strip().splitlines() or [""])[0].rstrip(".")
+        problem = f"onnxruntime-genai's builder failed on {source}: {type(e).__name__}{': ' if said else ''}{said}."
+        # What concerns the model fails the baseline already, which has no blocks.
+        blocks = "block_size" in order.extra
+        unknown = "It may not know such a config.json: compare it with a published model's, or give another model."
+        raise CheckpointError(problem, "Try another block size." if blocks else unknown) from e
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from edgewise.errors import CheckpointError, ConfigError
 from edgewise.quantize.generation import GENERATION_RECIPES, agreement, builder, embedding, graph, tokenizer
 from edgewise.quantize.generation.checkpoint import require_plain
 from edgewise.quantize.recipes import BASELINE, parse_choices
+from edgewise.quantize.technique import Aids
 
 VOCABULARY, WIDTH = 64, 32
 BLOCKS = {"block_size": "32"}
@@ -188,6 +189,21 @@ def test_fewer_bits_than_ordered_are_refused(monkeypatch, tmp_path, order, bits,
     else:
         with pytest.raises(CheckpointError, match="bits"):
             builder.build(tmp_path, tmp_path, order)
+
+
+@pytest.mark.parametrize(("recipe", "remedy"), [("fp32", "config.json"), ("int4", "block size")])
+def test_what_the_builder_stumbles_over_is_told_with_a_remedy_that_may_help(tmp_path, monkeypatch, recipe, remedy):
+    from onnxruntime_genai.models import builder as genai
+
+    def stumble(*given, **options):
+        raise KeyError("multi_cache")
+
+    monkeypatch.setattr(genai, "create_model", stumble)
+    monkeypatch.setattr(genai, "check_extra_options", lambda *given: None)
+    made = GENERATION_RECIPES[recipe]
+    with pytest.raises(CheckpointError, match="KeyError: 'multi_cache'") as caught:
+        made.apply(tmp_path, tmp_path / "out", made.options(), seed=0, aids=Aids())
+    assert remedy in caught.value.remedy
 
 
 class Spelled:
