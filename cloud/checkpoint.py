@@ -131,7 +131,7 @@ def _task(path: Path, config: dict[str, Any]) -> str:
         heads = ", ".join(f"*{head}" for head in _TASK_OF_HEAD)
         raise CheckpointError(
             f"{path} has the architecture {', '.join(named) or 'none'}, which is not supported.",
-            f"Supported are {heads}; fine-tune a classification head first.",
+            f"Give one of these: {heads}.",
         )
     return task
 

@@ -177,7 +177,11 @@ def _encoder(bundle: Bundle) -> _Encoder:
         images = ImageEncoder(how, _only_input(core))
         return _Encoder("image", lambda item: Encoded(images.encode(item)))
     if isinstance(how, GenerationPreprocessing):
-        raise BundleError(f"The bundle {core.name} is a language model.", "Load it with edgewise.edge.EdgeGenerator.")
+        raise BundleError(
+            f"The bundle {core.name} is a language model.",
+            "Serve it with `edgewise edge serve`, or its checkpoint with `edgewise cloud serve`; in Python, load it "
+            "with edgewise.edge.EdgeGenerator.",
+        )
     from edgewise.edge.text import TextEncoder
 
     limit = None if how.max_unknown_share is msgspec.UNSET else how.max_unknown_share

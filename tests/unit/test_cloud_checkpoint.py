@@ -116,6 +116,14 @@ def test_a_model_of_another_kind_is_refused_with_the_value(folder, changes, prob
     assert caught.value.remedy
 
 
+def test_a_language_model_of_another_class_is_told_what_is_served(folder):
+    config(folder, architectures=["GPT2LMHeadModel"])
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(folder)
+    assert "*ForCausalLM" in caught.value.remedy
+    assert "classification head" not in caught.value.remedy
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"a": ', b"\xff\xfe"])
 def test_a_broken_config_is_refused(folder, text):
     (folder / "config.json").write_bytes(text)

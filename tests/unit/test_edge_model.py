@@ -178,6 +178,12 @@ def test_a_damaged_bundle_is_not_loaded(tiny_text_bundle, tmp_path):
         EdgeModel.load(tmp_path / "copy")
 
 
+def test_a_language_model_is_refused_with_what_serves_it(tiny_generator_bundle):
+    with pytest.raises(BundleError, match="edgewise edge serve") as caught:
+        EdgeModel.load(tiny_generator_bundle)
+    assert "EdgeGenerator" in caught.value.remedy
+
+
 def test_a_newer_runtime_than_installed_is_named(packed, tiny_models):
     with pytest.raises(BundleError, match=r"onnxruntime 99\.1.*pip install 'onnxruntime>=99\.1'"):
         packed(tiny_models.text_model(), target=Target((), "99.1", 17))
