@@ -53,6 +53,7 @@ _KINDS = {
 _NAME_AT_FAULT = re.compile(r"field `([^`]*)`")
 _PATH = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
 _SHOWN_CHARACTERS = 80
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 
 _short = reprlib.Repr()
 _short.maxlevel = 3
@@ -75,6 +76,10 @@ def decode_json(body: bytes | memoryview, decoder: msgspec.json.Decoder[T], know
     except msgspec.ValidationError as error:
         raise _shape_error(str(error), decoder.type, known) from error
     except msgspec.DecodeError as error:
+        if _HALF_PAIR.search(body):  # the decoder calls it truncated
+            raise RequestError(
+                "", "The body holds half of a surrogate pair, which is no character.", "Send both halves, or neither."
+            ) from error
         raise RequestError(
             "", f"The body is not valid JSON: {error}.", "Send one JSON object, encoded as UTF-8."
         ) from error

@@ -130,6 +130,9 @@ def test_pixels_may_be_whole_numbers_or_floats() -> None:
     [
         (b"", "", "not valid JSON"),
         (b"{", "", "not valid JSON"),
+        (rb'{"inputs":"a\ud800b"}', "", "half of a surrogate pair"),
+        (rb'{"inputs":"\uD83D"}', "", "half of a surrogate pair"),
+        (rb'{"inputs":"\ud83d\ude00', "", "not valid JSON"),
         (b'{"inputs":"x"} x', "", "not valid JSON"),
         (b'{"inputs":"\xff"}', "", "not UTF-8"),
         (b'{"inputs":{"pixels":' + b"[" * 100_000 + b"]" * 100_000 + b"}}", "", "nested too deeply"),
