@@ -87,7 +87,8 @@ class Both:
         self.router, self.urls, self.api_keys = gateway.router, urls, api_keys
         self.writers = gateway.router._flow._writers
         self.slots = self.writers._generator._slots
-        self.texts = cloud.repository.models()["writer"].service._service
+        ruling = cloud.repository.models()["writer"].service._service
+        self.texts = ruling._service
 
     @property
     def engine(self):
