@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from edgewise.contracts import Input
@@ -40,9 +41,29 @@ _MARKED = (
     re.compile(rf"(?i:\b(?:option|choice)\b)[\s:=]*{_LETTERS}"),
 )
 
+_DENIED = re.compile(
+    r"(?i:\b(?:not|no|never|neither|nor|without|cannot|except|unlike|instead of|rather than|rul\w+ out|eliminat\w+"
+    r"|exclud\w+|reject\w*|discard\w*|avoid\w*|incorrect\w*|wrong\w*|false|mistaken\w*|doubt\w*|hardly|if|unless"
+    r"|whether)\b|n['’]t\b)[^,;:.!?\n]*$"
+)
+"""Before a letter, in its clause: it is not chosen."""
+_REFUSED = re.compile(
+    rf"{_LETTERS}[\s,]{{0,3}}(?i:(?:(?:which|but\s(?:that|this|it)|that|it)\s)?(?:is|are|was|were|seems?|would\sbe"
+    r"|can|could|should)(?:n['’]t\b|not\b|\s(?:\w{1,12}\s){0,2}(?:not|never|incorrect|wrong|false|mistaken)\b))"
+)
+_HEDGED = re.compile(r"[\s,)]{0,4}(?:\?|(?i:or|maybe|perhaps|possibly)\b)")
+_TAKEN_BACK = re.compile(
+    r"(?i:\b(?:wait|actually|correction|scratch that|on second thoughts?|my mistake|sorry|oops)\b)"
+)
+_LOOK_BACK = 160
+"""Characters before a letter that are looked at: more would read a text again from each of them."""
+
+_GROUPED = re.compile(r"(?<![\w.,'’_:/])(?<!\w-)(?<!\d )[1-9]\d{0,2}([ '’_])\d{3}(?:\1\d{3})*(?![\d'’_:/-]| \d)")
+"""Thousands that are grouped, and can be nothing else."""
+
 _REWRITTEN = (
     (re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}"), r" \1/\2"),
-    (re.compile(r"\{,\}|\\,|(?<=\d)[\u00a0\u2009\u202f](?=\d{3})"), ","),
+    (re.compile(r"\{,\}|\\,|(?<=\d)[\u00a0\u2009\u202f\u066c](?=\d{3})"), ","),
     (re.compile(r"\s?(?:×|\\times)\s?10\s?\^\s?\{?(-?\d{1,2})\}?(?!\d)"), r"e\1"),
 )
 """LaTeX and typography that numbers are written in."""
@@ -56,6 +77,23 @@ _WRITTEN_NUMBER = re.compile(
 _DECIMAL = re.compile(r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2})?")
 _FRACTION = re.compile(r"(?:(\d+) )?(\d+)\s?/\s?(\d+)")
 _LONGEST_NUMBER = 400
+_JOINED = re.compile(
+    r"[^\S\n]*(?:(?!(?:is|are|was|were|be|equals?|makes?|gives?|leaves?|leaving|becomes?|yields?|means|so|then|costs?|has|have|had)\b)"
+    r"(?:[^\W\d_]{1,15}|[%°′″'’\"])[^\S\n]*)?"
+    r"(?:(?:[-–—,;'’_/\\+×÷~…&^]|\*{1,2}|:(?!\s)|\.{2,3}|and|or|of|to|by|plus|minus|times)[^\S\n]*)?"
+    r"|[^\s\w=<>|()]{1,3}",
+    re.IGNORECASE,
+)
+"""Between two numbers that say something together: a range, a time, a date, a list, a sum, feet and inches."""
+_JOINT = 48
+_QUALIFIED = re.compile(
+    r"(?:\d[:.,]|\w['’_/])$|(?:[-–—]|√|sqrt\s?[({]?|(?<![<>])[<>]=?|[≤≥≠]|!=|\b(?:minus|negative|not))[^\S\n]{0,3}$",
+    re.IGNORECASE,
+)
+_GOES_ON = re.compile(
+    r"\w{1,9}\d|(?:[kmb]|bn|mn)\b|[\s-]?(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)s?\b",
+    re.IGNORECASE,
+)
 _GSM8K_ANSWER = "####"
 
 
@@ -110,33 +148,61 @@ def chosen_letter(text: str) -> str | None:
 
     A text that is a letter is that one. Else what it states counts ("the answer is B", "Answer: (B)", "I choose B", "B
     is correct"), and where it states nothing, what it marks: "B." or "B)" at the beginning of a line, "(B)", "option
-    B". Two different letters, or none, choose nothing.
+    B". Two different letters, or none, choose nothing; nor does one that is denied, doubted or taken back.
     """
     bare = _MARKUP.sub(r"\1", unicodedata.normalize("NFKC", text))
     alone = _ALONE.fullmatch(bare)
     if alone:
         return alone[1].upper()
     for patterns in (_STATED, _MARKED):
-        phrases = [match[1] for pattern in patterns for match in pattern.finditer(bare)]
-        letters = {letter.upper() for phrase in phrases for letter in re.findall(r"\b[A-Za-z]\b", phrase)}
+        found = [match for pattern in patterns for match in pattern.finditer(bare)]
+        letters = _letters(found)
         if letters:
-            return letters.pop() if len(letters) == 1 else None
+            return letters.pop() if len(letters) == 1 and _is_settled(bare, found) else None
     return None
+
+
+def _letters(found: Iterable[re.Match[str]]) -> set[str]:
+    return {letter.upper() for match in found for letter in re.findall(r"\b[A-Za-z]\b", match[1])}
+
+
+def _is_settled(text: str, found: Sequence[re.Match[str]]) -> bool:
+    """Whether nothing denies, doubts or takes back what was found to be chosen."""
+    if _letters(found) & _letters(_REFUSED.finditer(text)):
+        return False
+    if _TAKEN_BACK.search(text, min(match.end() for match in found)):
+        return False
+    denied = (_DENIED.search(text[max(0, match.start() - _LOOK_BACK) : match.start()]) for match in found)
+    return not any(denied) and not any(_HEDGED.match(text, match.end()) for match in found)
 
 
 def last_number(text: str) -> Fraction | None:
     """The number that a text ends with, as answers to GSM8K are read (Cobbe et al. 2021); exact.
 
     The last one after the last "####", or in the whole text where nothing follows that. Thousands may be grouped by
-    commas; 1/2, 1 1/2, ½ and 1.5e3 are numbers. Currencies, percent signs, units and words around it do not count. What
-    is no plain number, such as 1/2/2024, 3,14 or 5², is none, and nothing before it is taken in its place.
+    commas, blanks, apostrophes or underscores; 1/2, 1 1/2, ½ and 1.5e3 are numbers. Currencies, percent signs, units
+    and words around it do not count. What is no plain number, such as 1/2/2024, 3,14 or 5², is none, and nothing before
+    it is taken in its place; nor is one that says something only with the number before it or the word after it, such
+    as 3:45, 10-15, 2 h 30 or 1.5 million.
     """
     plain = _plain_digits(text)
     for part in (plain.rpartition(_GSM8K_ANSWER)[2], plain):
         found = list(_WRITTEN_NUMBER.finditer(part))
         if found:
-            return _value(found[-1])
+            return _value(found[-1]) if _stands_alone(part, found) else None
     return None
+
+
+def _stands_alone(text: str, found: Sequence[re.Match[str]]) -> bool:
+    """Whether the last number is the whole of what is said with it."""
+    last = found[-1]
+    begin, end = last.start(), last.start("digits") + len(_digits(last))
+    if _QUALIFIED.search(text[max(0, begin - _JOINT) : begin]) or _GOES_ON.match(text, end):
+        return False
+    if len(found) == 1:
+        return True
+    before = found[-2].start("digits") + len(_digits(found[-2]))
+    return begin - before > _JOINT or not _JOINED.fullmatch(text, before, begin)
 
 
 def _plain_digits(text: str) -> str:
@@ -144,7 +210,7 @@ def _plain_digits(text: str) -> str:
     plain = "".join(_plain_character(character) for character in text)
     for pattern, replacement in _REWRITTEN:
         plain = pattern.sub(replacement, plain)
-    return plain
+    return _GROUPED.sub(lambda match: match[0].replace(match[1], ","), plain)
 
 
 def _plain_character(character: str) -> str:
@@ -160,10 +226,14 @@ def _plain_character(character: str) -> str:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    digits = match["digits"].rstrip(".,/{}")
+    digits = _digits(match)
     value = None if len(digits) > _LONGEST_NUMBER else _exact(digits)
     negative = "-" in (match["sign"], match["inner"])
     return -value if value is not None and negative else value
+
+
+def _digits(match: re.Match[str]) -> str:
+    return match["digits"].rstrip(".,/{}")
 
 
 def _exact(digits: str) -> Fraction | None:
