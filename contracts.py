@@ -155,6 +155,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         arrived_s: When it reached this process, in monotonic seconds; its budget runs from there. None: when the
             service hears of it. Never sent or stored.
         revisable: Whether its caller can take back text that it was told already. Never sent or stored.
+        whole: Whether its caller reads a stream of tokens only once all of it is there, so that its budget is the time
+            to the whole answer. Never sent or stored.
     """
 
     inputs: Input
@@ -170,6 +172,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     attributes: Mapping[str, str] = msgspec.field(default_factory=dict)
     arrived_s: float | None = None
     revisable: bool = False
+    whole: bool = False
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

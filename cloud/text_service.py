@@ -167,7 +167,9 @@ class TextService:
                 reader.shutdown(wait=False)
 
     async def events(self, request: Request) -> AsyncGenerator[Event]:
-        """Answer one prompt: a `Token` a token, then `Answered`, then `Done`. Its budget ends with the first token.
+        """Answer one prompt: a `Token` a token, then `Answered`, then `Done`.
+
+        Its budget ends with the first token, unless it is wanted whole.
 
         Raises:
             InputError: It is no prompt, or one that this model cannot be asked.
@@ -177,7 +179,7 @@ class TextService:
             CloudError: The engine failed, or the service is not running.
         """
         asked = await self._asked(request)
-        async with aclosing(self._told(asked, whole=False)) as told:
+        async with aclosing(self._told(asked, whole=request.whole)) as told:
             async for one in told:
                 for piece in one.pieces:
                     yield Token(

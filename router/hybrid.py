@@ -188,7 +188,7 @@ class Router:
         """Answer one request as a stream that ends with `Done`; see `contracts.AnswerService`.
 
         A text comes in tokens as it is written, and then as the answer; closing the stream before that stops both edge
-        and cloud within a token. Its budget is the time to its first token.
+        and cloud within a token. Its budget is the time to its first token, or where it is wanted whole to its answer.
 
         Raises:
             RequestError: The request cannot be answered as asked.

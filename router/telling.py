@@ -18,7 +18,7 @@ class Telling:
         turn: Its request.
         prompt: What is asked.
         say: Tells the caller the next pieces; None where it wants the whole answer only.
-        is_held: Whether nothing of the edge's text may be told before it is over.
+        is_held: Whether nothing of the edge's text may be told before it is over, however its caller reads it.
         instruments: Where the first token is timed.
 
     Attributes:
@@ -48,7 +48,8 @@ class Telling:
         self.may_be_final = True
         self.has_left = False
         self._say = say
-        self._is_held = is_held
+        self._is_whole = say is None or turn.request.whole
+        self._is_held = is_held or turn.request.whole
         self._held: list[Token] = []
         self._texts: list[str] = []
         self._instruments = instruments
@@ -56,12 +57,7 @@ class Telling:
     @property
     def is_whole(self) -> bool:
         """Whether the caller hears of nothing but the whole answer."""
-        return self._say is None
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the edge's text may be told only once it is over."""
-        return self._is_held
+        return self._is_whole
 
     @property
     def has_spoken(self) -> bool:
@@ -124,7 +120,7 @@ class Telling:
     def _tell(self, tokens: Sequence[Token]) -> None:
         if self._say is None or not tokens:
             return
-        if not self._texts:
+        if not self._texts and not self._is_whole:
             turn = self.turn
             turn.spoke = turn.clock.monotonic()
             self._instruments.first_token.observe(turn.spoke - turn.started, str(tokens[0].source))

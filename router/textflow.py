@@ -140,7 +140,9 @@ class TextFlow:
         return await self._answer(turn, None)
 
     async def events(self, turn: Turn) -> AsyncGenerator[Event]:
-        """The answer as it is written. Closing it stops the edge model within a token, and ends the cloud call.
+        """The answer as it is written, or all at once where it is wanted whole.
+
+        Closing it stops the edge model within a token, and ends the cloud call.
 
         Raises:
             RequestError, InputError, OutboxFullError: As `work`.
@@ -245,7 +247,7 @@ class TextFlow:
         if before is not None and before.action is Action.ESCALATE:
             return await self._escalate(telling, tools, before)
         telling.draft = self._writers.begin(turn.request)
-        at_once = before is None and turn.mode is Mode.SPECULATIVE and not telling.is_held
+        at_once = before is None and turn.mode is Mode.SPECULATIVE and not tools.is_needed
         try:
             if at_once:
                 await self._tell(telling, telling.draft, until=self._gate.tokens)

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeAlias
 
+import msgspec
+
 from edgewise.contracts import Answer, Answered, Done, Event, Request, Served, Token
 from edgewise.wire import openai
 from edgewise.wire.admission import Drain, Places
@@ -140,6 +142,7 @@ class Generating:
 
     async def _gathered(self, served: Served, request: Request) -> _Found:
         """The answer with its tokens, which a whole answer does not have."""
+        request = msgspec.structs.replace(request, whole=True)
         tokens: list[Token] = []
         async with aclosing(asked(served, request, self._updates, self._asking.count)) as events:
             async for event in events:

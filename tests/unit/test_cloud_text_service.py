@@ -200,6 +200,21 @@ async def test_a_budget_ends_with_the_first_token_of_a_stream_and_with_the_whole
     assert engine.running == 0
 
 
+async def test_the_budget_of_a_stream_that_is_wanted_whole_goes_on_behind_the_first_token(engine):
+    service = TextService(engine, clock=time)
+    engine.open = False
+    async with service.lifespan():
+        stream = service.events(ask(budget_ms=10_000.0, whole=True))
+        engine.let(1)
+        await anext(stream)
+        service._left_s = lambda asked: 0.0
+        with pytest.raises(CloudTimeoutError):
+            await anext(stream)
+        engine.open = True
+        engine.let(1)
+    assert engine.running == 0
+
+
 async def test_patience_prolongs_a_budget(engine):
     service = TextService(engine, clock=time)
     async with service.lifespan():

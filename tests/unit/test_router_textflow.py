@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import sys
 import threading
+from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
@@ -358,6 +359,30 @@ async def test_the_budget_of_a_whole_answer_is_for_all_of_it():
     cloud.rest.set()
     final = await store.wait_final("public", "1", timeout_s=10)
     assert final.output == CLOUD
+    await flow.aclose()
+
+
+async def test_tokens_that_are_wanted_with_the_whole_answer_come_within_its_budget_and_are_the_answers():
+    cloud, store, metrics = FakeCloud(), hybrid.DictStore(), Metrics()
+    cloud.rest.clear()
+    flow = router(cloud=cloud, outbox=store, answers=store, metrics=metrics, settings=PATIENT)
+    async with aclosing(flow.events(ask(doubtful(6), budget_ms=40, whole=True))) as stream:
+        events = []
+        async for event in stream:
+            events.append(event)
+            if isinstance(event, Answered):
+                break
+    answer = answer_of(events)
+    assert (answer.status, answer.decision.reason) == (Status.PROVISIONAL, Reason.BUDGET_SPENT)
+    assert told(events) == answer.output == fakes.text_of(doubtful(6))
+    assert {event.source for event in events if isinstance(event, Token)} == {Source.EDGE}
+    assert "first_token" not in answer.timings_ms
+    cloud.rest.set()
+    events = await collect(flow, ask(doubtful(6), request_id="2", whole=True))
+    assert told(events) == answer_of(events).output == CLOUD
+    events = await collect(flow, ask(sure(6), request_id="3", whole=True))
+    assert told(events) == answer_of(events).output == fakes.text_of(sure(6))
+    assert len([event for event in events if isinstance(event, Token)]) == 6
     await flow.aclose()
 
 

@@ -179,6 +179,9 @@ async def test_log_probabilities_of_a_whole_reply() -> None:
     house.writer.logprob = None
     assert (await house.ask(logprobs=True)).json()["choices"][0]["logprobs"]["content"] == []
     assert house.writer.open == 0
+    assert all(request.whole for request in house.writer.requests)
+    await house.chunks(logprobs=True)
+    assert not house.writer.requests[-1].whole
 
 
 # In pieces
