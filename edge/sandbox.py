@@ -33,7 +33,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         filters: dict[str, Callable[..., Any]] = {**self.filters, "tojson": to_json, "join": self._join}
         filters.update(_joined=self._join, _step=_itself, _compared=_itself)
         self.filters = {name: self._counted(name, found) for name, found in filters.items() if name not in _LEFT_OUT}
-        tests: dict[str, Callable[..., Any]] = {**self.tests}
+        tests: dict[str, Any] = dict(self.tests)
         self.tests = {name: self._counted("_tested", found) for name, found in tests.items()}
         del self.globals["lipsum"]
 

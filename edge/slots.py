@@ -72,32 +72,44 @@ class Slot:
             BundleError: The runtime cannot.
         """
         self._limit = limit
-        if self._sequence is None or ids.size >= self._sequence.length:
+        if self._sequence is None or ids.size >= self._sequence.length or not self.rewind(ids[:-1]):
             self.free()
             self._make_room(int(ids.size) + 1)
-        self.rewind(ids[:-1])
         return self._count
 
-    def rewind(self, ids: Ids) -> None:
-        """Forget what does not begin these tokens.
-
-        Raises:
-            BundleError: The runtime cannot.
-        """
+    def rewind(self, ids: Ids) -> bool:
+        """Forget what does not begin these tokens; whether the runtime can, else nothing is known of the slot."""
         left = common(self.ids, ids)
         if self._sequence is not None and left < self._count:
-            self._sequence.rewind(left)
+            try:
+                self._sequence.rewind(left)
+            except BundleError:
+                return False
         self._count = left
+        return True
 
-    def extend(self, ids: Ids) -> None:
-        """Compute further tokens, at most `CHUNK` of them.
+    def ahead(self, ids: Ids) -> Iterator[Ids]:
+        """What `extend` has to be given, part by part, to go on by some tokens.
+
+        The runtime cannot make a sequence longer: where there is no room, everything before them comes once more.
 
         Raises:
             BundleError: The runtime cannot.
         """
         end = self._count + int(ids.size)
         if end > self._text.length:
-            self._grow(end)
+            ids = np.concatenate([self.ids, ids])
+            self.free()
+            self._make_room(end)
+        return chunks(ids)
+
+    def extend(self, ids: Ids) -> None:
+        """Compute further tokens, at most `CHUNK` of them, for which there is room.
+
+        Raises:
+            BundleError: The runtime cannot.
+        """
+        end = self._count + int(ids.size)
         self._text.append(ids)
         self._ids[self._count : end] = ids
         self._count = end
@@ -117,14 +129,6 @@ class Slot:
         if self._sequence is None:
             raise RuntimeError("A slot was used before begin().")
         return self._sequence
-
-    def _grow(self, end: int) -> None:
-        """A longer sequence, with everything computed once more: the runtime cannot make one longer."""
-        done = self.ids.copy()
-        self.free()
-        self._make_room(end)
-        for part in chunks(done):
-            self.extend(part)
 
     def _make_room(self, needed: int) -> None:
         if needed <= self._length:
@@ -256,11 +260,7 @@ class Slots:
         if slot.owner is not None:
             return True
         held = [prefix for prefix in self._prefixes if begins(prefix, slot.ids)]
-        try:
-            slot.rewind(max(held, key=len, default=NO_IDS))
-        except BundleError:
-            return False
-        return True
+        return slot.rewind(max(held, key=len, default=NO_IDS))
 
     def _empty(self, slot: Slot) -> None:
         slot.owner = None

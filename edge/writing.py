@@ -19,7 +19,7 @@ from edgewise.dialogue import Finish, Piece, Sampling, TokenChoice, Written
 from edgewise.edge.choice import Odds, draw
 from edgewise.edge.constrained import Constraint
 from edgewise.edge.decoding import TextStream, text_after
-from edgewise.edge.slots import Ids, Slot, chunks
+from edgewise.edge.slots import Ids, Slot
 from edgewise.edge.stops import until
 from edgewise.edge.toolcalls import ToolCalls
 
@@ -128,12 +128,17 @@ class _Work:
         task = self.task
         with lend() as slot:
             self.cached = slot.begin(task.ids, task.limit)
-            for part in chunks(task.ids[self.cached :]):
-                if self.stopped:
-                    self.finish = Finish.INTERRUPTED
-                    return
-                slot.extend(part)
-            yield from self._continued(slot)
+            if self._computed(slot, task.ids[self.cached :]):
+                yield from self._continued(slot)
+
+    def _computed(self, slot: Slot, ids: Ids) -> bool:
+        """Compute further tokens; False: the answer was stopped meanwhile."""
+        for part in slot.ahead(ids):
+            if self.stopped:
+                self.finish = Finish.INTERRUPTED
+                return False
+            slot.extend(part)
+        return True
 
     def _continued(self, slot: Slot) -> Iterator[Piece]:
         task, constraint = self.task, self.task.constraint
@@ -144,8 +149,8 @@ class _Work:
             if self.stopped:
                 self.finish = Finish.INTERRUPTED
                 return
-            if number:  # here and not below: a token that nobody asks for is not computed
-                slot.extend(last)
+            if number and not self._computed(slot, last):  # not below: a token that nobody asks for is not computed
+                return
             logits = slot.logits()
             token = likeliest = int(logits.argmax())
             if constraint or random:

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, decoders, models
 from edgewise.contracts import LocalGenerator, Writing
 from edgewise.dialogue import Finish, Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.edge import EdgeGenerator
+from edgewise.edge.genai import CHUNK, TokenSequence
 from edgewise.edge.writing import EdgeWriting, Task
-from edgewise.errors import InputError, MissingExtraError, PromptTooLongError
+from edgewise.errors import BundleError, InputError, MissingExtraError, PromptTooLongError
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,36 @@ def test_a_conversation_longer_than_a_slot_is_answered_all_the_same(bundle, tiny
         assert [piece.token for piece in found] == [token for token, _ in expected(tiny_generator, long, 5)]
         answer(model, text("short"), session="s")
         assert answer(model, text("short"), session="s")[1].cached_tokens == 4
+
+
+def test_whoever_stops_waits_for_no_text_to_be_computed_once_more(model, monkeypatch):
+    appended, append = [], TokenSequence.append
+
+    def counted(sequence, ids):
+        appended.append(len(ids))
+        if len(ids) > 1 and writing.written.completion_tokens:
+            writing.stop()  # as a client that leaves while the slot grows
+        append(sequence, ids)
+
+    monkeypatch.setattr(TokenSequence, "append", counted)
+    model.keep(1, 300)
+    writing = model.write(text("a", sampling={"max_tokens": 400, "temperature": 1.0, "seed": 1}), session="s")
+    list(writing)
+    assert writing.written.finish is Finish.INTERRUPTED
+    assert writing.written.completion_tokens == 300
+    assert appended[-2:] == [1, CHUNK]
+
+
+def test_a_runtime_that_cannot_go_back_computes_the_turn_anew(model, monkeypatch, tiny_generator):
+    def fail(sequence, count):
+        raise BundleError("it cannot", "No remedy.")
+
+    answer(model, text("once upon a time"), session="s")
+    monkeypatch.setattr(TokenSequence, "rewind", fail)
+    for prompt in ("once upon a day", "once", "once"):
+        pieces = model.write(text(prompt), session="s")
+        assert [piece.token for piece in pieces] == [token for token, _ in expected(tiny_generator, prompt, 5)]
+        assert pieces.written.cached_tokens == 0
 
 
 def test_what_was_computed_before_a_close_is_kept(model):
@@ -515,6 +546,9 @@ class Scripted:
 
     def begin(self, ids, limit):
         return 0
+
+    def ahead(self, ids):
+        return [ids]
 
     def extend(self, ids):
         pass
