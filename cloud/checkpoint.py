@@ -128,10 +128,10 @@ def _task(path: Path, config: dict[str, Any]) -> str:
     if task is None and (path / "modules.json").is_file():
         task = EMBEDDING_TASK
     if task is None:
-        heads = ", ".join(f"*{head}" for head in _TASK_OF_HEAD)
+        *heads, encoder = (f"*{head}" for head in _TASK_OF_HEAD)
         raise CheckpointError(
             f"{path} has the architecture {', '.join(named) or 'none'}, which is not supported.",
-            f"Give one of these: {heads}.",
+            f"Give one of these: {', '.join(heads)}, or an encoder's {encoder}.",
         )
     return task
 

@@ -218,8 +218,9 @@ def _sentence(quality: Quality, bound: float, max_drop: float, confidence: float
     proved = f"{_seen(quality)}: with confidence {share} the accuracy drop is at most {points(bound)}"
     if bound <= max_drop and quality.baseline_accuracy <= max_drop:
         return (
-            f"Met in name only, for this data measures nothing: {_seen(quality)}, and what the baseline has not right "
-            "no candidate can lose. Give data that it answers: of a chat model, dialogues as its template writes them."
+            f"Met in name only, for nothing is measured: {_seen(quality)}, and the baseline has no more right than the "
+            f"{points(max_drop)} that may be lost. Allow a smaller drop, or give data that it answers: a chat model "
+            "dialogues as its template writes them."
         )
     if bound <= max_drop:
         return f"Met: {proved}; {points(max_drop)} are allowed."

@@ -89,7 +89,7 @@ def test_a_gate_on_which_nothing_can_be_lost_says_that_it_measures_nothing(basel
     quality = Quality(n=400, accuracy=0.0, baseline_accuracy=baseline, drop=baseline, lost=4, won=0, flips=0.4, nll=7.3)
     found = judge(quality, bound=0.01, needed=None, max_drop=0.01, confidence=0.95)
     assert found.verdict == "met"
-    assert found.sentence.startswith("Met in name only, for this data measures nothing: 0.0000 of the tokens of 400")
+    assert found.sentence.startswith("Met in name only, for nothing is measured: 0.0000 of the tokens of 400")
 
 
 def test_a_gate_with_too_few_items_says_how_many_are_needed():
