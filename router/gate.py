@@ -94,9 +94,14 @@ def withdrawn(decision: Decision, reason: Reason) -> Decision:
     return msgspec.structs.replace(decision, action=Action.ESCALATE, reason=reason, certificate_id=None)
 
 
-def continued(prompt: Prompt, text: str, tokens: int) -> Prompt:
-    """The prompt that has the rest written of an answer of which `text`, so many tokens, was told already."""
+def continued(prompt: Prompt, text: str, tokens: int) -> Prompt | None:
+    """The prompt that has the rest written of an answer of which `text`, so many tokens, was told already.
+
+    None where no more may be written.
+    """
     sampling = prompt.sampling
     if sampling.max_tokens is not None:
-        sampling = msgspec.structs.replace(sampling, max_tokens=max(1, sampling.max_tokens - tokens))
+        if tokens >= sampling.max_tokens:
+            return None
+        sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - tokens)
     return msgspec.structs.replace(prompt, begun=prompt.begun + text, sampling=sampling)

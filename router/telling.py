@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from edgewise.contracts import Prediction, Source, Token
@@ -52,6 +53,7 @@ class Telling:
         self._is_held = is_held or turn.request.whole
         self._held: list[Token] = []
         self._texts: list[str] = []
+        self._count = 0
         self._instruments = instruments
 
     @property
@@ -71,8 +73,8 @@ class Telling:
 
     @property
     def count(self) -> int:
-        """How many tokens were told."""
-        return len(self._texts)
+        """How many tokens were told; about, where some came in pieces of which nobody said how many they are."""
+        return self._count
 
     def pieces(self, pieces: Sequence[Piece]) -> None:
         """Tell, or hold back, the next pieces of the draft."""
@@ -125,11 +127,17 @@ class Telling:
             turn.spoke = turn.clock.monotonic()
             self._instruments.first_token.observe(turn.spoke - turn.started, str(tokens[0].source))
         self._texts += [token.text for token in tokens]
+        self._count += sum(map(_tokens_in, tokens))
         self._say(tokens)
 
     def _of_cloud(self, token: Token) -> Token:
         source = token.source or Source.CLOUD
         return Token(id=self.turn.request.id, text=token.text, logprob=token.logprob, source=source, top=token.top)
+
+
+def _tokens_in(piece: Token) -> int:
+    """One, where it has a log-probability; else as many as texts have on average: one for four bytes."""
+    return 1 if piece.logprob is not None else max(1, math.ceil(len(piece.text.encode("utf-8", "replace")) / 4))
 
 
 def _to_nobody(tokens: Sequence[Token]) -> None:

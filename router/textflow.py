@@ -39,7 +39,7 @@ from edgewise.contracts import (
     Status,
     Token,
 )
-from edgewise.dialogue import Piece, Prompt
+from edgewise.dialogue import Finish, Piece, Prompt, Written
 from edgewise.errors import CloudError, InputError, PromptTooLongError, RequestError
 from edgewise.router.answering import Answering, Given
 from edgewise.router.background import Background
@@ -296,7 +296,7 @@ class TextFlow:
             collapsed = await self._tell(telling, draft, watch=watch)
         except InputError as error:
             return await self._beyond(telling, draft, tools, error)
-        if collapsed:
+        if collapsed and not await _is_told(telling, draft):
             return await self._taken_over(telling, draft, tools, withdrawn(decision, Reason.CONFIDENCE_COLLAPSED))
         prediction = draft.prediction()
         if not tools.is_valid(prediction.written):
@@ -494,7 +494,10 @@ class TextFlow:
         turn = telling.turn
         for _ in range(tries):
             told, count = telling.text, telling.count
-            asking = self._asking(telling, continued(telling.prompt, told, count))
+            rest = continued(telling.prompt, told, count)
+            if rest is None:
+                return self._cut_off(telling, decision)
+            asking = self._asking(telling, rest)
             try:
                 reason = await asking.heard(turn, whole=False, patient=True)
                 if reason is not None or asking.dictation is None:
@@ -513,6 +516,25 @@ class TextFlow:
             raise CloudError("The cloud broke off in the middle of its answer.", "Ask again.")
         nobody = Asking(lambda: None)
         return await self._stand_in(telling, tools, decision, Reason.CLOUD_FAILED, nobody)
+
+    def _cut_off(self, telling: Telling, decision: Decision) -> Given:
+        """What was told, where the cloud broke off after the last token that it was asked for.
+
+        Raises:
+            CloudError: Nobody knows which cloud that was.
+        """
+        reference = self._recall.reference
+        if reference is None:
+            raise CloudError("The cloud broke off in the middle of its answer.", "Ask again.")
+        telling.turn.not_answered_here(decision)
+        read = None if telling.draft is None else telling.draft.prediction().written
+        written = Written(
+            finish=Finish.LENGTH,
+            prompt_tokens=0 if read is None else read.prompt_tokens,
+            completion_tokens=telling.count,
+        )
+        reply = CloudReply(telling.text, reference, written=written)
+        return Given(self._answering.told(telling.turn, telling.turn.by_cloud(reply, decision)))
 
     async def _stand_in(
         self, telling: Telling, tools: ToolCheck, decision: Decision, reason: Reason, asking: Asking
@@ -561,6 +583,14 @@ async def _written_out(draft: Draft) -> Prediction | None:
         draft.stop()
 
 
+async def _is_told(telling: Telling, draft: Draft) -> bool:
+    """Whether all of a text was told for good: then nothing is left to take back, or to go on with."""
+    if not telling.has_spoken or telling.turn.request.revisable:
+        return False
+    await draft.reach(telling.passed + 1)
+    return draft.is_whole and len(draft.items) == telling.passed
+
+
 def _tools_of(prompt: Prompt) -> ToolCheck:
     try:
         return ToolCheck(prompt)
@@ -571,8 +601,14 @@ def _tools_of(prompt: Prompt) -> ToolCheck:
 
 
 def _joined(told: str, tokens: int, reply: CloudReply) -> CloudReply:
-    """A reply that continues what was told, as the whole answer."""
+    """A reply that continues what was told, as the whole answer; what was told was completed, and is no prompt."""
     written = reply.written
     if written is not None:
-        written = msgspec.structs.replace(written, completion_tokens=tokens + written.completion_tokens)
+        prompt_tokens = max(0, written.prompt_tokens - tokens)
+        written = msgspec.structs.replace(
+            written,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(written.cached_tokens, prompt_tokens),
+            completion_tokens=tokens + written.completion_tokens,
+        )
     return msgspec.structs.replace(reply, output=f"{told}{reply.output}", written=written)

@@ -134,7 +134,8 @@ def test_what_goes_on_begins_with_what_was_told():
     prompt = Prompt(messages=HI.messages, begun="It ", sampling=Sampling(max_tokens=10, stop=("x",)))
     rest = continued(prompt, "is so", 3)
     assert (rest.begun, rest.sampling.max_tokens, rest.sampling.stop) == ("It is so", 7, ("x",))
-    assert continued(prompt, "all", 10).sampling.max_tokens == 1
+    assert continued(prompt, "all", 10) is None
+    assert continued(prompt, "more than all", 11) is None
     assert continued(HI, "a", 9).sampling.max_tokens is None
 
 

@@ -29,7 +29,7 @@ from edgewise.contracts import (
     Status,
     Token,
 )
-from edgewise.dialogue import Prompt, Sampling, Tool, ToolCall
+from edgewise.dialogue import Finish, Prompt, Sampling, Tool, ToolCall, Written
 from edgewise.errors import (
     BeyondModelError,
     CloudError,
@@ -635,6 +635,63 @@ async def test_where_text_was_told_for_good_the_cloud_goes_on_from_it():
     assert fakes.sources(events) == {Source.EDGE, Source.CLOUD}
     await flow.aclose()
     await idle(flow, edge, cloud)
+
+
+@pytest.mark.parametrize(("limit", "finish"), [(None, Finish.STOP), (6, Finish.LENGTH)])
+async def test_a_text_that_collapses_with_its_last_token_is_over(limit, finish):
+    cloud = FakeCloud("more")
+    flow = router(cloud=cloud, settings=WATCHED)
+    script = f"{sure(5)} <5>:-9 {'' if limit is None else '<6>:-0.1'}"
+    events = await collect(flow, ask(script, sampling=Sampling(max_tokens=limit)))
+    answer = answer_of(events)
+    assert answer.output == told(events) == "<0><1><2><3><4><5>"
+    assert (answer.source, answer.written.finish, answer.written.completion_tokens) == (Source.EDGE, finish, 6)
+    assert not cloud.asked, "nothing is left to go on with"
+    await flow.aclose()
+
+
+async def test_what_was_told_is_counted_once_where_the_cloud_goes_on():
+    cloud = FakeCloud("".join(f"<{number}>" for number in range(9)))
+
+    async def counted(request, *, timeout_s):
+        yield Token(id="", text="<6><7><8>", logprob=-0.5)
+        written = Written(finish=Finish.STOP, prompt_tokens=30, completion_tokens=3, cached_tokens=29)
+        yield CloudReply("<6><7><8>", fakes.CERTIFIED, written=written)
+
+    cloud.stream = counted
+    flow = router(cloud=cloud, settings=WATCHED)
+    events = await collect(flow, ask(COLLAPSING))
+    count = sum(event.source is Source.EDGE for event in events if isinstance(event, Token))
+    written = answer_of(events).written
+    assert (written.prompt_tokens, written.completion_tokens) == (30 - count, count + 3)
+    assert written.cached_tokens <= written.prompt_tokens
+    await flow.aclose()
+
+
+@pytest.mark.parametrize(("limit", "left"), [(30, 20), (11, 1), (10, None), (5, None)])
+async def test_a_piece_of_several_tokens_is_not_counted_as_one(limit, left):
+    """Of a cloud that tells no log-probabilities: one token for four bytes."""
+    asked = []
+
+    async def in_pieces(request, *, timeout_s):
+        asked.append(request.inputs.sampling.max_tokens)
+        if request.inputs.begun:
+            yield CloudReply("ten", fakes.CERTIFIED)
+            return
+        yield Token(id="", text="one two three four five six seven eight ")
+        for _ in range(20):  # what was written is told by then
+            await asyncio.sleep(0)
+        raise CloudUnreachableError("The stream broke off.")
+
+    cloud = FakeCloud()
+    cloud.stream = in_pieces
+    flow = router(cloud=cloud)
+    flow._recall.reference = fakes.CERTIFIED
+    answer = answer_of(await collect(flow, ask(doubtful(6), sampling=Sampling(max_tokens=limit))))
+    assert asked == ([limit] if left is None else [limit, left])
+    assert answer.output.endswith("eight " if left is None else "ten")
+    assert left is not None or answer.written.finish is Finish.LENGTH
+    await flow.aclose()
 
 
 async def test_where_it_can_be_taken_back_the_clouds_own_answer_replaces_it():
