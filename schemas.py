@@ -41,6 +41,10 @@ MAX_PATTERN_CHARACTERS = 512
 MAX_PATTERN_BYTES = 300_000
 """Of what a pattern is compiled to. A repeat counts as often as it repeats, a class of Unicode about 30 kB."""
 
+MAX_BACKTRACKS, MAX_LOOKING_BYTES, LOOKING_TIMES = 100, 50_000, 10
+"""Of a pattern that looks ahead or behind, which no library matches in linear time: steps back, bytes once compiled,
+and how many times as much a character counts."""
+
 MAX_PATTERN_SETS = 20
 """`\\d`, `\\s`, `\\w` and their like in a pattern: each has the library read the whole pattern once more."""
 
@@ -66,6 +70,7 @@ _LEAST_CHARACTERS = 1024
 _SET = re.compile(r"\\[dDsSwW]")
 _ESCAPE = re.compile(r"\\.", re.DOTALL)
 _FLAGS = re.compile(r"\(\?(?![:=!<P])")
+_LOOKS = re.compile(r"\(\?<?[=!]")
 _WIDE = re.compile(r"[^\x00-\x7f]|\\[pPxuU]")
 
 Schema = Mapping[str, Any]
@@ -231,12 +236,15 @@ def brackets(text: str) -> int:
     return text.count("{") + text.count("[")
 
 
-def _compiled(text: str) -> Any:
+def _compiled(text: str, max_pattern_bytes: int = MAX_PATTERN_BYTES) -> Any:
     import jsonschema_rs
 
     try:
         # Else the library fetches what a schema names from where it points, and patterns may take for ever.
-        options = jsonschema_rs.RegexOptions(size_limit=MAX_PATTERN_BYTES)
+        if _LOOKS.search(text) is None:
+            options = jsonschema_rs.RegexOptions(size_limit=max_pattern_bytes)
+        else:
+            options = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS, size_limit=max_pattern_bytes)
         return jsonschema_rs.validator_for(text, offline=True, pattern_options=options)
     except jsonschema_rs.ReferencingError as e:
         raise ValueError(str(e)) from e
@@ -327,6 +335,8 @@ def _checked(patterns: Iterable[str]) -> set[str]:
             raise ValueError(f"it has a pattern with more than {MAX_PATTERN_SETS} of \\d, \\s, \\w and their like")
         if _WIDE.search(pattern) and _FLAGS.search(_ESCAPE.sub("", pattern)):
             raise ValueError("it has a pattern with both flags and Unicode")
+        if _LOOKS.search(pattern):  # as those that pydantic writes for decimals, and zod for addresses
+            _compiled(msgspec.json.encode({"pattern": pattern}).decode(), MAX_LOOKING_BYTES)
     return found
 
 
@@ -421,8 +431,13 @@ class _Steps:
 def _of_patterns(schema: Schema, value: Any) -> int:
     """Steps to hold a text to a schema's own pattern, and names to those of its properties."""
     if isinstance(value, str):
-        return STEPS_A_CHARACTER * len(value) if "pattern" in schema else 0
+        return _steps_a_character(schema["pattern"]) * len(value) if "pattern" in schema else 0
     keyed = schema.get("patternProperties")
     if not (isinstance(value, dict) and isinstance(keyed, dict)):
         return 0
-    return STEPS_A_CHARACTER * len(keyed) * sum(map(len, value))
+    return sum(map(_steps_a_character, keyed)) * sum(map(len, value))
+
+
+def _steps_a_character(pattern: Any) -> int:
+    looks = isinstance(pattern, str) and _LOOKS.search(pattern)
+    return STEPS_A_CHARACTER * (LOOKING_TIMES if looks else 1)

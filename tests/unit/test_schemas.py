@@ -160,6 +160,23 @@ def test_patterns_that_people_write_are_taken():
     assert not checker_of(patterned(written[0])).takes("2023-02-29T10:00Z")
 
 
+DECIMAL = r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"
+"""As pydantic writes it."""
+ADDRESS = r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+"""As zod does."""
+
+
+def test_patterns_that_look_ahead_are_taken_in_part():
+    checker = checker_of(patterned(DECIMAL))
+    assert [checker.takes(text) for text in ("12.50", "-3", "-.", "abc")] == [True, True, False, False]
+    checker = checker_of(patterned(ADDRESS))
+    assert [checker.takes(text) for text in ("a.b@c.org", "a..b@c.org", "@c.org")] == [True, False, False]
+    assert checker_of(patterned(r"(?=(a+)+b)x")).takes("a" * 40) is False
+    assert not checker_of(patterned(DECIMAL)).takes("1" * 501), "nothing bounds it but its length"
+    with pytest.raises(ValueError, match="regex"):
+        checker_of(patterned("((?=(.*a){60}).)*b"))
+
+
 def test_a_schema_has_few_patterns_and_brackets():
     assert checker_of(patterned(*map(str, range(MAX_PATTERNS))))
     with pytest.raises(ValueError, match=f"{MAX_PATTERNS + 1} patterns"):

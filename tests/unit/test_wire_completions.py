@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from edgewise.dialogue import Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.errors import MissingExtraError, RequestError
 from edgewise.schemas import MAX_BRACKETS, MAX_PATTERNS
 from edgewise.wire import prompts
-from edgewise.wire.completions import Call, call_of, decode_chat, decode_completion
+from edgewise.wire.completions import (
+    NEUTRAL,
+    Call,
+    ChatBody,
+    CompletionBody,
+    call_of,
+    decode_chat,
+    decode_completion,
+)
 from edgewise.wire.schemas import MAX_SCHEMA_BYTES, SchemaReader
 
 USER = {"role": "user", "content": "hi"}
@@ -292,6 +301,46 @@ def test_what_cannot_be_answered_is_refused_by_its_field(body: dict[str, object]
     assert error.remedy
 
 
+OF_VLLM = {
+    "min_tokens": 5,
+    "ignore_eos": True,
+    "stop_token_ids": [5],
+    "guided_choice": ["yes", "no"],
+    "guided_json": {"type": "object"},
+    "guided_regex": "a+",
+    "structured_outputs": {"choice": ["yes"]},
+    "bad_words": ["x"],
+    "allowed_token_ids": [1],
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "length_penalty": 2,
+    "use_beam_search": True,
+    "truncate_prompt_tokens": 4,
+}
+
+
+@pytest.mark.parametrize("make", [chat, text])
+@pytest.mark.parametrize("field", OF_VLLM)
+def test_fields_of_another_server_that_would_change_the_answer_are_refused(make: object, field: str) -> None:
+    error = refused(make, **{field: OF_VLLM[field]})
+    assert (error.field, error.code) == (field, "unsupported_value")
+
+
+def test_fields_that_change_nothing_as_they_are_sent_are_taken() -> None:
+    for body, make in ((ChatBody, chat), (CompletionBody, text)):
+        known = {name: values for name, values in NEUTRAL.items() if name in body.__struct_fields__}
+        assert known
+        for name, values in known.items():
+            for value in (None, *values):
+                assert make(**{name: value}).request == make().request
+    assert set(NEUTRAL) <= {*ChatBody.__struct_fields__, *CompletionBody.__struct_fields__}
+
+
+def test_the_fields_that_are_refused_are_those_that_the_docs_tell() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text()
+    assert [name for name in NEUTRAL if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -349,7 +398,7 @@ DOUBLED = {
         {"$schema": "http://127.0.0.1:9/schema"},
         {"$ref": "#/$defs/none"},
         {"description": "x" * MAX_SCHEMA_BYTES},
-        {"pattern": "(?=a)b"},
+        {"pattern": r"(a)\1"},
         {"$ref": "#"},
         {"$ref": "#named", "$defs": {"n": {"$anchor": "named"}}},
         {"$defs": {"n": {"$id": "http://127.0.0.1:9/x"}}, "$ref": "#/$defs/n"},
