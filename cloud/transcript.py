@@ -12,7 +12,7 @@ from typing import Any
 from edgewise.cloud.prompts import Reading
 from edgewise.cloud.tokens import Choice
 from edgewise.dialogue import Finish, Piece, TokenChoice, ToolCall, Written
-from edgewise.edge.decoding import TextStream, text_after
+from edgewise.edge.decoding import TextStream
 from edgewise.edge.stops import Held, begun
 from edgewise.edge.toolcalls import BEGIN, END, parse
 
@@ -27,11 +27,8 @@ class Transcript:
     """
 
     def __init__(self, tokenizer: Any, reading: Reading, new_id: Callable[[], str]) -> None:
-        self._tokenizer = tokenizer
         self._new_id = new_id
-        continued = reading.prompt.is_continued
-        self._stream = TextStream(tokenizer, reading.ids if continued else ())
-        self._before = reading.ids[-1:] if continued else []
+        self._stream = TextStream(tokenizer, reading.ids if reading.prompt.is_continued else ())
         self._prompt_tokens = len(reading.ids)
         self._stops = reading.prompt.sampling.stop
         self._marks = (*self._stops, BEGIN) if reading.calls else self._stops
@@ -46,11 +43,8 @@ class Transcript:
     def push(self, choice: Choice) -> list[Piece]:
         """Take a token in; returns what may be told now."""
         self._tokens += 1
-        text = self._stream.step(choice.token)
-        top = tuple(
-            TokenChoice(text_after(self._tokenizer, self._before, token), logprob) for token, logprob in choice.top
-        )
-        self._before = [choice.token]
+        text, texts = self._stream.choose(choice.token, [token for token, _ in choice.top])
+        top = tuple(TokenChoice(said, logprob) for said, (_, logprob) in zip(texts, choice.top, strict=True))
         return self._take(Piece(text, choice.token, choice.logprob, choice.margin, top))
 
     def close(self) -> list[Piece]:

@@ -20,22 +20,6 @@ have several. Reading a long prompt back into text would cost more than computin
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
-def text_after(tokenizer: Any, before: Sequence[int], token: int) -> str:
-    """The text that a token has in its place: some tokenizers drop the blank before the first word of a text.
-
-    Args:
-        tokenizer: Makes text of tokens, of the tokenizers library.
-        before: The token before it, or none where a text begins.
-        token: The token; one that ends answers has a text too.
-    """
-    known = str(tokenizer.decode(before, skip_special_tokens=False))
-    if known.endswith(_NO_CHARACTER):
-        # Behind half a character nothing can be told apart; behind itself its text is what it is elsewhere.
-        before = (token,)
-        known = str(tokenizer.decode(before, skip_special_tokens=False))
-    return str(tokenizer.decode([*before, token], skip_special_tokens=False))[len(known) :]
-
-
 class TextStream:
     """The text of one answer while its tokens come in.
 
@@ -47,7 +31,27 @@ class TextStream:
     def __init__(self, tokenizer: Any, before: Sequence[int] | NDArray[np.int32] = ()) -> None:
         self._tokenizer = tokenizer
         self._untold: list[int] = []
+        self._told = [int(token) for token in before[-1:]]
         self._begin(before[-_CONTEXT:])
+
+    def choose(self, token: int, others: Iterable[int]) -> tuple[str, list[str]]:
+        """The text that a token completes, as `step` gives it, and those that others would have completed.
+
+        Some tokenizers drop the blank before the first word of a text, and half a character has no text: what a token
+        says depends on those before it. One that ends answers has a text too.
+        """
+        texts = {other: self._text(other) for other in others}
+        chosen = self.step(token)
+        return chosen, [chosen if other == token else text for other, text in texts.items()]
+
+    def _text(self, token: int) -> str:
+        known = self._decoded(self._told)
+        told = [] if known.endswith(_NO_CHARACTER) else self._told  # as `_begin` has it
+        text = self._decoded([*told, *self._untold, token])[len(known) if told else 0 :]
+        return "" if text.endswith(_NO_CHARACTER) else text
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
     def step(self, token: int) -> str:
         """The text that a token completes, empty where it completes none."""
@@ -61,7 +65,7 @@ class TextStream:
             self._begin(self._untold)
         if text is None:
             return ""
-        self._untold = []
+        self._told, self._untold = self._untold, []
         return str(text)
 
     def _begin(self, before: Iterable[Any]) -> None:

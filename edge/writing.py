@@ -18,7 +18,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]  # ships stubs 
 from edgewise.dialogue import Finish, Piece, Sampling, TokenChoice, Written
 from edgewise.edge.choice import Odds, draw
 from edgewise.edge.constrained import Constraint
-from edgewise.edge.decoding import TextStream, text_after
+from edgewise.edge.decoding import TextStream
 from edgewise.edge.slots import Ids, Slot
 from edgewise.edge.stops import until
 from edgewise.edge.toolcalls import ToolCalls
@@ -163,8 +163,7 @@ class _Work:
                 constraint.take(token)
             room = np.empty_like(logits) if room is None else room
             odds = Odds(logits, likeliest=likeliest, room=room)
-            before = last.tolist() if number or task.continues else []
-            piece = self._piece(stream, odds, before, token, first=not number)
+            piece = self._piece(stream, odds, token, first=not number)
             last[0] = token
             self.count += 1
             yield piece
@@ -173,14 +172,11 @@ class _Work:
                 return
         self.finish = Finish.LENGTH
 
-    def _piece(self, stream: TextStream, odds: Odds, before: list[int], token: int, *, first: bool) -> Piece:
-        top: tuple[TokenChoice, ...] = ()
-        if self.task.sampling.top_logprobs:
-            likeliest = odds.likeliest(self.task.sampling.top_logprobs)
-            top = tuple(
-                TokenChoice(text_after(self._tokenizer, before, other), odds.logprob(other)) for other in likeliest
-            )
-        return Piece(stream.step(token), token, odds.logprob(token), odds.margin(token) if first else None, top)
+    def _piece(self, stream: TextStream, odds: Odds, token: int, *, first: bool) -> Piece:
+        likeliest = odds.likeliest(self.task.sampling.top_logprobs) if self.task.sampling.top_logprobs else []
+        text, texts = stream.choose(token, likeliest)
+        top = tuple(map(TokenChoice, texts, map(odds.logprob, likeliest)))
+        return Piece(text, token, odds.logprob(token), odds.margin(token) if first else None, top)
 
 
 def _seed(seed: int | None) -> int | None:

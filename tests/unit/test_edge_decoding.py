@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from edgewise.edge.decoding import TextStream, text_after
+from edgewise.edge.decoding import TextStream
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 BYTES = Tokenizer(models.BPE({letter: index for index, letter in enumerate(LETTERS)}, []))
@@ -70,18 +70,20 @@ def test_what_is_continued_behind_half_a_character_is_not_told_again():
     assert told(FALLBACK, ids("b", "▁a"), before=ids("▁the", "<0xE2>")) == ["b", " a"]
 
 
-@pytest.mark.parametrize(
-    ("before", "token", "text"),
-    [
-        ([], "▁the", "the"),
-        (["▁a"], "▁the", " the"),
-        (["▁a"], "b", "b"),
-        (["▁"], "▁the", " the"),
-        (["<0xE2>"], "▁the", " the"),
-        (["<0xE2>"], "b", "b"),
-        (["▁a"], "<0xE2>", "\N{REPLACEMENT CHARACTER}"),
-        (["<0xE2>"], "<0x82>", "\N{REPLACEMENT CHARACTER}"),
-    ],
-)
-def test_a_token_has_the_text_of_its_place(before, token, text):
-    assert text_after(FALLBACK, ids(*before), *ids(token)) == text
+@given(st.lists(st.integers(0, len(LETTERS) - 1), max_size=12))
+def test_a_token_is_said_to_have_the_text_that_it_has_where_it_is_chosen(sequence):
+    first, second = TextStream(BYTES), TextStream(BYTES)
+    for token in sequence:
+        (_, texts), text = first.choose(token, range(0, len(LETTERS), 16)), second.step(token)
+        assert token % 16 or texts[token // 16] == text
+        assert all(not said.endswith("\N{REPLACEMENT CHARACTER}") for said in texts if said != text)
+
+
+def test_likely_tokens_have_the_texts_of_their_place():
+    stream = TextStream(FALLBACK)
+    assert stream.choose(*ids("▁a"), ids("▁the", "b", "<0xE2>")) == ("a", ["the", "b", ""])
+    assert stream.choose(*ids("<0xE2>"), ids("▁the", "<0xE2>")) == ("", [" the", ""])
+    assert stream.choose(*ids("<0x82>"), ids("<0x82>")) == ("", [""])
+    assert stream.choose(*ids("<0xAC>"), ids("<0x82>", "<0xAC>")) == ("€", ["₂", "€"])
+    assert stream.choose(*ids("b"), ids("▁the", "b")) == ("b", [" the", "b"])
+    assert TextStream(FALLBACK, ids("▁a")).choose(*ids("b"), ids("▁the")) == ("b", [" the"])
