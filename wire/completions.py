@@ -44,7 +44,42 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool | None = None
 
 
-class _Fields(SamplingFields, frozen=True, kw_only=True, omit_defaults=True):
+class _Refused(SamplingFields, frozen=True, kw_only=True, omit_defaults=True):
+    """What would change the answer, in OpenAI's words and then in vLLM's; `NEUTRAL` says what each may hold.
+
+    A new word of another server goes here where an answer without it would be another one.
+    """
+
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    repetition_penalty: float | None = None
+    length_penalty: float | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    use_beam_search: bool | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[Any] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    allowed_token_ids: list[Any] | None = None
+    bad_words: list[Any] | None = None
+    logits_processors: list[Any] | None = None
+    truncate_prompt_tokens: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structural_tag: Any = None
+
+
+class _Fields(_Refused, frozen=True, kw_only=True, omit_defaults=True):
     """What both bodies have beside their prompt.
 
     Attributes:
@@ -52,12 +87,6 @@ class _Fields(SamplingFields, frozen=True, kw_only=True, omit_defaults=True):
         response_format: What the answer has to be.
         stream: Whether the answer comes in pieces.
         stream_options: How.
-        n: Answers to one prompt; only 1.
-        presence_penalty: Only 0.
-        frequency_penalty: Only 0.
-        repetition_penalty: Only 1.
-        min_p: Only 0.
-        logit_bias: Only empty.
         budget_ms: As in `contracts.Request`.
         mode: As in `contracts.Request`.
         profile: As in `contracts.Request`.
@@ -69,12 +98,6 @@ class _Fields(SamplingFields, frozen=True, kw_only=True, omit_defaults=True):
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    min_p: float | None = None
-    logit_bias: dict[str, float] | None = None
     budget_ms: float | None = None
     mode: str | None = None
     profile: str | None = None
@@ -97,6 +120,9 @@ class ChatBody(_Fields, frozen=True, kw_only=True, omit_defaults=True):
         functions: Refused; `tools` took its place.
         function_call: Refused; `tool_choice` took its place.
         modalities: Only text.
+        documents: Refused.
+        chat_template: Refused; the model's own is used.
+        chat_template_kwargs: Refused.
     """
 
     messages: list[ChatMessage]
@@ -110,6 +136,9 @@ class ChatBody(_Fields, frozen=True, kw_only=True, omit_defaults=True):
     functions: list[Any] | None = None
     function_call: Any = None
     modalities: list[str] | None = None
+    documents: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
 
 
 class CompletionBody(_Fields, frozen=True, kw_only=True, omit_defaults=True):
@@ -118,16 +147,14 @@ class CompletionBody(_Fields, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         prompt: A text, or a list of one.
         logprobs: How many of the likeliest tokens each token tells beside its own; None tells no log-probabilities.
-        echo: Only false.
-        best_of: Only 1.
-        suffix: Only empty.
+        suffix: Refused.
+        prompt_embeds: Refused.
     """
 
     prompt: str | list[str]
     logprobs: int | None = None
-    echo: bool | None = None
-    best_of: int | None = None
     suffix: str | None = None
+    prompt_embeds: Any = None
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,12 +255,10 @@ def call_of(
     )
 
 
-_NEUTRAL: Mapping[str, Sequence[Any]] = {
+NEUTRAL: Mapping[str, Sequence[Any]] = {
     "n": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
     "logit_bias": ({},),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -241,12 +266,37 @@ _NEUTRAL: Mapping[str, Sequence[Any]] = {
     "echo": (False,),
     "best_of": (1,),
     "suffix": ("",),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "truncate_prompt_tokens": (),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structural_tag": (),
+    "documents": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "prompt_embeds": (),
 }
 """What the fields may hold that would otherwise ask for what nothing here does; each may also be null."""
 
 
 def _check_refused(sent: Body) -> None:
-    for field, neutral in _NEUTRAL.items():
+    for field, neutral in NEUTRAL.items():
         value = getattr(sent, field, None)
         if value is not None and value not in neutral:
             problem = f"{field}: {shown(value)} is not supported."

@@ -5,12 +5,12 @@ Apart from the others, so that a door without such a model reads none of their t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from edgewise.wire import openai, prompts
 from edgewise.wire.completion_messages import ChatReply, TextReply
-from edgewise.wire.completions import MAX_TEXT_LOGPROBS, ChatBody, CompletionBody
+from edgewise.wire.completions import MAX_TEXT_LOGPROBS, NEUTRAL, ChatBody, CompletionBody
 from edgewise.wire.operations import (
     ASKED,
     EVENTS,
@@ -82,7 +82,8 @@ def narrow(components: Json, words: Mapping[str, Json], models: list[str]) -> No
     """
     for body in (ChatBody, CompletionBody):
         properties = components[body.__name__]["properties"]
-        properties |= {name: _or_null(schema) for name, schema in {**_LIMITS, **_ONLY}.items() if name in properties}
+        properties |= {name: _or_null(schema) for name, schema in _LIMITS.items() if name in properties}
+        properties |= {name: _one_of(values) for name, values in NEUTRAL.items() if name in properties}
         properties |= {name: _or_null(words[name]) for name in _OF_OURS}
         properties["model"] = {"type": "string", "enum": models}
         components[body.__name__]["not"] = LEAVES_THE_PROCESS
@@ -111,21 +112,10 @@ _LIMITS: Mapping[str, Json] = {
     "seed": _whole(-(2**63), 2**63 - 1),
     "stop": {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": prompts.MAX_STOPS}]},
 }
-_ONLY: Mapping[str, Json] = {
-    "n": {"const": 1},
-    "presence_penalty": {"const": 0},
-    "frequency_penalty": {"const": 0},
-    "repetition_penalty": {"const": 1},
-    "min_p": {"const": 0},
-    "logit_bias": {"type": "object", "maxProperties": 0},
-    "functions": {"type": "array", "maxItems": 0},
-    "function_call": {"enum": ["none", "auto"]},
-    "modalities": {"type": "array", "items": {"const": "text"}, "maxItems": 1},
-    "echo": {"const": False},
-    "best_of": {"const": 1},
-    "suffix": {"const": ""},
-}
-"""Fields that are there to be refused with anything else in them."""
+
+
+def _one_of(values: Sequence[Any]) -> Json:
+    return {"enum": [*values, None], "default": None}
 
 
 def _or_null(schema: Json) -> Json:
