@@ -104,10 +104,6 @@ class PromptReader:
                 f"tools: the chat template of {self._name} has no place for tools.",
                 'Leave them out, or send tool_choice "required" or the name of one.',
             )
-        if prompt.begun and prompt.tool_choice not in (AUTO, NO_TOOL):
-            raise RequestError(
-                "tool_choice", "tool_choice: an answer that has begun as text must not call a tool.", "Send auto."
-            )
 
     def _rendered(self, prompt: Prompt) -> str:
         if not self._chats:

@@ -6,18 +6,11 @@ Owns the rules that a prompt keeps before anything is computed of it. Whatever i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
-from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Prompt, Sampling
+from edgewise.dialogue import AUTO, MAX_STOPS, MAX_TOP_LOGPROBS, NO_TOOL, REQUIRED, Prompt, Sampling, is_object
 from edgewise.errors import InputError
-
-TOP_LOGPROBS = 20
-"""Likeliest tokens that a piece may tell, as in OpenAI's protocol: each costs a look into the tokenizer."""
-
-STOPS = 16
-"""Stop texts at most."""
 
 
 def check(prompt: Prompt) -> None:
@@ -47,8 +40,8 @@ def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
         raise InputError(f"max_tokens must be 1 or more, not {max_tokens}.", "Give a larger one.")
     if isinstance(stop, str) or not all(isinstance(word, str) and word for word in stop):
         raise InputError(f"stop takes a list of texts, none of them empty; given {stop!r}.", "Give stop=['text'].")
-    if len(stop) > STOPS:
-        raise InputError(f"stop takes {STOPS} texts at most, given {len(stop)}.", "Give fewer.")
+    if len(stop) > MAX_STOPS:
+        raise InputError(f"stop takes {MAX_STOPS} texts at most, given {len(stop)}.", "Give fewer.")
 
 
 def _check_sampling(sampling: Sampling) -> None:
@@ -60,8 +53,8 @@ def _check_sampling(sampling: Sampling) -> None:
         raise InputError(f"top_k must be 0 or more, not {sampling.top_k}.", "Give 0 for no limit.")
     if sampling.seed is not None and not -(1 << 63) <= sampling.seed < 1 << 64:
         raise InputError(f"seed must fit 64 bits, not {sampling.seed}.", "Give a smaller one.")
-    if not 0 <= sampling.top_logprobs <= TOP_LOGPROBS:
-        problem = f"top_logprobs must be 0 to {TOP_LOGPROBS}, not {sampling.top_logprobs}."
+    if not 0 <= sampling.top_logprobs <= MAX_TOP_LOGPROBS:
+        problem = f"top_logprobs must be 0 to {MAX_TOP_LOGPROBS}, not {sampling.top_logprobs}."
         raise InputError(problem, "Give fewer.")
 
 
@@ -70,7 +63,7 @@ def _check_tools(prompt: Prompt) -> None:
     if any(not name for name in names) or len(set(names)) < len(names):
         raise InputError(f"tools: each needs a name of its own, given {names}.", "Name them differently.")
     for tool in prompt.tools:
-        if not _is_object(tool.parameters):
+        if not is_object(tool.parameters):
             problem = f"tools: the parameters of {tool.name} are no JSON Schema: {tool.parameters[:100]}."
             raise InputError(problem, 'Give an object such as {"type": "object", "properties": {}}.')
     if prompt.tool_choice in (AUTO, NO_TOOL):
@@ -80,10 +73,5 @@ def _check_tools(prompt: Prompt) -> None:
         raise InputError(problem, f"Give one of these names, {AUTO!r}, {NO_TOOL!r} or {REQUIRED!r}.")
     if not names:
         raise InputError("tool_choice: there is no tool that could be called.", "Give tools.")
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    if prompt.begun:
+        raise InputError("tool_choice: an answer that has begun as text must not call a tool.", f"Give {AUTO!r}.")

@@ -484,6 +484,10 @@ def test_a_schema_beside_tools_allows_either(model):
         (text("a", tools=(Tool(name="f", parameters='{"type": 7}'),), tool_choice="f"), "schema"),
         (text("a", tools=(LIGHT,), tool_choice="stove"), "stove"),
         (text("a", tool_choice="required"), "tool_choice"),
+        (
+            chat("a", tools=(LIGHT,), tool_choice="required", begun="<tool_call>"),
+            "tool_choice: an answer that has begun",
+        ),
     ],
 )
 def test_what_cannot_be_asked(model, prompt, word):
