@@ -71,6 +71,13 @@ AUTO, NO_TOOL, REQUIRED = "auto", "none", "required"
 """What `Prompt.tool_choice` may say beside the name of one tool."""
 
 
+MAX_STOPS = 16
+"""Texts that may end an answer, at most."""
+
+MAX_TOP_LOGPROBS = 20
+"""Likeliest tokens that a piece may tell, as in OpenAI's protocol: each costs a look into the tokenizer."""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How tokens are chosen, and where an answer ends.
 
@@ -179,6 +186,14 @@ class Written(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     completion_tokens: int
     cached_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
+
+
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object, as the parameters of a tool and the arguments of a call have to be."""
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def refuse(error: InputError, prompt: Prompt) -> NoReturn:

@@ -16,14 +16,13 @@ from typing import Any
 import msgspec
 
 from edgewise.contracts import Request
-from edgewise.dialogue import Prompt
+from edgewise.dialogue import MAX_TOP_LOGPROBS, Prompt
 from edgewise.errors import RequestError
 from edgewise.wire import openai
 from edgewise.wire.parsing import checked_id, decode_json, shown
 from edgewise.wire.prompt_messages import ChatMessage, ResponseFormat, SamplingFields, ToolBody, ToolChoice
 from edgewise.wire.prompts import (
     MAX_TOKENS,
-    MAX_TOP_LOGPROBS,
     begun_by,
     chat_prompt,
     checked_number,

@@ -11,9 +11,19 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-import msgspec
-
-from edgewise.dialogue import AUTO, NO_TOOL, REQUIRED, Message, Prompt, Role, Sampling, Tool, ToolCall
+from edgewise.dialogue import (
+    AUTO,
+    MAX_STOPS,
+    NO_TOOL,
+    REQUIRED,
+    Message,
+    Prompt,
+    Role,
+    Sampling,
+    Tool,
+    ToolCall,
+    is_object,
+)
 from edgewise.errors import RequestError
 from edgewise.wire.parsing import shown
 from edgewise.wire.prompt_messages import (
@@ -38,9 +48,7 @@ MAX_CHARACTERS = 1_000_000
 MAX_TOOLS = 128
 MAX_TOKENS = 1_000_000
 MAX_TEMPERATURE = 2.0
-MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
-MAX_TOP_LOGPROBS = 20
 
 TOOL_NAME = "[A-Za-z0-9_-]{1,64}"
 
@@ -193,17 +201,10 @@ def _message(message: ChatMessage, where: str) -> Message:
 
 def _call(call: CallBody, where: str) -> ToolCall:
     arguments = call.function.arguments or "{}"  # some models write nothing where there is nothing to say
-    if not _is_object(arguments):
+    if not is_object(arguments):
         field = f"{where}.function.arguments"
         raise RequestError(field, f"{field}: no JSON object.", "Send the arguments as the text of a JSON object.")
     return ToolCall(id=call.id, name=call.function.name, arguments=arguments)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(text), dict)
-    except (msgspec.DecodeError, RecursionError):
-        return False
 
 
 def begun_by(messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from edgewise.contracts import Answered, Event, Request, Revised, Source, Token
-from edgewise.dialogue import Prompt, TokenChoice
+from edgewise.dialogue import MAX_TOP_LOGPROBS, Prompt, TokenChoice
 from edgewise.errors import RequestError
 from edgewise.wire import native
 from edgewise.wire.events import encode_done
@@ -189,7 +189,7 @@ def generate_request(
 def _prompt(sent: GenerateMessage) -> Prompt:
     from edgewise.wire import prompts  # most doors never hear of one
 
-    top_logprobs = prompts.checked_number(sent.top_logprobs, "top_logprobs", 0, prompts.MAX_TOP_LOGPROBS) or 0
+    top_logprobs = prompts.checked_number(sent.top_logprobs, "top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
     if (sent.messages is None) == (sent.prompt is None):
         raise RequestError("messages", "messages: needs exactly one of messages and prompt.", "Send one of them.")
     if sent.messages is not None:

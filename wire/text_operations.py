@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from edgewise.dialogue import MAX_STOPS, MAX_TOP_LOGPROBS
 from edgewise.wire import openai, prompts
 from edgewise.wire.completion_messages import ChatReply, TextReply
 from edgewise.wire.completions import MAX_TEXT_LOGPROBS, NEUTRAL, ChatBody, CompletionBody
@@ -89,7 +90,7 @@ def narrow(components: Json, words: Mapping[str, Json], models: list[str]) -> No
         components[body.__name__]["not"] = LEAVES_THE_PROCESS
     chat = components[ChatBody.__name__]["properties"]
     chat["messages"] |= {"minItems": 1, "maxItems": prompts.MAX_MESSAGES}
-    chat["top_logprobs"] = _or_null(_whole(0, prompts.MAX_TOP_LOGPROBS))
+    chat["top_logprobs"] = _or_null(_whole(0, MAX_TOP_LOGPROBS))
     text = components[CompletionBody.__name__]["properties"]
     text["logprobs"] = _or_null(_whole(0, MAX_TEXT_LOGPROBS))
     text["prompt"] = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 1}]}
@@ -110,7 +111,7 @@ _LIMITS: Mapping[str, Json] = {
     "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     "top_k": _whole(-1, prompts.MAX_TOKENS),
     "seed": _whole(-(2**63), 2**63 - 1),
-    "stop": {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": prompts.MAX_STOPS}]},
+    "stop": {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]},
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.contracts import DataPolicy, Mode
-from edgewise.dialogue import Message, Prompt, Role, Sampling, Tool, ToolCall
+from edgewise.dialogue import MAX_STOPS, MAX_TOP_LOGPROBS, Message, Prompt, Role, Sampling, Tool, ToolCall
 from edgewise.errors import MissingExtraError, RequestError
 from edgewise.schemas import MAX_BRACKETS, MAX_PATTERNS
 from edgewise.wire import prompts
@@ -460,8 +460,8 @@ def test_the_limits_are_those_that_the_docs_tell() -> None:
     found = (
         prompts.MAX_MESSAGES,
         prompts.MAX_TOOLS,
-        prompts.MAX_STOPS,
-        prompts.MAX_TOP_LOGPROBS,
+        MAX_STOPS,
+        MAX_TOP_LOGPROBS,
         prompts.MAX_CHARACTERS,
     )
     assert found == (1024, 128, 16, 20, 1_000_000)
