@@ -22,16 +22,14 @@ from edgewise.wire.asking import Asking
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.completion_replies import Telling, encode_break, encode_reply
 from edgewise.wire.completions import Body, Call, call_of, decode_chat, decode_completion
-from edgewise.wire.events import (
+from edgewise.wire.event_response import (
     KEEP_ALIVE,
     KEEP_ALIVE_S,
     SEND_TIMEOUT_S,
     EventResponse,
-    Updates,
-    asked,
-    told,
     unless_listener_leaves,
 )
+from edgewise.wire.events import Updates, asked, told
 from edgewise.wire.facts import answer_headers
 from edgewise.wire.faults import Fault
 from edgewise.wire.http import Header, Headers, Receive, Send, header, reply, trace_headers, unless_client_leaves

@@ -16,6 +16,7 @@ from edgewise.errors import RequestError
 from edgewise.store import SqliteStore
 from edgewise.wire import events, native
 from edgewise.wire.admission import Drain, Gate
+from edgewise.wire.event_response import _Sending
 from edgewise.wire.events import EventStreams, Updates
 from edgewise.wire.faults import Fault
 from edgewise.wire.http import ClientGoneError, Headers, Scope
@@ -371,6 +372,55 @@ async def test_a_client_that_does_not_read_is_let_go() -> None:
     late.release.set()
     with pytest.raises(ClientGoneError):
         await asking
+
+
+class Timers:
+    """An event loop as far as `_Sending` knows one; time goes by as the test says."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_at(self, when_s: float, then: Callable[[], None]) -> object:
+        self.due.append((when_s, then))
+        return None
+
+    def pass_to(self, now_s: float) -> None:
+        while self.due and self.due[0][0] <= now_s:
+            self.now_s, then = self.due.pop(0)
+            then()
+        self.now_s = now_s
+
+
+@pytest.mark.parametrize("sent_s", [(), (3.0,), (3.0, 9.5), (3.0, 9.5, 11.0, 19.9)])
+@pytest.mark.parametrize("begun_s", [0.5, 9.99, 20.0, 27.0])
+def test_a_client_that_does_not_read_is_found_when_its_time_is_over(begun_s: float, sent_s: tuple[float, ...]) -> None:
+    timers, sending = Timers(), _Sending(10.0)
+    sending._loop, sending._task = timers, (task := Cancelled())
+    timers.call_at(10.0, sending._look)  # as `begin` does
+    for at_s in (at_s for at_s in sent_s if at_s < begun_s):
+        timers.pass_to(at_s)
+        sending._since_s = at_s
+        timers.pass_to(at_s + 0.005)
+        sending._since_s = None
+    timers.pass_to(begun_s)
+    sending._since_s = begun_s
+    timers.pass_to(begun_s + 9.999)
+    assert not task.cancelled
+    timers.pass_to(begun_s + 10.0)
+    assert task.cancelled
+
+
+class Cancelled:
+    """A task that is told to stop."""
+
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 async def test_a_server_that_cannot_wait_says_so_in_the_stream() -> None:
