@@ -66,6 +66,14 @@ class Held:
             end -= len(piece.text)
         return told
 
+    def emptied(self, end: int) -> list[Piece]:
+        """Take out everything, without the text from character `end` on."""
+        told = []
+        for piece in self.rest():
+            told.append(piece._replace(text=piece.text[: max(0, end)]))
+            end -= len(piece.text)
+        return told
+
     def rest(self) -> list[Piece]:
         """Take out everything."""
         told, self._pieces = self._pieces, []

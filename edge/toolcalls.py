@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 
 from edgewise.dialogue import Piece, ToolCall
-from edgewise.edge.stops import begun
+from edgewise.edge.stops import Held, begun
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
@@ -23,71 +23,54 @@ class ToolCalls:
         new_id: The id of a call, by its place among the calls and its text.
 
     Attributes:
-        found: The calls so far.
+        found: The calls so far. One that cannot be read has no name, and its text with the marks for arguments.
     """
 
     def __init__(self, new_id: Callable[[int, str], str]) -> None:
         self.found: list[ToolCall] = []
         self._new_id = new_id
-        self._body: list[str] | None = None  # of the call that is being read
-        self._tail = ""  # what is not decided yet: it may be the first half of a mark
+        self._body: str | None = None  # of the call that is being read
         self._after = False  # a call has just ended, and only blanks came since
 
     def taken_out(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """The pieces, without the text of calls. A piece is held back while what it ends with may begin a call."""
-        held: Piece | None = None
+        """The pieces, each without its text of calls. Held back are those that may begin a call."""
+        held = Held()
         for piece in pieces:
-            if held is not None:
-                yield held
-                held = None
-            free = piece._replace(text=self._read(piece.text))
-            if self._body is None and self._tail:
-                held = free
-            else:
-                yield free
-        if held is not None:
-            yield held._replace(text=held.text + self._tail)
+            held.push(piece._replace(text=self._outside(piece.text)))
+            while (at := held.text.find(BEGIN)) >= 0:
+                behind = held.text[at + len(BEGIN) :]
+                *whole, last = held.emptied(at)
+                yield from whole
+                self._body = ""
+                held.push(last._replace(text=last.text + self._outside(behind)))
+            yield from held.before(len(held.text) - begun(held.text, (BEGIN,)))
+        yield from held.rest()
 
     def finish(self) -> None:
         """The answer is over: a call that was not closed is read as far as it goes."""
         if self._body is not None:
-            self._add("".join(self._body) + self._tail)
-            self._body, self._tail = None, ""
+            self._add(self._body, "")
+            self._body = None
 
-    def _read(self, text: str) -> str:
-        """What of a text, and of what was held back before it, is certain to be no part of a call."""
-        rest, self._tail, free = self._tail + text, "", ""
-        while rest:
-            if self._body is not None:
-                rest = self._read_call(rest)
-                continue
-            if self._after:
-                rest = rest.lstrip()
-                self._after = not rest
-            before, mark, after = rest.partition(BEGIN)
-            if mark:
-                free, rest, self._body = free + before, after, []
-                continue
-            certain = len(rest) - begun(rest, (BEGIN,))
-            free, self._tail, rest = free + rest[:certain], rest[certain:], ""
-        return free
-
-    def _read_call(self, rest: str) -> str:
-        """Read on in a call; what follows it, or nothing where it goes on."""
-        assert self._body is not None  # noqa: S101  # for the type checker: the caller looked
-        inside, mark, after = rest.partition(END)
-        if not mark:
-            certain = len(rest) - begun(rest, (END,))
-            self._body.append(rest[:certain])
-            self._tail = rest[certain:]
+    def _outside(self, text: str) -> str:
+        """What of a text is no part of a call."""
+        if self._body is None:
+            rest = text.lstrip() if self._after else text
+            self._after = self._after and not rest
+            return rest
+        known = len(self._body)
+        self._body += text
+        at = self._body.find(END, max(0, known - len(END)))
+        if at < 0:
             return ""
-        self._add("".join(self._body) + inside)
-        self._body, self._after = None, True
-        return after
+        body, self._body, self._after = self._body, None, True
+        self._add(body[:at], END)
+        return self._outside(body[at + len(END) :])
 
-    def _add(self, raw: str) -> None:
+    def _add(self, raw: str, end: str) -> None:
         for name, arguments in parse(raw):
-            self.found.append(ToolCall(id=self._new_id(len(self.found), raw), name=name, arguments=arguments))
+            given = arguments if name else f"{BEGIN}{raw}{end}"
+            self.found.append(ToolCall(id=self._new_id(len(self.found), raw), name=name, arguments=given))
 
 
 def parse(raw: str) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ def test_however_the_text_is_cut_the_calls_are_found_and_nothing_of_them_is_told
 def test_text_is_held_back_no_longer_than_needed():
     calls = ToolCalls(lambda number, raw: "id")
     stream = calls.taken_out(iter([Piece("a <", 1, 0.0), Piece("b", 2, 0.0), Piece("c", 3, 0.0)]))
-    assert [next(stream).text for _ in range(3)] == ["a ", "<b", "c"]
+    assert [next(stream).text for _ in range(3)] == ["a <", "b", "c"]  # each token keeps its text, and its probability
     assert text_of(read(["a <tool"])[0]) == "a <tool"
 
 
@@ -80,4 +80,16 @@ def test_what_is_read_of_a_call(raw, expected):
 def test_a_call_that_is_not_closed_is_read_as_far_as_it_goes():
     assert read(['<tool_call>{"name": "f", "arguments": {}}'])[1][0].name == "f"
     (broken,) = read(['<tool_call>{"name": "f", "argu</tool'])[1]
-    assert (broken.name, broken.arguments) == ("", '{"name": "f", "argu</tool')
+    assert (broken.name, broken.arguments) == ("", '<tool_call>{"name": "f", "argu</tool')
+
+
+def test_a_call_that_cannot_be_read_keeps_its_marks():
+    pieces, (broken,) = read(["See ", "<tool_call>", "not json", "</tool", "_call>", " that is it."])
+    assert [piece.text for piece in pieces] == ["See ", "", "", "", "", "that is it."]
+    assert (broken.name, broken.arguments) == ("", "<tool_call>not json</tool_call>")
+
+
+def test_text_and_calls_in_one_piece():
+    pieces, found = read([f"a {CALL} b {CALL}", "<", "c"])
+    assert [piece.text for piece in pieces] == ["a b ", "<", "c"]
+    assert [call.id for call in found] == ["call_0", "call_1"]
