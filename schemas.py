@@ -241,9 +241,8 @@ def _compiled(text: str, max_pattern_bytes: int = MAX_PATTERN_BYTES) -> Any:
 
     try:
         # Else the library fetches what a schema names from where it points, and patterns may take for ever.
-        if _LOOKS.search(text) is None:
-            options = jsonschema_rs.RegexOptions(size_limit=max_pattern_bytes)
-        else:
+        options: Any = jsonschema_rs.RegexOptions(size_limit=max_pattern_bytes)
+        if _LOOKS.search(text):
             options = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS, size_limit=max_pattern_bytes)
         return jsonschema_rs.validator_for(text, offline=True, pattern_options=options)
     except jsonschema_rs.ReferencingError as e:

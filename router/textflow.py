@@ -11,7 +11,8 @@ judged. What was told stays told: a text that others have to go on with is conti
 goes on with ends in an error, never as if it were whole.
 
 Owns the order of these steps. It shares all parts with `flow`, which has it for answers that come in one piece. What is
-judged is `gate`'s and `watch`'s, who writes where is `writing`'s and `dictation`'s.
+judged is `gate`'s and `watch`'s, who writes where is `writing`'s and `dictation`'s, and how a text is told is `reciting`'s
+and `relaying`'s.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ from edgewise.contracts import (
     Action,
     Answer,
     Answered,
-    CloudReply,
     Decision,
     Done,
     Event,
     Input,
     Mode,
-    Prediction,
     Reason,
     Revised,
     Status,
     Token,
 )
-from edgewise.dialogue import Finish, Piece, Prompt, Written
+from edgewise.dialogue import Prompt
 from edgewise.errors import CloudError, InputError, PromptTooLongError, RequestError
+from edgewise.router import reciting
 from edgewise.router.answering import Answering, Given
 from edgewise.router.background import Background
 from edgewise.router.deciding import Decided, Deciding
 from edgewise.router.delivery import Deliveries
 from edgewise.router.dictation import Asking, Dictation
 from edgewise.router.escalation import Escalation
-from edgewise.router.gate import Gate, as_asked, continued, uncovered, withdrawn
+from edgewise.router.gate import Gate, as_asked, uncovered, withdrawn
 from edgewise.router.growing import Growing
 from edgewise.router.instruments import Instruments
 from edgewise.router.policies import EDGE_ONLY, LOCAL_ONLY
 from edgewise.router.recall import Recall
+from edgewise.router.relaying import Relaying
 from edgewise.router.settings import TextSettings
 from edgewise.router.telling import Telling
 from edgewise.router.toolcheck import ToolCheck, without_calls
@@ -105,7 +106,7 @@ class TextFlow:
         self._deliveries = deliveries
         self._verdicts = verdicts
         self._recall = recall
-        self._background = background
+        self._relaying = Relaying(cloud, background, answering, recall)
         self._instruments = instruments
 
     def is_coverable(self, item: Input) -> bool:
@@ -250,7 +251,7 @@ class TextFlow:
         at_once = before is None and turn.mode is Mode.SPECULATIVE and not tools.is_needed
         try:
             if at_once:
-                await self._tell(telling, telling.draft, until=self._gate.tokens)
+                await reciting.tell(telling, telling.draft, until=self._gate.tokens)
             decision = before or await self._judged(telling, telling.draft, in_time=not at_once)
         except InputError as error:
             return await self._beyond(telling, telling.draft, tools, error)
@@ -258,7 +259,7 @@ class TextFlow:
             return await self._local(telling, telling.draft, tools, decision)
         if decision.action is Action.PROVISIONAL:
             self._gone(telling, decision)
-            prediction = await self._written(telling, telling.draft, tools)
+            prediction = await reciting.whole(telling, telling.draft, tools)
             telling.release(prediction)
             return Given(self._answering.told(turn, self._answering.saved(turn, prediction, decision)))
         return await self._escalate(telling, tools, decision)
@@ -293,10 +294,10 @@ class TextFlow:
         floor = self._settings.watch_floor
         watch = Watch(self._settings.watch_window, floor) if may_escalate and floor is not None else None
         try:
-            collapsed = await self._tell(telling, draft, watch=watch)
+            collapsed = await reciting.tell(telling, draft, watch=watch)
         except InputError as error:
             return await self._beyond(telling, draft, tools, error)
-        if collapsed and not await _is_told(telling, draft):
+        if collapsed and not await reciting.is_told(telling, draft):
             return await self._taken_over(telling, draft, tools, withdrawn(decision, Reason.CONFIDENCE_COLLAPSED))
         prediction = draft.prediction()
         if not tools.is_valid(prediction.written):
@@ -335,79 +336,20 @@ class TextFlow:
 
     async def _revised(self, telling: Telling, tools: ToolCheck, decision: Decision) -> Given:
         """The edge's text goes on for now, and the cloud's own answer replaces it."""
-        asking = self._asking(telling, telling.prompt)
+        asking = self._relaying.asking(telling, telling.prompt)
         try:
             reason = Reason.BREAKER_OPEN if asking.call is None else Reason.CONFIDENCE_COLLAPSED
             return await self._stand_in(telling, tools, decision, reason, asking)
         finally:
             asking.leave()
 
-    async def _tell(
-        self, telling: Telling, draft: Draft, *, watch: Watch | None = None, until: int | None = None
-    ) -> bool:
-        """Tell the draft as it is written; whether its confidence collapsed, after which no more is told.
-
-        Args:
-            telling: Who hears it.
-            draft: The draft.
-            watch: Watches it.
-            until: Tokens after which to stop; None goes on to the end.
-        """
-        last = math.inf if until is None else until
-        sign = draft.sign(last)
-        collapsed = False
-
-        def hear(pieces: Sequence[Piece]) -> None:
-            nonlocal collapsed
-            if collapsed:
-                return
-            pieces = pieces[: None if until is None else until - telling.passed]
-            if watch is not None:
-                seen = [watch.saw(piece.logprob) for piece in pieces]
-                collapsed = any(seen)
-                pieces = pieces[: seen.index(True) + 1] if collapsed else pieces
-            telling.pieces(pieces)
-            if collapsed and not sign.done():
-                sign.set_result(None)
-
-        draft.follow(hear, telling.passed)
-        try:
-            await sign
-        finally:
-            draft.unfollow()
-        if not collapsed:
-            draft.check()
-        return collapsed
-
-    async def _written(self, telling: Telling, draft: Draft, tools: ToolCheck) -> Prediction:
-        """The edge's whole text, told as it is written; calls that nobody may make are left out."""
-        await self._tell(telling, draft)
-        prediction = draft.prediction()
-        if not tools.is_valid(prediction.written):
-            prediction = without_calls(prediction)
-        telling.turn.edge_ms = 1000 * (telling.turn.clock.monotonic() - telling.turn.started)
-        return prediction
-
     # The cloud
-
-    def _asking(self, telling: Telling, prompt: Prompt) -> Asking:
-        asked = telling.turn.as_asked()
-        if prompt is not telling.prompt:
-            asked = msgspec.structs.replace(asked, inputs=prompt)
-
-        def start() -> Dictation | None:
-            cloud = self._cloud
-            if cloud is None or cloud.is_open:
-                return None
-            return Dictation(self._background.start, lambda hear: cloud.ask(asked, on_token=hear))
-
-        return Asking(start)
 
     async def _escalate(self, telling: Telling, tools: ToolCheck, decision: Decision) -> Given:
         """The cloud's text from within the budget on, else the edge's, provisional, while the cloud's is owed."""
         self._gone(telling, decision)
         turn, whole = telling.turn, telling.is_whole
-        asking = self._asking(telling, telling.prompt)
+        asking = self._relaying.asking(telling, telling.prompt)
         spare_s = min(_TICK_S, turn.budget_s / 2)
         try:
             is_able = decision.reason is not Reason.BEYOND_EDGE
@@ -448,93 +390,25 @@ class TextFlow:
         if draft is not None and not late and not draft.is_over:
             draft.stop()
         try:
-            reply = await self._relay(telling, dictation)
+            reply = await self._relaying.relay(telling, dictation)
         except CloudError:
             if not telling.has_spoken:
                 raise
             return await self._continue(telling, tools, decision, None, tries=1)
         prediction = draft.prediction() if draft is not None and draft.is_whole else None
-        writing = _written_out(draft) if late and draft is not None else None
+        writing = reciting.written_out(draft) if late and draft is not None else None
         telling.lent = writing is not None
         final = self._answering.by_cloud(turn, prediction, decision, reply, writing=writing)
         return Given(self._answering.told(turn, final))
 
-    async def _relay(self, telling: Telling, dictation: Dictation) -> CloudReply:
-        """Tell the cloud's text as it comes; the whole reply.
-
-        Raises:
-            CloudError: It broke off.
-        """
-        dictation.follow(telling.tokens)
-        try:
-            await dictation.reach()
-        finally:
-            dictation.unfollow()
-        reply = dictation.call.result()
-        if not dictation.items and isinstance(reply.output, str) and reply.output:
-            telling.tokens([Token(id="", text=reply.output)])  # of a client that does not stream
-        return reply
-
     async def _continue(
         self, telling: Telling, tools: ToolCheck, decision: Decision, draft: Draft | None, *, tries: int
     ) -> Given:
-        """The cloud goes on from what was told; where it does not, the edge does, provisionally, if it still can.
-
-        Args:
-            telling: Who hears it.
-            tools: What may be called.
-            decision: Why the cloud is asked.
-            draft: What was told, where all of it is the edge's, which can go on; None where it cannot, or the cloud
-                said some of it.
-            tries: Times that the cloud is asked.
-
-        Raises:
-            CloudError: Nobody goes on.
-        """
-        turn = telling.turn
-        for _ in range(tries):
-            told, count = telling.text, telling.count
-            rest = continued(telling.prompt, told, count)
-            if rest is None:
-                return self._cut_off(telling, decision)
-            asking = self._asking(telling, rest)
-            try:
-                reason = await asking.heard(turn, whole=False, patient=True)
-                if reason is not None or asking.dictation is None:
-                    break
-                if draft is not None:
-                    draft.stop()
-                reply = await self._relay(telling, asking.dictation)
-            except CloudError:
-                draft = None  # from here on what was told is not the edge's
-                continue
-            finally:
-                asking.leave()
-            turn.not_answered_here(decision)
-            return Given(self._answering.told(turn, turn.by_cloud(_joined(told, count, reply), decision)))
-        if draft is None:
-            raise CloudError("The cloud broke off in the middle of its answer.", "Ask again.")
-        nobody = Asking(lambda: None)
-        return await self._stand_in(telling, tools, decision, Reason.CLOUD_FAILED, nobody)
-
-    def _cut_off(self, telling: Telling, decision: Decision) -> Given:
-        """What was told, where the cloud broke off after the last token that it was asked for.
-
-        Raises:
-            CloudError: Nobody knows which cloud that was.
-        """
-        reference = self._recall.reference
-        if reference is None:
-            raise CloudError("The cloud broke off in the middle of its answer.", "Ask again.")
-        telling.turn.not_answered_here(decision)
-        read = None if telling.draft is None else telling.draft.prediction().written
-        written = Written(
-            finish=Finish.LENGTH,
-            prompt_tokens=0 if read is None else read.prompt_tokens,
-            completion_tokens=telling.count,
-        )
-        reply = CloudReply(telling.text, reference, written=written)
-        return Given(self._answering.told(telling.turn, telling.turn.by_cloud(reply, decision)))
+        """The cloud goes on from what was told; where it does not, the edge does, provisionally, if it still can."""
+        given = await self._relaying.go_on(telling, decision, draft, tries=tries)
+        if given is not None:
+            return given
+        return await self._stand_in(telling, tools, decision, Reason.CLOUD_FAILED, Asking(lambda: None))
 
     async def _stand_in(
         self, telling: Telling, tools: ToolCheck, decision: Decision, reason: Reason, asking: Asking
@@ -548,7 +422,7 @@ class TextFlow:
         if telling.draft is None:
             telling.draft = self._writers.begin(turn.request)
         try:
-            prediction = await self._written(telling, telling.draft, tools)
+            prediction = await reciting.whole(telling, telling.draft, tools)
         except InputError as error:
             if reason not in (Reason.SPECULATIVE, Reason.CONFIDENCE_COLLAPSED):
                 raise  # the cloud was waited for already
@@ -574,23 +448,6 @@ async def _ending(turn: Turn, given: Given, *, is_told: bool) -> AsyncIterator[E
     yield Done(turn.request.id, pending=given.owed and settled is None)
 
 
-async def _written_out(draft: Draft) -> Prediction | None:
-    """The edge's text once it is over; None where it fails, or nobody let it end."""
-    try:
-        await draft.reach()
-        return draft.prediction() if draft.is_whole else None
-    finally:
-        draft.stop()
-
-
-async def _is_told(telling: Telling, draft: Draft) -> bool:
-    """Whether all of a text was told for good: then nothing is left to take back, or to go on with."""
-    if not telling.has_spoken or telling.turn.request.revisable:
-        return False
-    await draft.reach(telling.passed + 1)
-    return draft.is_whole and len(draft.items) == telling.passed
-
-
 def _tools_of(prompt: Prompt) -> ToolCheck:
     try:
         return ToolCheck(prompt)
@@ -598,17 +455,3 @@ def _tools_of(prompt: Prompt) -> ToolCheck:
         if type(error) is not InputError:
             raise
         raise RequestError("tools", error.problem, error.remedy) from error
-
-
-def _joined(told: str, tokens: int, reply: CloudReply) -> CloudReply:
-    """A reply that continues what was told, as the whole answer; what was told was completed, and is no prompt."""
-    written = reply.written
-    if written is not None:
-        prompt_tokens = max(0, written.prompt_tokens - tokens)
-        written = msgspec.structs.replace(
-            written,
-            prompt_tokens=prompt_tokens,
-            cached_tokens=min(written.cached_tokens, prompt_tokens),
-            completion_tokens=tokens + written.completion_tokens,
-        )
-    return msgspec.structs.replace(reply, output=f"{told}{reply.output}", written=written)

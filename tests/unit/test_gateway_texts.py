@@ -126,8 +126,8 @@ def test_a_gateway_of_a_classifier_loads_nothing_of_texts(tiny_text_bundle):
         f"config = parse_config({{'edge': {{'bundle': {str(tiny_text_bundle)!r}, 'mode': 'edge_only'}}}})\n"
         "with ExitStack() as held:\n"
         "    wiring.build_gateway(config, held)\n"
-        "own = ('textflow', 'gate', 'writing', 'telling', 'dictation', 'toolcheck', 'watch', 'agreement')\n"
-        "own = [f'edgewise.router.{name}' for name in own] + ['edgewise.wiring.texts', 'onnxruntime_genai']\n"
+        "own = ('textflow', 'reciting', 'relaying', 'gate', 'writing', 'telling', 'dictation', 'toolcheck', 'watch')\n"
+        "own = [f'edgewise.router.{name}' for name in (*own, 'agreement')] + ['edgewise.wiring.texts', 'onnxruntime_genai']\n"
         "print([name for name in own if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
