@@ -94,4 +94,6 @@ def _one(item: object) -> tuple[str, str]:
         arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
         raise ValueError  # noqa: TRY004  # read as everything else that is no call
-    return item["name"], json.dumps(arguments, ensure_ascii=False)
+    name, written = item["name"], json.dumps(arguments, ensure_ascii=False)
+    f"{name}{written}".encode()  # half a character is no text: nobody could be sent it
+    return name, written

@@ -53,7 +53,7 @@ class ToolCheck:
             return False
         try:
             given = msgspec.json.decode(arguments)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             return False
         return isinstance(given, dict) and checker_of(schema).takes(given)
 

@@ -65,6 +65,7 @@ def test_blanks_after_a_call_are_none_of_the_text():
         ),
         ('{"name": "f", "arguments": [1]}', None),
         ('{"name": "f", "arguments": "no json"}', None),
+        ('{"name": "f", "arguments": {"a": "half a character: \\ud83d"}}', None),
         ('{"name": 7}', None),
         ('{"name": ""}', None),
         ("[]", None),

@@ -127,7 +127,8 @@ def test_a_gateway_of_a_classifier_loads_nothing_of_texts(tiny_text_bundle):
         "with ExitStack() as held:\n"
         "    wiring.build_gateway(config, held)\n"
         "own = ('textflow', 'reciting', 'relaying', 'gate', 'writing', 'telling', 'dictation', 'toolcheck', 'watch')\n"
-        "own = [f'edgewise.router.{name}' for name in (*own, 'agreement')] + ['edgewise.wiring.texts', 'onnxruntime_genai']\n"
+        "own = [f'edgewise.router.{name}' for name in (*own, 'agreement')]\n"
+        "own += ['edgewise.wiring.texts', 'onnxruntime_genai']\n"
         "print([name for name in own if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

@@ -171,7 +171,8 @@ def test_calls_are_held_against_what_was_offered():
     assert check.is_needed
     assert check.is_valid(None)
     assert check.is_valid(written(call(), call(arguments="{}")))
-    for wrong in (call("sub"), call(arguments='{"n": "1"}'), call(arguments="[1]"), call(arguments="[" * 100_000)):
+    unreadable = ("[1]", "[" * 100_000, '{"n": "\ud83d"}')
+    for wrong in (call("sub"), call(arguments='{"n": "1"}'), *(call(arguments=text) for text in unreadable)):
         assert not check.is_valid(written(call(), wrong))
 
 
