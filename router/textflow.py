@@ -11,8 +11,8 @@ judged. What was told stays told: a text that others have to go on with is conti
 goes on with ends in an error, never as if it were whole.
 
 Owns the order of these steps. It shares all parts with `flow`, which has it for answers that come in one piece. What is
-judged is `gate`'s and `watch`'s, who writes where is `writing`'s and `dictation`'s, how it is told on its way is that of
-`reciting` and `relaying`.
+judged is `gate`'s and `watch`'s, who writes where `writing`'s and `dictation`'s, and how it is told that of `reciting`
+and `relaying`.
 """
 
 from __future__ import annotations
