@@ -24,8 +24,8 @@ from edgewise.router.growing import Growing
 from edgewise.router.instruments import Instruments
 from edgewise.router.pace import Recent
 
-_TOGETHER_S = 0.01
-"""For how long after others tokens are kept back. A hundred times a second is more often than a screen is drawn."""
+_TOGETHER_S = 0.016
+"""For how long after others tokens are kept back: no screen is drawn more often."""
 _LAST_TOKEN_S = 1.0
 """For how long a turn waits for an interrupted one of its session, which computes its last token still."""
 

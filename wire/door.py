@@ -224,7 +224,6 @@ class FrontDoor:
             asking,
             new_id,
             updates=updates,
-            drain=self._gate.drain,
             streams=self._streams,
             on_fault=self._count_fault,
             max_budget_ms=self._limits.max_budget_ms,

@@ -6,12 +6,11 @@ Owns no event and no word of one. Format: HTML Living Standard, section 9.2, "Se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from edgewise.contracts import Event
 from edgewise.wire.faults import SHUTTING_DOWN, Fault, fault_of
 from edgewise.wire.http import ClientGoneError, Header, Receive, Send, unless_client_leaves
 
@@ -23,9 +22,14 @@ SEND_TIMEOUT_S = 10.0
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-async def unless_listener_leaves(
-    receive: Receive, work: Coroutine[Any, Any, None], telling: AsyncGenerator[Event | None, None]
-) -> None:
+class Closable(Protocol):
+    """What gives events until it is closed."""
+
+    async def aclose(self) -> None:
+        """Close it, and wait until it is."""
+
+
+async def unless_listener_leaves(receive: Receive, work: Coroutine[Any, Any, None], telling: Closable) -> None:
     """Await `work`, which tells what `telling` gives, cancel it when the client disconnects, and close `telling`.
 
     It is closed when nobody watches any more: a server calls the end of a response a disconnection too.

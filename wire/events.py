@@ -156,7 +156,7 @@ async def told(
     Raises:
         Exception: Whatever `events` raises.
     """
-    feed = _Feed(events, pause_s)
+    feed = Feed(events, pause_s)
     provisional: Answer | None = None
     try:
         while True:
@@ -175,13 +175,17 @@ async def told(
         await feed.aclose()
 
 
-class _Feed:
+class Feed:
     """Events on their way from the task that iterates over them to the one that tells them.
 
     One timer looks for pauses: a timer for each event would cost as much as the event.
+
+    Args:
+        events: The events; a task of its own iterates over them from now on.
+        pause_s: Seconds without any after which a wait ends.
     """
 
-    def __init__(self, events: AsyncGenerator[Event, None], pause_s: float) -> None:
+    def __init__(self, events: AsyncGenerator[Event, None], pause_s: float = math.inf) -> None:
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[Event | Exception] = deque()
         self._news = asyncio.Event()
@@ -230,6 +234,18 @@ class _Feed:
         if isinstance(event, Exception):
             raise event
         return event
+
+    def take_all(self) -> list[Event]:
+        """All that has arrived, oldest first; an error is raised once nothing is left before it.
+
+        Raises:
+            Exception: What the events ended with.
+        """
+        found: list[Event] = []
+        while self._arrived and not (found and isinstance(self._arrived[0], Exception)):
+            event = self.take()
+            found += [] if event is None else [event]
+        return found
 
     async def aclose(self) -> None:
         """Close the events, and wait until they are."""

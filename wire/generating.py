@@ -9,7 +9,7 @@ this protocol has no words for an update, which is picked up under the same id. 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ import msgspec
 
 from edgewise.contracts import Answer, Answered, Done, Event, Request, Served, Token
 from edgewise.wire import openai
-from edgewise.wire.admission import Drain, Places
+from edgewise.wire.admission import Places
 from edgewise.wire.asking import Asking
 from edgewise.wire.catalog import Catalog
 from edgewise.wire.completion_replies import Telling, encode_break, encode_reply
@@ -29,7 +29,7 @@ from edgewise.wire.event_response import (
     EventResponse,
     unless_listener_leaves,
 )
-from edgewise.wire.events import Updates, asked, told
+from edgewise.wire.events import Feed, Updates, asked
 from edgewise.wire.facts import answer_headers
 from edgewise.wire.faults import Fault
 from edgewise.wire.http import Header, Headers, Receive, Send, header, reply, trace_headers, unless_client_leaves
@@ -45,7 +45,6 @@ class Generating:
         asking: Asks them, and counts their answers.
         new_id: Makes the id of a request.
         updates: Where owed updates would be waited for; none is here.
-        drain: Tells that service ends.
         streams: Places for streams.
         on_fault: Told of each error that ends a stream.
         max_budget_ms: The largest budget, in milliseconds.
@@ -61,7 +60,6 @@ class Generating:
         new_id: Callable[[], str],
         *,
         updates: Updates,
-        drain: Drain,
         streams: Places,
         on_fault: Callable[[Fault], None],
         max_budget_ms: float,
@@ -73,7 +71,6 @@ class Generating:
         self._asking = asking
         self._new_id = new_id
         self._updates = updates
-        self._drain = drain
         self._streams = streams
         self._on_fault = on_fault
         self._max_budget_ms = max_budget_ms
@@ -113,7 +110,7 @@ class Generating:
             return
         with self._streams:
             events = asked(served, call.request, self._updates, self._asking.count)
-            coming = told(events, self._drain, pause_s=self._keep_alive_s)
+            coming = Feed(events, self._keep_alive_s)
             telling = Telling(served.info.name, call, self._now_s())
             await unless_listener_leaves(receive, self._stream(coming, telling, call.request.id, headers, send), coming)
 
@@ -150,34 +147,36 @@ class Generating:
                     tokens.append(event)
         raise RuntimeError("A stream of events ended without an answer.")
 
-    async def _stream(
-        self,
-        coming: AsyncGenerator[Event | None, None],
-        telling: Telling,
-        request_id: str,
-        headers: Headers,
-        send: Send,
-    ) -> None:
+    async def _stream(self, coming: Feed, telling: Telling, request_id: str, headers: Headers, send: Send) -> None:
         first = await _first(coming)
         async with EventResponse(send, self._send_timeout_s, encode_break, self._on_fault) as response:
             await response.begin((*_facts(first, request_id), *trace_headers(headers)))
             await response.put(telling.opening() + _encoded(first, telling))
-            if isinstance(first, Answered):
-                return
-            async for event in coming:
-                data = KEEP_ALIVE if event is None else _encoded(event, telling)
+            is_over = isinstance(first, Answered)
+            while not is_over:
+                await coming.wait()
+                data, is_over = _joined(coming.take_all(), telling)
                 if data:
                     await response.put(data)
-                if isinstance(event, Answered):
-                    return
 
 
-async def _first(coming: AsyncGenerator[Event | None, None]) -> Event:
+async def _first(coming: Feed) -> Event:
     """The first event, which decides how the client is answered."""
-    async for event in coming:
-        if event is not None:
-            return event
-    raise RuntimeError("A stream of events ended before it began.")
+    while (event := coming.take()) is None:
+        await coming.wait()
+    return event
+
+
+def _joined(events: Sequence[Event], telling: Telling) -> tuple[bytes, bool]:
+    """What is told of events that came together, and whether that was the end; of a pause, that there is one."""
+    if not events:
+        return KEEP_ALIVE, False
+    pieces = []
+    for event in events:
+        pieces.append(_encoded(event, telling))
+        if isinstance(event, Answered):
+            return b"".join(pieces), True
+    return b"".join(pieces), False
 
 
 def _facts(first: Event, request_id: str) -> tuple[Header, ...]:

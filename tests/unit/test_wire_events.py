@@ -160,6 +160,24 @@ async def test_silence_is_told_and_breaks_nothing_off() -> None:
     assert [event for event in told if event is not None] == [Answered(STOPGAP), Revised(FINAL), Done("7")]
 
 
+async def test_what_came_together_is_taken_together_and_an_error_behind_it_by_itself() -> None:
+    tokens = [Token(id="7", text=text) for text in "abc"]
+
+    async def source() -> AsyncIterator[Event]:
+        for token in tokens:
+            yield token
+        raise RequestError("prompt", "It broke.")
+
+    feed = events.Feed(source())
+    await feed.wait()
+    assert feed.take() == tokens[0]
+    assert feed.take_all() == tokens[1:]
+    with pytest.raises(RequestError, match="It broke"):
+        feed.take_all()
+    assert feed.take_all() == []
+    await feed.aclose()
+
+
 async def test_closing_before_the_first_answer_cancels_the_work() -> None:
     service = fakes.FakeService()
     service.hold = asyncio.Event()
