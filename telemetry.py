@@ -230,6 +230,11 @@ class Gauge(_Scalar):
         with self._lock:
             self._values[self._check(label_values)] = value
 
+    def show(self, value: float | None, *label_values: str) -> None:
+        """Set the value where it is known; one that is not known any more stays as it was."""
+        if value is not None:
+            self.set(value, *label_values)
+
     def add(self, by: float, *label_values: str) -> None:
         """Add `by`, which may be negative.
 

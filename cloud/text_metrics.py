@@ -92,13 +92,8 @@ class _Drafting:
         self._guesses.inc(name, "accepted", by=accepted)
         self._guesses.inc(name, "refused", by=now.guessed - seen.guessed - accepted)
         self._drafts.set(float(now.drafts), name)
-        shown = (
-            (self._rates, now.plain_rate, (name, "plain")),
-            (self._rates, now.drafted_rate, (name, "drafted")),
-            (self._acceptance, now.acceptance, (name,)),
-            (self._tokens_per_round, now.tokens_per_round, (name,)),
-            (self._break_even, now.break_even_s, (name,)),
-        )
-        for gauge, value, labels in shown:
-            if value is not None:
-                gauge.set(value, *labels)
+        self._rates.show(now.plain_rate, name, "plain")
+        self._rates.show(now.drafted_rate, name, "drafted")
+        self._acceptance.show(now.acceptance, name)
+        self._tokens_per_round.show(now.tokens_per_round, name)
+        self._break_even.show(now.break_even_s, name)

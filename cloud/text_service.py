@@ -69,6 +69,7 @@ class _Asked:
 
     key: str
     request: Request
+    prompt: Prompt
     arrived_s: float
     reading: Reading | None = None
     heard: asyncio.Queue[_Heard] = field(default_factory=asyncio.Queue)
@@ -77,11 +78,6 @@ class _Asked:
     started_s: float | None = None
     first_s: float | None = None
     text: list[str] = field(default_factory=list)
-
-    @property
-    def prompt(self) -> Prompt:
-        assert isinstance(self.request.inputs, Prompt)  # noqa: S101  # for the type checker: `_check` looked
-        return self.request.inputs
 
 
 class TextService:
@@ -220,8 +216,7 @@ class TextService:
 
     async def _asked(self, request: Request) -> _Asked:
         arrived_s = self._clock.monotonic() if request.arrived_s is None else request.arrived_s
-        self._check(request)
-        asked = _Asked(str(next(self._keys)), request, arrived_s)
+        asked = _Asked(str(next(self._keys)), request, self._checked(request), arrived_s)
         work = asyncio.get_running_loop().run_in_executor(self._reader, self._read, asked)
         self._reading += 1
         try:
@@ -251,7 +246,8 @@ class TextService:
         if refusal is not None:
             raise CloudUnreachableError(refusal, "Send the request again, to this service later or to another one.")
 
-    def _check(self, request: Request) -> None:
+    def _checked(self, request: Request) -> Prompt:
+        """The prompt of a request that there is a place for."""
         self._check_runs()
         info = self.info
         if not isinstance(request.inputs, Prompt):
@@ -268,6 +264,7 @@ class TextService:
             raise CloudThrottledError(
                 f"{waiting} prompts wait for {info.name} already.", "Send it again later.", retry_after_s=1.0
             )
+        return request.inputs
 
     async def _told(self, asked: _Asked, *, whole: bool) -> AsyncGenerator[Told]:
         """What is written for a request; whoever stops listening takes it out of the batch."""

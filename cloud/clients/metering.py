@@ -162,17 +162,12 @@ class DraftMetrics:
         self._answers.inc(name, "drafted", by=now.answers - seen.answers)
         self._answers.inc(name, "plain", by=now.plain_answers - seen.plain_answers)
         self._drafts.set(float(now.drafts), name)
-        shown = (
-            (self._rates, now.plain_tokens_per_s, (name, "plain")),
-            (self._rates, now.drafted_tokens_per_s, (name, "drafted")),
-            (self._acceptance, now.acceptance, (name,)),
-            (self._tokens_per_round, now.tokens_per_round, (name,)),
-            (self._round_trip, _seconds(now.rtt_ms), (name,)),
-            (self._break_even, _seconds(now.break_even_rtt_ms), (name,)),
-        )
-        for gauge, value, labels in shown:
-            if value is not None:
-                gauge.set(value, *labels)
+        self._rates.show(now.plain_tokens_per_s, name, "plain")
+        self._rates.show(now.drafted_tokens_per_s, name, "drafted")
+        self._acceptance.show(now.acceptance, name)
+        self._tokens_per_round.show(now.tokens_per_round, name)
+        self._round_trip.show(_seconds(now.rtt_ms), name)
+        self._break_even.show(_seconds(now.break_even_rtt_ms), name)
 
 
 def _seconds(ms: float | None) -> float | None:
